@@ -1,0 +1,258 @@
+//! Native histograms: exponential buckets, or custom bounds under schema −53.
+
+/// The schema number of histograms whose bounds are listed (`custom_bounds`).
+pub const CUSTOM_BUCKETS_SCHEMA: i32 = -53;
+
+/// What is known about a counter reset before this sample.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ResetHint {
+    #[default]
+    Unknown,
+    Reset,
+    NoReset,
+    Gauge,
+}
+
+/// A native histogram with absolute (not delta) bucket counts, sparse by index.
+///
+/// With an exponential schema `s`, bucket `i` covers `(base^(i-1), base^i]`, `base = 2^(2^-s)`;
+/// negative buckets mirror that. With [`CUSTOM_BUCKETS_SCHEMA`], bucket `i` covers
+/// `(bounds[i-1], bounds[i]]` and the one past the last bound is open.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Histogram {
+    pub schema: i32,
+    pub zero_threshold: f64,
+    pub zero_count: f64,
+    pub count: f64,
+    pub sum: f64,
+    /// (index, count), ascending by index, no empty buckets.
+    pub positive: Vec<(i32, f64)>,
+    /// (index, count), ascending by index, no empty buckets.
+    pub negative: Vec<(i32, f64)>,
+    pub custom_bounds: Vec<f64>,
+    pub reset_hint: ResetHint,
+}
+
+/// One bucket with its bounds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HistogramBucket {
+    pub lower: f64,
+    pub upper: f64,
+    pub lower_inclusive: bool,
+    pub upper_inclusive: bool,
+    pub count: f64,
+}
+
+impl Histogram {
+    /// Returns the upper bound of positive bucket `index`.
+    pub fn upper_bound(&self, index: i32) -> f64 {
+        if self.schema == CUSTOM_BUCKETS_SCHEMA {
+            let at = usize::try_from(index).unwrap_or(0);
+            return self.custom_bounds.get(at).copied().unwrap_or(f64::INFINITY);
+        }
+        (f64::from(index) * (-f64::from(self.schema)).exp2()).exp2()
+    }
+
+    fn lower_bound(&self, index: i32) -> f64 {
+        if self.schema == CUSTOM_BUCKETS_SCHEMA && index == 0 {
+            // As Prometheus: the first custom bucket starts at zero unless its bound is negative.
+            return match self.custom_bounds.first() {
+                Some(first) if *first <= 0.0 => f64::NEG_INFINITY,
+                _ => 0.0,
+            };
+        }
+        self.upper_bound(index - 1)
+    }
+
+    /// Returns all buckets that hold observations, in ascending order of value.
+    pub fn buckets(&self) -> Vec<HistogramBucket> {
+        let mut out = Vec::with_capacity(self.positive.len() + self.negative.len() + 1);
+        for &(i, count) in self.negative.iter().rev() {
+            out.push(HistogramBucket {
+                lower: -self.upper_bound(i),
+                upper: -self.lower_bound(i),
+                lower_inclusive: true,
+                upper_inclusive: false,
+                count,
+            });
+        }
+        if self.zero_count > 0.0 {
+            out.push(HistogramBucket {
+                lower: -self.zero_threshold,
+                upper: self.zero_threshold,
+                lower_inclusive: true,
+                upper_inclusive: true,
+                count: self.zero_count,
+            });
+        }
+        for &(i, count) in &self.positive {
+            out.push(HistogramBucket {
+                lower: self.lower_bound(i),
+                upper: self.upper_bound(i),
+                lower_inclusive: self.schema == CUSTOM_BUCKETS_SCHEMA && i == 0,
+                upper_inclusive: true,
+                count,
+            });
+        }
+        out
+    }
+
+    /// Halves the resolution until the schema is `target`, merging neighbouring buckets.
+    fn reduce_to(&mut self, target: i32) {
+        let merge = |buckets: &mut Vec<(i32, f64)>, shift: u32| {
+            let mut out: Vec<(i32, f64)> = Vec::with_capacity(buckets.len());
+            for &(i, c) in buckets.iter() {
+                let index = ((i - 1) >> shift) + 1;
+                match out.last_mut() {
+                    Some((last, sum)) if *last == index => *sum += c,
+                    _ => out.push((index, c)),
+                }
+            }
+            *buckets = out;
+        };
+        let shift = (self.schema - target).clamp(0, 31).unsigned_abs();
+        if shift > 0 {
+            merge(&mut self.positive, shift);
+            merge(&mut self.negative, shift);
+            self.schema = target;
+        }
+    }
+
+    /// Widens the zero bucket, absorbing buckets that it covers. Returns the threshold reached,
+    /// which is larger than asked when it would cut a bucket.
+    fn widen_zero(&mut self, threshold: f64) -> f64 {
+        let mut limit = threshold;
+        for side in [&self.positive, &self.negative] {
+            for &(i, _) in side {
+                if self.lower_bound(i) < limit {
+                    limit = limit.max(self.upper_bound(i));
+                }
+            }
+        }
+        let (schema, bounds) = (self.schema, Self { schema: self.schema, ..Self::default() });
+        debug_assert!(schema != CUSTOM_BUCKETS_SCHEMA);
+        let mut absorbed = 0.0;
+        for side in [&mut self.positive, &mut self.negative] {
+            side.retain(|&(i, c)| {
+                let keep = bounds.upper_bound(i) > limit;
+                if !keep {
+                    absorbed += c;
+                }
+                keep
+            });
+        }
+        self.zero_count += absorbed;
+        self.zero_threshold = limit;
+        limit
+    }
+
+    /// Adds `factor` times another histogram. Returns false, leaving this one untouched, when
+    /// exponential and custom buckets (or different custom bounds) meet.
+    pub fn add_scaled(&mut self, other: &Self, factor: f64) -> bool {
+        let custom = self.schema == CUSTOM_BUCKETS_SCHEMA;
+        if custom != (other.schema == CUSTOM_BUCKETS_SCHEMA)
+            || (custom && self.custom_bounds != other.custom_bounds)
+        {
+            return false;
+        }
+        let mut other = other.clone();
+        if !custom {
+            let schema = self.schema.min(other.schema);
+            self.reduce_to(schema);
+            other.reduce_to(schema);
+            while self.zero_threshold.to_bits() != other.zero_threshold.to_bits() {
+                if self.zero_threshold < other.zero_threshold {
+                    self.widen_zero(other.zero_threshold);
+                } else {
+                    other.widen_zero(self.zero_threshold);
+                }
+            }
+        }
+        self.zero_count += other.zero_count * factor;
+        self.count += other.count * factor;
+        self.sum += other.sum * factor;
+        for (mine, theirs) in [(&mut self.positive, &other.positive), (&mut self.negative, &other.negative)] {
+            for &(i, c) in theirs {
+                match mine.binary_search_by_key(&i, |(j, _)| *j) {
+                    Ok(at) => {
+                        if let Some(slot) = mine.get_mut(at) {
+                            slot.1 += c * factor;
+                        }
+                    }
+                    Err(at) => mine.insert(at, (i, c * factor)),
+                }
+            }
+        }
+        true
+    }
+
+    /// Multiplies all counts and the sum.
+    pub fn scale(&mut self, factor: f64) {
+        self.zero_count *= factor;
+        self.count *= factor;
+        self.sum *= factor;
+        for (_, c) in self.positive.iter_mut().chain(&mut self.negative) {
+            *c *= factor;
+        }
+    }
+
+    /// Returns whether a counter histogram was reset between `previous` and this sample: some
+    /// count fell, or the layout became finer.
+    pub fn is_reset_after(&self, previous: &Self) -> bool {
+        match self.reset_hint {
+            ResetHint::Reset => return true,
+            ResetHint::NoReset => return false,
+            ResetHint::Unknown | ResetHint::Gauge => {}
+        }
+        if self.count < previous.count || self.schema > previous.schema {
+            return true;
+        }
+        let mut diff = self.clone();
+        if !diff.add_scaled(previous, -1.0) {
+            return true;
+        }
+        diff.zero_count < 0.0 || diff.positive.iter().chain(&diff.negative).any(|(_, c)| *c < 0.0)
+    }
+
+    pub fn size_bytes(&self) -> usize {
+        96 + (self.positive.len() + self.negative.len()) * 16 + self.custom_bounds.len() * 8
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exp(schema: i32, positive: &[(i32, f64)]) -> Histogram {
+        let count = positive.iter().map(|b| b.1).sum();
+        Histogram { schema, positive: positive.to_vec(), count, ..Histogram::default() }
+    }
+
+    #[test]
+    fn adding_meets_at_the_coarser_schema() {
+        let mut fine = exp(1, &[(1, 1.0), (2, 1.0), (3, 1.0)]);
+        assert!(fine.add_scaled(&exp(0, &[(1, 5.0)]), 1.0));
+        assert_eq!((fine.schema, fine.positive, fine.count), (0, vec![(1, 7.0), (2, 1.0)], 8.0));
+    }
+
+    #[test]
+    fn bounds_follow_the_schema() {
+        let h = exp(0, &[(1, 1.0), (3, 1.0)]);
+        let b: Vec<_> = h.buckets().iter().map(|b| (b.lower, b.upper)).collect();
+        assert_eq!(b, [(1.0, 2.0), (4.0, 8.0)]);
+    }
+
+    #[test]
+    fn custom_and_exponential_do_not_mix() {
+        let mut a = exp(0, &[]);
+        let b = Histogram { schema: CUSTOM_BUCKETS_SCHEMA, custom_bounds: vec![1.0], ..Histogram::default() };
+        assert!(!a.add_scaled(&b, 1.0));
+    }
+
+    #[test]
+    fn a_falling_bucket_is_a_reset() {
+        let a = exp(0, &[(1, 5.0)]);
+        assert!(exp(0, &[(2, 6.0)]).is_reset_after(&a));
+        assert!(!exp(0, &[(1, 5.0), (2, 1.0)]).is_reset_after(&a));
+    }
+}

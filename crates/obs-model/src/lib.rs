@@ -1,0 +1,35 @@
+//! The vocabulary every other crate speaks, and the ports between them.
+//!
+//! Owns the types of the field (series, samples, log records, spans, LLM calls, money) and the
+//! traits through which the write path reaches a store ([`Append`]) and the query engines read
+//! one ([`SelectSeries`], [`SelectLogs`], [`SelectSpans`]). It does no IO, knows no wire format
+//! and holds no clock. Read [`ports`] next.
+
+mod attributes;
+mod histogram;
+mod ids;
+mod labels;
+mod llm;
+mod log;
+mod matcher;
+mod metric;
+pub mod ports;
+mod span;
+mod time;
+
+pub use attributes::{AttributeValue, Attributes, Resource, Scope};
+pub use histogram::{CUSTOM_BUCKETS_SCHEMA, Histogram, HistogramBucket, ResetHint};
+pub use ids::{SpanId, TenantId, TenantIdError, TraceId};
+pub use labels::{Labels, LabelsBuilder, METRIC_NAME};
+pub use llm::{
+    CallCost, CallStatus, CostState, Dialect, LlmCall, Message, MessagePart, Money, Operation, TokenUsage,
+};
+pub use log::{LogRecord, severity_level};
+pub use matcher::{MatchOp, Matcher, MatcherError};
+pub use metric::{MetricKind, MetricMetadata, STALE_NAN_BITS, Sample, SampleValue, Series, is_stale};
+pub use ports::{
+    Append, AppendError, AppendFuture, Budget, CallSelection, Direction, LogSelection, SelectError,
+    SelectLogs, SelectSeries, SelectSpans, SeriesSelection, SpanSelection, Visit, WriteBatch,
+};
+pub use span::{Span, SpanEvent, SpanKind, SpanLink, SpanStatus};
+pub use time::{TimestampMs, TimestampNs};

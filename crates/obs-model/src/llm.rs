@@ -1,0 +1,249 @@
+//! The canonical LLM call: what every telemetry dialect is translated into.
+
+use crate::{SpanId, TimestampNs, TraceId};
+pub use rust_decimal::Decimal as Money;
+
+/// What was asked of the model (OTel `gen_ai.operation.name`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Operation {
+    Chat,
+    TextCompletion,
+    GenerateContent,
+    Embeddings,
+    Rerank,
+}
+
+impl Operation {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::TextCompletion => "text_completion",
+            Self::GenerateContent => "generate_content",
+            Self::Embeddings => "embeddings",
+            Self::Rerank => "rerank",
+        }
+    }
+
+    pub fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "chat" => Self::Chat,
+            "text_completion" | "completion" | "generate" => Self::TextCompletion,
+            "generate_content" => Self::GenerateContent,
+            "embeddings" | "embedding" => Self::Embeddings,
+            "rerank" => Self::Rerank,
+            _ => return None,
+        })
+    }
+}
+
+/// The attribute convention a call was read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Dialect {
+    OtelGenAi,
+    OpenInference,
+    OpenLlmetry,
+    Langfuse,
+    VercelAi,
+}
+
+impl Dialect {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::OtelGenAi => "otel_gen_ai",
+            Self::OpenInference => "openinference",
+            Self::OpenLlmetry => "openllmetry",
+            Self::Langfuse => "langfuse",
+            Self::VercelAi => "vercel_ai",
+        }
+    }
+
+    pub fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "otel_gen_ai" => Self::OtelGenAi,
+            "openinference" => Self::OpenInference,
+            "openllmetry" => Self::OpenLlmetry,
+            "langfuse" => Self::Langfuse,
+            "vercel_ai" => Self::VercelAi,
+            _ => return None,
+        })
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CallStatus {
+    Ok,
+    Error,
+}
+
+impl CallStatus {
+    /// Returns the value of the `status` label of `llm_requests_total`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "success",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// Whether a call's cost counts, and if not why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CostState {
+    Priced,
+    /// No price record for the model, or no token counts to price.
+    Unpriced,
+    /// The source does not say whether its parts overlap.
+    Ambiguous,
+    /// Repeats the usage of its descendants.
+    Rollup,
+    /// The same call, already counted from another span.
+    Duplicate,
+}
+
+impl CostState {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Priced => "priced",
+            Self::Unpriced => "unpriced",
+            Self::Ambiguous => "ambiguous",
+            Self::Rollup => "rollup",
+            Self::Duplicate => "duplicate",
+        }
+    }
+
+    pub fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "priced" => Self::Priced,
+            "unpriced" => Self::Unpriced,
+            "ambiguous" => Self::Ambiguous,
+            "rollup" => Self::Rollup,
+            "duplicate" => Self::Duplicate,
+            _ => return None,
+        })
+    }
+}
+
+/// Token counts whose parts never overlap: their sum is what the provider bills.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TokenUsage {
+    /// Input tokens neither read from nor written to a cache, and not audio.
+    pub input: u64,
+    pub cache_read: u64,
+    /// Written to the provider's default (5 minute) cache, or of unknown lifetime.
+    pub cache_write: u64,
+    pub cache_write_1h: u64,
+    pub audio_input: u64,
+    /// Output tokens neither reasoning nor audio.
+    pub output: u64,
+    pub reasoning: u64,
+    pub audio_output: u64,
+}
+
+impl TokenUsage {
+    pub const fn input_total(&self) -> u64 {
+        self.input
+            .saturating_add(self.cache_read)
+            .saturating_add(self.cache_write)
+            .saturating_add(self.cache_write_1h)
+            .saturating_add(self.audio_input)
+    }
+
+    pub const fn output_total(&self) -> u64 {
+        self.output.saturating_add(self.reasoning).saturating_add(self.audio_output)
+    }
+
+    pub const fn total(&self) -> u64 {
+        self.input_total().saturating_add(self.output_total())
+    }
+}
+
+/// One request to a model, whichever dialect told of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LlmCall {
+    pub start: TimestampNs,
+    pub end: TimestampNs,
+    pub trace_id: TraceId,
+    pub span_id: SpanId,
+    /// The provider's response id, or empty.
+    pub call_id: String,
+    pub service: String,
+    pub environment: String,
+    /// Canonical provider (`openai`, `anthropic`, `aws.bedrock`, …), or empty.
+    pub provider: String,
+    pub request_model: String,
+    pub response_model: String,
+    pub operation: Operation,
+    pub status: CallStatus,
+    pub error_type: String,
+    pub finish_reason: String,
+    pub user_id: String,
+    pub session_id: String,
+    pub team: String,
+    pub project: String,
+    pub agent: String,
+    pub prompt_name: String,
+    pub prompt_version: String,
+    pub tags: Vec<String>,
+    pub tokens: TokenUsage,
+    /// Milliseconds from the request to the first token, when the source tells.
+    pub time_to_first_token_ms: Option<f64>,
+    /// USD; `None` unless `cost_state` is priced (or ambiguous: then the lower bound).
+    pub cost: Option<CallCost>,
+    pub cost_state: CostState,
+    /// The cost that the telemetry itself claimed, in USD.
+    pub reported_cost: Option<Money>,
+    pub dialect: Dialect,
+}
+
+/// A priced amount and the price record it came from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CallCost {
+    pub input: Money,
+    pub cache_read: Money,
+    pub cache_write: Money,
+    pub output: Money,
+    pub request: Money,
+    /// Id of the price record, `book-version/provider/model`.
+    pub price_id: String,
+}
+
+impl CallCost {
+    /// Returns the sum of the parts in USD.
+    pub fn total(&self) -> Money {
+        self.input + self.cache_read + self.cache_write + self.output + self.request
+    }
+}
+
+impl LlmCall {
+    pub fn duration_ms(&self) -> f64 {
+        self.end.nanos().saturating_sub(self.start.nanos()) as f64 / 1e6
+    }
+
+    /// Returns the served model, or the requested one when the response did not name it.
+    pub fn model(&self) -> &str {
+        if self.response_model.is_empty() { &self.request_model } else { &self.response_model }
+    }
+
+    pub fn size_bytes(&self) -> usize {
+        600 + self.tags.iter().map(|t| t.len() + 24).sum::<usize>()
+    }
+}
+
+/// A part of a message (`facts`: OTel GenAI message parts).
+#[derive(Debug, Clone, PartialEq)]
+pub enum MessagePart {
+    Text(String),
+    Reasoning(String),
+    ToolCall { id: String, name: String, arguments: String },
+    ToolResult { id: String, content: String },
+    /// Image, audio, file or anything else; a short description, never the bytes.
+    Other { kind: String, detail: String },
+}
+
+/// A message of a conversation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Message {
+    /// `system`, `user`, `assistant` or `tool`.
+    pub role: String,
+    pub parts: Vec<MessagePart>,
+    pub finish_reason: String,
+}

@@ -1,0 +1,270 @@
+//! The ports: how data reaches a store and how engines read it back.
+//!
+//! Writes are asynchronous because they wait for the disk; reads are synchronous, CPU-bound and
+//! called on a blocking pool. Every read takes a [`Budget`], which the caller may cancel.
+
+use crate::{
+    Labels, LlmCall, LogRecord, Matcher, MetricMetadata, Series, Span, TenantId, TimestampMs,
+    TimestampNs, TraceId,
+};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::ops::ControlFlow;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+
+/// What one request writes; stored as a whole or not at all.
+#[derive(Debug, Clone, Default)]
+pub struct WriteBatch {
+    pub series: Vec<Series>,
+    pub metadata: Vec<MetricMetadata>,
+    pub logs: Vec<LogRecord>,
+    pub spans: Vec<Span>,
+    pub calls: Vec<LlmCall>,
+}
+
+impl WriteBatch {
+    pub fn is_empty(&self) -> bool {
+        self.series.is_empty()
+            && self.metadata.is_empty()
+            && self.logs.is_empty()
+            && self.spans.is_empty()
+            && self.calls.is_empty()
+    }
+}
+
+/// Why a write was refused. Nothing of the batch was stored, except after `Failed`, when it may
+/// have been.
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
+pub enum AppendError {
+    #[error("ingest is over its limit: {0}; retry later")]
+    Overloaded(&'static str),
+    #[error("disk is full: {0}")]
+    DiskFull(String),
+    #[error("store is read-only: {0}")]
+    ReadOnly(String),
+    #[error("store is shutting down")]
+    Closed,
+    #[error("batch of {bytes} bytes is over the limit of {max} bytes")]
+    TooLarge { bytes: usize, max: usize },
+    #[error("write failed: {0}")]
+    Failed(String),
+}
+
+pub type AppendFuture<'a> = Pin<Box<dyn Future<Output = Result<(), AppendError>> + Send + 'a>>;
+
+/// Accepts writes. `Ok` means that the batch survives a power cut.
+pub trait Append: Send + Sync + fmt::Debug {
+    fn append<'a>(&'a self, tenant: &'a TenantId, batch: WriteBatch) -> AppendFuture<'a>;
+}
+
+/// Why a read stopped.
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
+pub enum SelectError {
+    #[error("query was cancelled or timed out")]
+    Cancelled,
+    #[error("query needs more than {0}; narrow the time range or the selector")]
+    TooMuch(String),
+    #[error("store could not be read: {0}")]
+    Storage(String),
+}
+
+/// What a query may still use. Cheap to share between threads.
+#[derive(Debug)]
+pub struct Budget {
+    cancelled: AtomicBool,
+    samples_left: AtomicI64,
+    bytes_left: AtomicI64,
+    samples_max: i64,
+    bytes_max: i64,
+}
+
+impl Budget {
+    /// Allows `samples_max` samples (or records) and `bytes_max` bytes of them.
+    pub const fn new(samples_max: i64, bytes_max: i64) -> Self {
+        Self {
+            cancelled: AtomicBool::new(false),
+            samples_left: AtomicI64::new(samples_max),
+            bytes_left: AtomicI64::new(bytes_max),
+            samples_max,
+            bytes_max,
+        }
+    }
+
+    /// Makes every later check fail.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// # Errors
+    /// When the query was cancelled.
+    pub fn check(&self) -> Result<(), SelectError> {
+        if self.cancelled.load(Ordering::Relaxed) { Err(SelectError::Cancelled) } else { Ok(()) }
+    }
+
+    /// Takes records and bytes from what is left.
+    ///
+    /// # Errors
+    /// When either is used up or the query was cancelled.
+    pub fn take(&self, samples: usize, bytes: usize) -> Result<(), SelectError> {
+        self.check()?;
+        let left = |counter: &AtomicI64, n: usize| {
+            let n = i64::try_from(n).unwrap_or(i64::MAX);
+            counter.fetch_sub(n, Ordering::Relaxed).saturating_sub(n)
+        };
+        if left(&self.samples_left, samples) < 0 {
+            return Err(SelectError::TooMuch(format!("{} samples or records", self.samples_max)));
+        }
+        if left(&self.bytes_left, bytes) < 0 {
+            return Err(SelectError::TooMuch(format!("{} bytes of memory", self.bytes_max)));
+        }
+        Ok(())
+    }
+
+    /// Returns the samples and records taken so far.
+    pub fn samples_taken(&self) -> i64 {
+        self.samples_max - self.samples_left.load(Ordering::Relaxed)
+    }
+}
+
+/// Series with any sample in `[start, end]` whose labels match.
+#[derive(Debug, Clone)]
+pub struct SeriesSelection<'a> {
+    pub matchers: &'a [Matcher],
+    pub start: TimestampMs,
+    pub end: TimestampMs,
+}
+
+/// Reads metrics.
+pub trait SelectSeries: Send + Sync {
+    /// Returns matching series, sorted by labels, samples in `[start, end]` in time order with
+    /// one sample a timestamp.
+    ///
+    /// # Errors
+    /// See [`SelectError`].
+    fn select(&self, tenant: &TenantId, selection: &SeriesSelection<'_>, budget: &Budget) -> Result<Vec<Series>, SelectError>;
+
+    /// Returns the label sets alone, sorted.
+    ///
+    /// # Errors
+    /// See [`SelectError`].
+    fn label_sets(&self, tenant: &TenantId, selection: &SeriesSelection<'_>, budget: &Budget) -> Result<Vec<Labels>, SelectError>;
+
+    /// Returns metadata by metric family name.
+    fn metadata(&self, tenant: &TenantId) -> BTreeMap<String, MetricMetadata>;
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    Forward,
+    Backward,
+}
+
+/// Records of matching streams in `[start, end)`.
+#[derive(Debug, Clone)]
+pub struct LogSelection<'a> {
+    pub matchers: &'a [Matcher],
+    pub start: TimestampNs,
+    pub end: TimestampNs,
+    pub direction: Direction,
+    /// Only records of this trace.
+    pub trace_id: Option<TraceId>,
+}
+
+/// What the visitor of a scan says: go on or stop.
+pub type Visit<'a, T> = &'a mut dyn FnMut(&Arc<T>) -> ControlFlow<()>;
+
+/// Reads logs.
+pub trait SelectLogs: Send + Sync {
+    /// Visits matching records in time order of `direction`, until the visitor breaks.
+    ///
+    /// # Errors
+    /// See [`SelectError`].
+    fn select_logs(&self, tenant: &TenantId, selection: &LogSelection<'_>, budget: &Budget, visit: Visit<'_, LogRecord>) -> Result<(), SelectError>;
+
+    /// Returns the matching streams that have records in the range, sorted.
+    ///
+    /// # Errors
+    /// See [`SelectError`].
+    fn streams(&self, tenant: &TenantId, selection: &LogSelection<'_>, budget: &Budget) -> Result<Vec<Labels>, SelectError>;
+}
+
+/// Spans that start in `[start, end)`.
+#[derive(Debug, Clone)]
+pub struct SpanSelection {
+    pub start: TimestampNs,
+    pub end: TimestampNs,
+    pub service: Option<String>,
+    pub operation: Option<String>,
+}
+
+impl SpanSelection {
+    /// Returns whether a span is in the selection.
+    pub fn contains(&self, span: &Span) -> bool {
+        span.start >= self.start
+            && span.start < self.end
+            && self.service.as_deref().is_none_or(|s| s == span.service())
+            && self.operation.as_deref().is_none_or(|o| o == span.name)
+    }
+}
+
+/// Calls that start in `[start, end)`.
+#[derive(Debug, Clone)]
+pub struct CallSelection {
+    pub start: TimestampNs,
+    pub end: TimestampNs,
+    pub trace_id: Option<TraceId>,
+}
+
+impl CallSelection {
+    /// Returns whether a call is in the selection.
+    pub fn contains(&self, call: &LlmCall) -> bool {
+        call.start >= self.start
+            && call.start < self.end
+            && self.trace_id.is_none_or(|t| t == call.trace_id)
+    }
+}
+
+/// Reads traces and the LLM calls found in them.
+pub trait SelectSpans: Send + Sync {
+    /// Returns every span of a trace, by start time, one a span id. Empty when unknown.
+    ///
+    /// # Errors
+    /// See [`SelectError`].
+    fn trace(&self, tenant: &TenantId, id: TraceId, budget: &Budget) -> Result<Vec<Arc<Span>>, SelectError>;
+
+    /// Visits matching spans, newest part of the store first, in no order within a part.
+    ///
+    /// # Errors
+    /// See [`SelectError`].
+    fn select_spans(&self, tenant: &TenantId, selection: &SpanSelection, budget: &Budget, visit: Visit<'_, Span>) -> Result<(), SelectError>;
+
+    /// Returns each service with its operations (name and kind), sorted.
+    ///
+    /// # Errors
+    /// See [`SelectError`].
+    fn operations(&self, tenant: &TenantId, budget: &Budget) -> Result<BTreeMap<String, Vec<(String, crate::SpanKind)>>, SelectError>;
+
+    /// Visits matching LLM calls, newest part of the store first, in no order within a part.
+    ///
+    /// # Errors
+    /// See [`SelectError`].
+    fn select_calls(&self, tenant: &TenantId, selection: &CallSelection, budget: &Budget, visit: Visit<'_, LlmCall>) -> Result<(), SelectError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_ends_exactly_at_its_limit() {
+        let b = Budget::new(3, 100);
+        assert!(b.take(3, 100).is_ok());
+        assert_eq!(b.samples_taken(), 3);
+        assert!(matches!(b.take(1, 0), Err(SelectError::TooMuch(_))));
+        b.cancel();
+        assert_eq!(b.take(0, 0), Err(SelectError::Cancelled));
+    }
+}

@@ -1,0 +1,124 @@
+//! Spans as OTLP defines them.
+
+use crate::{Attributes, Resource, Scope, SpanId, TimestampNs, TraceId};
+use std::sync::Arc;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SpanKind {
+    #[default]
+    Unspecified,
+    Internal,
+    Server,
+    Client,
+    Producer,
+    Consumer,
+}
+
+impl SpanKind {
+    /// Returns the kind of an OTLP number; unknown numbers are unspecified.
+    pub const fn from_otlp(number: i32) -> Self {
+        match number {
+            1 => Self::Internal,
+            2 => Self::Server,
+            3 => Self::Client,
+            4 => Self::Producer,
+            5 => Self::Consumer,
+            _ => Self::Unspecified,
+        }
+    }
+
+    pub const fn to_otlp(self) -> i32 {
+        match self {
+            Self::Unspecified => 0,
+            Self::Internal => 1,
+            Self::Server => 2,
+            Self::Client => 3,
+            Self::Producer => 4,
+            Self::Consumer => 5,
+        }
+    }
+
+    /// Returns the value of the `span.kind` tag that Jaeger shows.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unspecified => "unspecified",
+            Self::Internal => "internal",
+            Self::Server => "server",
+            Self::Client => "client",
+            Self::Producer => "producer",
+            Self::Consumer => "consumer",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum SpanStatus {
+    #[default]
+    Unset,
+    Ok,
+    Error(String),
+}
+
+impl SpanStatus {
+    pub const fn is_error(&self) -> bool {
+        matches!(self, Self::Error(_))
+    }
+
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Unset => "unset",
+            Self::Ok => "ok",
+            Self::Error(_) => "error",
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct SpanEvent {
+    pub timestamp: TimestampNs,
+    pub name: String,
+    pub attributes: Attributes,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct SpanLink {
+    pub trace_id: TraceId,
+    pub span_id: SpanId,
+    pub attributes: Attributes,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Span {
+    pub trace_id: TraceId,
+    pub span_id: SpanId,
+    pub parent_id: Option<SpanId>,
+    pub name: String,
+    pub kind: SpanKind,
+    pub start: TimestampNs,
+    /// Never before `start`.
+    pub end: TimestampNs,
+    pub status: SpanStatus,
+    pub trace_state: String,
+    pub attributes: Attributes,
+    pub events: Vec<SpanEvent>,
+    pub links: Vec<SpanLink>,
+    pub resource: Arc<Resource>,
+    pub scope: Arc<Scope>,
+}
+
+impl Span {
+    pub const fn duration_ns(&self) -> i64 {
+        self.end.nanos().saturating_sub(self.start.nanos())
+    }
+
+    pub fn service(&self) -> &str {
+        self.resource.service()
+    }
+
+    /// Returns the bytes the span takes in memory, roughly.
+    pub fn size_bytes(&self) -> usize {
+        let events: usize = self.events.iter().map(|e| 64 + e.name.len() + e.attributes.size_bytes()).sum();
+        let links: usize = self.links.iter().map(|l| 64 + l.attributes.size_bytes()).sum();
+        300 + self.name.len() + self.attributes.size_bytes() + events + links
+    }
+}

@@ -1,0 +1,597 @@
+//! Binary form of the model's records, shared by the log and the segments.
+
+use crate::bin::{Decoder, Encoder, Malformed};
+use obs_model::{
+    AttributeValue, Attributes, CallCost, CallStatus, CostState, Dialect, Histogram, Labels,
+    LabelsBuilder, LlmCall, LogRecord, Money, Operation, ResetHint, Resource, Scope, Span,
+    SpanEvent, SpanId, SpanKind, SpanLink, SpanStatus, TimestampNs, TokenUsage, TraceId,
+};
+use std::sync::Arc;
+
+/// Nesting past which an attribute value is refused; ingest cuts at the same depth.
+const DEPTH_MAX: usize = 40;
+
+pub(crate) fn put_labels(e: &mut Encoder, labels: &Labels) {
+    e.len(labels.len());
+    for (n, v) in labels.iter() {
+        e.str(n);
+        e.str(v);
+    }
+}
+
+pub(crate) fn get_labels(d: &mut Decoder<'_>) -> Result<Labels, Malformed> {
+    let mut b = LabelsBuilder::default();
+    for _ in 0..d.len()? {
+        let name = d.str()?.into();
+        b.push_shared(name, d.str()?.into());
+    }
+    Ok(b.build())
+}
+
+fn put_value(e: &mut Encoder, v: &AttributeValue) {
+    match v {
+        AttributeValue::Empty => e.u8(0),
+        AttributeValue::String(s) => {
+            e.u8(1);
+            e.str(s);
+        }
+        AttributeValue::Bool(b) => {
+            e.u8(2);
+            e.u8(u8::from(*b));
+        }
+        AttributeValue::Int(i) => {
+            e.u8(3);
+            e.int(*i);
+        }
+        AttributeValue::Double(d) => {
+            e.u8(4);
+            e.f64(*d);
+        }
+        AttributeValue::Bytes(b) => {
+            e.u8(5);
+            e.raw(b);
+        }
+        AttributeValue::Array(items) => {
+            e.u8(6);
+            e.len(items.len());
+            items.iter().for_each(|v| put_value(e, v));
+        }
+        AttributeValue::Map(items) => {
+            e.u8(7);
+            e.len(items.len());
+            for (k, v) in items {
+                e.str(k);
+                put_value(e, v);
+            }
+        }
+    }
+}
+
+fn get_value(d: &mut Decoder<'_>, depth: usize) -> Result<AttributeValue, Malformed> {
+    if depth > DEPTH_MAX {
+        return Err(d.bad());
+    }
+    Ok(match d.u8()? {
+        0 => AttributeValue::Empty,
+        1 => AttributeValue::String(d.string()?),
+        2 => AttributeValue::Bool(d.u8()? != 0),
+        3 => AttributeValue::Int(d.int()?),
+        4 => AttributeValue::Double(d.f64()?),
+        5 => AttributeValue::Bytes(d.raw()?.to_vec()),
+        6 => {
+            let n = d.len()?;
+            AttributeValue::Array((0..n).map(|_| get_value(d, depth + 1)).collect::<Result<_, _>>()?)
+        }
+        7 => {
+            let n = d.len()?;
+            let pair = |d: &mut Decoder<'_>| Ok((d.string()?, get_value(d, depth + 1)?));
+            AttributeValue::Map((0..n).map(|_| pair(d)).collect::<Result<_, _>>()?)
+        }
+        _ => return Err(d.bad()),
+    })
+}
+
+pub(crate) fn put_attributes(e: &mut Encoder, a: &Attributes) {
+    e.len(a.len());
+    for (k, v) in a.iter() {
+        e.str(k);
+        put_value(e, v);
+    }
+}
+
+pub(crate) fn get_attributes(d: &mut Decoder<'_>) -> Result<Attributes, Malformed> {
+    let n = d.len()?;
+    let mut pairs = Vec::with_capacity(n);
+    for _ in 0..n {
+        pairs.push((d.string()?, get_value(d, 0)?));
+    }
+    Ok(pairs.into())
+}
+
+/// Writes shared resources and scopes once per block: the first use carries the content, later
+/// ones its number.
+#[derive(Debug, Default)]
+pub(crate) struct Interner<T> {
+    seen: Vec<Arc<T>>,
+}
+
+impl<T: PartialEq> Interner<T> {
+    fn put(&mut self, e: &mut Encoder, item: &Arc<T>, write: impl FnOnce(&mut Encoder, &T)) {
+        // Batches come grouped by resource, so the last ones are nearly always the match.
+        let found = self.seen.iter().rposition(|s| Arc::ptr_eq(s, item) || **s == **item);
+        match found {
+            Some(i) => e.len(i + 1),
+            None => {
+                e.len(0);
+                write(e, item);
+                self.seen.push(item.clone());
+            }
+        }
+    }
+
+    fn get(&mut self, d: &mut Decoder<'_>, read: impl FnOnce(&mut Decoder<'_>) -> Result<T, Malformed>) -> Result<Arc<T>, Malformed> {
+        match d.uint()? {
+            0 => {
+                let item = Arc::new(read(d)?);
+                self.seen.push(item.clone());
+                Ok(item)
+            }
+            n => {
+                let at = usize::try_from(n - 1).map_err(|_| d.bad())?;
+                self.seen.get(at).cloned().ok_or(d.bad())
+            }
+        }
+    }
+}
+
+/// The shared parts of a block of records; encoder and decoder must see the records in the same
+/// order.
+#[derive(Debug, Default)]
+pub(crate) struct Shared {
+    resources: Interner<Resource>,
+    scopes: Interner<Scope>,
+    streams: Interner<Labels>,
+}
+
+impl Shared {
+    pub(crate) fn put_resource(&mut self, e: &mut Encoder, r: &Arc<Resource>) {
+        self.resources.put(e, r, |e, r| put_attributes(e, &r.attributes));
+    }
+
+    pub(crate) fn get_resource(&mut self, d: &mut Decoder<'_>) -> Result<Arc<Resource>, Malformed> {
+        self.resources.get(d, |d| Ok(Resource { attributes: get_attributes(d)? }))
+    }
+
+    fn put_scope(&mut self, e: &mut Encoder, s: &Arc<Scope>) {
+        self.scopes.put(e, s, |e, s| {
+            e.str(&s.name);
+            e.str(&s.version);
+            put_attributes(e, &s.attributes);
+        });
+    }
+
+    fn get_scope(&mut self, d: &mut Decoder<'_>) -> Result<Arc<Scope>, Malformed> {
+        self.scopes.get(d, |d| Ok(Scope { name: d.string()?, version: d.string()?, attributes: get_attributes(d)? }))
+    }
+}
+
+fn put_trace(e: &mut Encoder, id: Option<TraceId>) {
+    match id {
+        Some(id) => e.raw(id.as_bytes()),
+        None => e.len(0),
+    }
+}
+
+fn get_trace(d: &mut Decoder<'_>) -> Result<Option<TraceId>, Malformed> {
+    Ok(TraceId::from_slice(d.raw()?))
+}
+
+fn put_span_id(e: &mut Encoder, id: Option<SpanId>) {
+    match id {
+        Some(id) => e.raw(id.as_bytes()),
+        None => e.len(0),
+    }
+}
+
+fn get_span_id(d: &mut Decoder<'_>) -> Result<Option<SpanId>, Malformed> {
+    Ok(SpanId::from_slice(d.raw()?))
+}
+
+/// A record that log frames and segments carry.
+pub(crate) trait Record: Sized {
+    fn encode(&self, e: &mut Encoder, shared: &mut Shared);
+    fn decode(d: &mut Decoder<'_>, shared: &mut Shared) -> Result<Self, Malformed>;
+}
+
+impl Record for LogRecord {
+    fn encode(&self, e: &mut Encoder, shared: &mut Shared) {
+        let stream = Arc::new(self.stream.clone());
+        shared.streams.put(e, &stream, put_labels);
+        e.int(self.timestamp.nanos());
+        e.int(self.observed.nanos().wrapping_sub(self.timestamp.nanos()));
+        e.str(&self.line);
+        e.u8(self.severity_number);
+        e.str(&self.severity_text);
+        e.str(&self.event_name);
+        put_trace(e, self.trace_id);
+        put_span_id(e, self.span_id);
+        put_attributes(e, &self.attributes);
+        shared.put_resource(e, &self.resource);
+    }
+
+    fn decode(d: &mut Decoder<'_>, shared: &mut Shared) -> Result<Self, Malformed> {
+        let stream = (*shared.streams.get(d, get_labels)?).clone();
+        let timestamp = d.int()?;
+        Ok(Self {
+            stream,
+            timestamp: TimestampNs::from_nanos(timestamp),
+            observed: TimestampNs::from_nanos(timestamp.wrapping_add(d.int()?)),
+            line: d.string()?,
+            severity_number: d.u8()?,
+            severity_text: d.string()?,
+            event_name: d.string()?,
+            trace_id: get_trace(d)?,
+            span_id: get_span_id(d)?,
+            attributes: get_attributes(d)?,
+            resource: shared.get_resource(d)?,
+        })
+    }
+}
+
+impl Record for Span {
+    fn encode(&self, e: &mut Encoder, shared: &mut Shared) {
+        put_trace(e, Some(self.trace_id));
+        put_span_id(e, Some(self.span_id));
+        put_span_id(e, self.parent_id);
+        e.str(&self.name);
+        e.int(self.kind.to_otlp().into());
+        e.int(self.start.nanos());
+        e.int(self.duration_ns());
+        match &self.status {
+            SpanStatus::Unset => e.u8(0),
+            SpanStatus::Ok => e.u8(1),
+            SpanStatus::Error(message) => {
+                e.u8(2);
+                e.str(message);
+            }
+        }
+        e.str(&self.trace_state);
+        put_attributes(e, &self.attributes);
+        e.len(self.events.len());
+        for event in &self.events {
+            e.int(event.timestamp.nanos().wrapping_sub(self.start.nanos()));
+            e.str(&event.name);
+            put_attributes(e, &event.attributes);
+        }
+        e.len(self.links.len());
+        for link in &self.links {
+            put_trace(e, Some(link.trace_id));
+            put_span_id(e, Some(link.span_id));
+            put_attributes(e, &link.attributes);
+        }
+        shared.put_resource(e, &self.resource);
+        shared.put_scope(e, &self.scope);
+    }
+
+    fn decode(d: &mut Decoder<'_>, shared: &mut Shared) -> Result<Self, Malformed> {
+        let trace_id = get_trace(d)?.ok_or(d.bad())?;
+        let span_id = get_span_id(d)?.ok_or(d.bad())?;
+        let parent_id = get_span_id(d)?;
+        let name = d.string()?;
+        let kind = SpanKind::from_otlp(i32::try_from(d.int()?).map_err(|_| d.bad())?);
+        let start = d.int()?;
+        let end = TimestampNs::from_nanos(start.saturating_add(d.int()?));
+        let status = match d.u8()? {
+            0 => SpanStatus::Unset,
+            1 => SpanStatus::Ok,
+            2 => SpanStatus::Error(d.string()?),
+            _ => return Err(d.bad()),
+        };
+        let trace_state = d.string()?;
+        let attributes = get_attributes(d)?;
+        let events = (0..d.len()?)
+            .map(|_| {
+                Ok(SpanEvent {
+                    timestamp: TimestampNs::from_nanos(start.wrapping_add(d.int()?)),
+                    name: d.string()?,
+                    attributes: get_attributes(d)?,
+                })
+            })
+            .collect::<Result<_, Malformed>>()?;
+        let links = (0..d.len()?)
+            .map(|_| {
+                Ok(SpanLink {
+                    trace_id: get_trace(d)?.ok_or(d.bad())?,
+                    span_id: get_span_id(d)?.ok_or(d.bad())?,
+                    attributes: get_attributes(d)?,
+                })
+            })
+            .collect::<Result<_, Malformed>>()?;
+        Ok(Self {
+            trace_id,
+            span_id,
+            parent_id,
+            name,
+            kind,
+            start: TimestampNs::from_nanos(start),
+            end,
+            status,
+            trace_state,
+            attributes,
+            events,
+            links,
+            resource: shared.get_resource(d)?,
+            scope: shared.get_scope(d)?,
+        })
+    }
+}
+
+fn put_money(e: &mut Encoder, m: Money) {
+    e.bytes.extend_from_slice(&m.serialize());
+}
+
+fn get_money(d: &mut Decoder<'_>) -> Result<Money, Malformed> {
+    d.array().map(Money::deserialize)
+}
+
+impl Record for LlmCall {
+    fn encode(&self, e: &mut Encoder, _shared: &mut Shared) {
+        e.int(self.start.nanos());
+        e.int(self.end.nanos().wrapping_sub(self.start.nanos()));
+        put_trace(e, Some(self.trace_id));
+        put_span_id(e, Some(self.span_id));
+        for s in [
+            &self.call_id, &self.service, &self.environment, &self.provider, &self.request_model,
+            &self.response_model, &self.error_type, &self.finish_reason, &self.user_id,
+            &self.session_id, &self.team, &self.project, &self.agent, &self.prompt_name,
+            &self.prompt_version,
+        ] {
+            e.str(s);
+        }
+        e.str(self.operation.as_str());
+        e.str(self.dialect.as_str());
+        e.str(self.cost_state.as_str());
+        e.u8(u8::from(self.status == CallStatus::Error));
+        e.len(self.tags.len());
+        self.tags.iter().for_each(|t| e.str(t));
+        let t = &self.tokens;
+        for n in [t.input, t.cache_read, t.cache_write, t.cache_write_1h, t.audio_input, t.output, t.reasoning, t.audio_output] {
+            e.uint(n);
+        }
+        e.f64(self.time_to_first_token_ms.unwrap_or(f64::NAN));
+        match &self.cost {
+            None => e.u8(0),
+            Some(c) => {
+                e.u8(1);
+                for m in [c.input, c.cache_read, c.cache_write, c.output, c.request] {
+                    put_money(e, m);
+                }
+                e.str(&c.price_id);
+            }
+        }
+        match self.reported_cost {
+            None => e.u8(0),
+            Some(m) => {
+                e.u8(1);
+                put_money(e, m);
+            }
+        }
+    }
+
+    fn decode(d: &mut Decoder<'_>, _shared: &mut Shared) -> Result<Self, Malformed> {
+        let start = d.int()?;
+        let end = start.wrapping_add(d.int()?);
+        let trace_id = get_trace(d)?.ok_or(d.bad())?;
+        let span_id = get_span_id(d)?.ok_or(d.bad())?;
+        let (call_id, service, environment) = (d.string()?, d.string()?, d.string()?);
+        let (provider, request_model, response_model) = (d.string()?, d.string()?, d.string()?);
+        let (error_type, finish_reason, user_id) = (d.string()?, d.string()?, d.string()?);
+        let (session_id, team, project) = (d.string()?, d.string()?, d.string()?);
+        let (agent, prompt_name, prompt_version) = (d.string()?, d.string()?, d.string()?);
+        let operation = Operation::parse(d.str()?).ok_or(d.bad())?;
+        let dialect = Dialect::parse(d.str()?).ok_or(d.bad())?;
+        let cost_state = CostState::parse(d.str()?).ok_or(d.bad())?;
+        let status = if d.u8()? == 0 { CallStatus::Ok } else { CallStatus::Error };
+        let tags = (0..d.len()?).map(|_| d.string()).collect::<Result<_, _>>()?;
+        let tokens = TokenUsage {
+            input: d.uint()?,
+            cache_read: d.uint()?,
+            cache_write: d.uint()?,
+            cache_write_1h: d.uint()?,
+            audio_input: d.uint()?,
+            output: d.uint()?,
+            reasoning: d.uint()?,
+            audio_output: d.uint()?,
+        };
+        let ttft = d.f64()?;
+        let cost = match d.u8()? {
+            0 => None,
+            _ => Some(CallCost {
+                input: get_money(d)?,
+                cache_read: get_money(d)?,
+                cache_write: get_money(d)?,
+                output: get_money(d)?,
+                request: get_money(d)?,
+                price_id: d.string()?,
+            }),
+        };
+        let reported_cost = if d.u8()? == 0 { None } else { Some(get_money(d)?) };
+        Ok(Self {
+            start: TimestampNs::from_nanos(start),
+            end: TimestampNs::from_nanos(end),
+            trace_id,
+            span_id,
+            call_id,
+            service,
+            environment,
+            provider,
+            request_model,
+            response_model,
+            operation,
+            status,
+            error_type,
+            finish_reason,
+            user_id,
+            session_id,
+            team,
+            project,
+            agent,
+            prompt_name,
+            prompt_version,
+            tags,
+            tokens,
+            time_to_first_token_ms: (!ttft.is_nan()).then_some(ttft),
+            cost,
+            cost_state,
+            reported_cost,
+            dialect,
+        })
+    }
+}
+
+pub(crate) fn put_histogram(e: &mut Encoder, h: &Histogram) {
+    e.int(h.schema.into());
+    for v in [h.zero_threshold, h.zero_count, h.count, h.sum] {
+        e.f64(v);
+    }
+    for side in [&h.positive, &h.negative] {
+        e.len(side.len());
+        for (i, c) in side {
+            e.int((*i).into());
+            e.f64(*c);
+        }
+    }
+    e.len(h.custom_bounds.len());
+    h.custom_bounds.iter().for_each(|b| e.f64(*b));
+    e.u8(match h.reset_hint {
+        ResetHint::Unknown => 0,
+        ResetHint::Reset => 1,
+        ResetHint::NoReset => 2,
+        ResetHint::Gauge => 3,
+    });
+}
+
+pub(crate) fn get_histogram(d: &mut Decoder<'_>) -> Result<Histogram, Malformed> {
+    let small = |d: &mut Decoder<'_>| i32::try_from(d.int()?).map_err(|_| d.bad());
+    let side = |d: &mut Decoder<'_>| -> Result<Vec<(i32, f64)>, Malformed> {
+        (0..d.len()?).map(|_| Ok((small(d)?, d.f64()?))).collect()
+    };
+    Ok(Histogram {
+        schema: small(d)?,
+        zero_threshold: d.f64()?,
+        zero_count: d.f64()?,
+        count: d.f64()?,
+        sum: d.f64()?,
+        positive: side(d)?,
+        negative: side(d)?,
+        custom_bounds: (0..d.len()?).map(|_| d.f64()).collect::<Result<_, _>>()?,
+        reset_hint: match d.u8()? {
+            1 => ResetHint::Reset,
+            2 => ResetHint::NoReset,
+            3 => ResetHint::Gauge,
+            _ => ResetHint::Unknown,
+        },
+    })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn a_span(n: u8) -> Span {
+        Span {
+            trace_id: TraceId::from_slice(&[n; 16]).unwrap(),
+            span_id: SpanId::from_slice(&[n; 8]).unwrap(),
+            parent_id: SpanId::from_slice(&[9; 8]),
+            name: format!("op{n}"),
+            kind: SpanKind::Client,
+            start: TimestampNs::from_nanos(1_000 + i64::from(n)),
+            end: TimestampNs::from_nanos(2_000 + i64::from(n)),
+            status: SpanStatus::Error("böse".into()),
+            trace_state: "a=b".into(),
+            attributes: Attributes::from_iter([("k", AttributeValue::Array(vec![1.into(), "x".into()]))]),
+            events: vec![SpanEvent { timestamp: TimestampNs::from_nanos(5), name: "e".into(), attributes: Attributes::default() }],
+            links: vec![],
+            resource: Arc::new(Resource { attributes: Attributes::from_iter([("service.name", "svc")]) }),
+            scope: Arc::default(),
+        }
+    }
+
+    pub(crate) fn a_log(n: i64, line: &str) -> LogRecord {
+        LogRecord {
+            stream: Labels::from_pairs([("service_name", "svc")]),
+            timestamp: TimestampNs::from_nanos(n),
+            observed: TimestampNs::from_nanos(n + 7),
+            line: line.into(),
+            severity_number: 9,
+            severity_text: "INFO".into(),
+            event_name: String::new(),
+            trace_id: TraceId::from_slice(&[3; 16]),
+            span_id: None,
+            attributes: Attributes::from_iter([("user", "ü")]),
+            resource: Arc::default(),
+        }
+    }
+
+    pub(crate) fn a_call(n: u8) -> LlmCall {
+        LlmCall {
+            start: TimestampNs::from_nanos(n.into()),
+            end: TimestampNs::from_nanos(i64::from(n) + 10),
+            trace_id: TraceId::from_slice(&[n; 16]).unwrap(),
+            span_id: SpanId::from_slice(&[n; 8]).unwrap(),
+            call_id: "resp".into(),
+            service: "s".into(),
+            environment: "prod".into(),
+            provider: "openai".into(),
+            request_model: "gpt-4o".into(),
+            response_model: String::new(),
+            operation: Operation::Chat,
+            status: CallStatus::Ok,
+            error_type: String::new(),
+            finish_reason: "stop".into(),
+            user_id: String::new(),
+            session_id: String::new(),
+            team: String::new(),
+            project: String::new(),
+            agent: String::new(),
+            prompt_name: String::new(),
+            prompt_version: String::new(),
+            tags: vec!["a".into()],
+            tokens: TokenUsage { input: 10, output: 5, cache_read: 3, ..TokenUsage::default() },
+            time_to_first_token_ms: Some(12.5),
+            cost: Some(CallCost {
+                input: Money::new(25, 6),
+                cache_read: Money::ZERO,
+                cache_write: Money::ZERO,
+                output: Money::new(1, 12),
+                request: Money::ZERO,
+                price_id: "p".into(),
+            }),
+            cost_state: CostState::Priced,
+            reported_cost: None,
+            dialect: Dialect::OpenInference,
+        }
+    }
+
+    fn round_trip<T: Record + PartialEq + std::fmt::Debug>(items: &[T]) {
+        let (mut e, mut shared) = (Encoder::default(), Shared::default());
+        items.iter().for_each(|i| i.encode(&mut e, &mut shared));
+        let (mut d, mut shared) = (Decoder::new(&e.bytes), Shared::default());
+        for item in items {
+            assert_eq!(&T::decode(&mut d, &mut shared).unwrap(), item);
+        }
+        assert!(d.is_done());
+        // Every truncation is an error or an early end, never a panic.
+        for cut in 0..e.bytes.len() {
+            let (mut d, mut shared) = (Decoder::new(e.bytes.get(..cut).unwrap()), Shared::default());
+            while !d.is_done() && T::decode(&mut d, &mut shared).is_ok() {}
+        }
+    }
+
+    #[test]
+    fn records_survive_a_round_trip_and_damage_is_refused() {
+        round_trip(&[a_span(1), a_span(2)]);
+        round_trip(&[a_log(1, "hello"), a_log(-5, "你好")]);
+        round_trip(&[a_call(1)]);
+    }
+}
