@@ -1,1 +1,17 @@
-//! placeholder
+//! PromQL: lexer, parser with type check, evaluator and functions.
+//!
+//! Behaviour is that of Prometheus 3: left-open ranges, staleness markers, five minutes of
+//! look-back, extrapolated rates, native histograms. The evaluator reads series through
+//! `obs_model::SelectSeries` and knows no storage type, no HTTP and no clock. What is not
+//! supported yet is refused by the parser by name, never approximated. Read [`ast`] next.
+
+pub mod ast;
+pub mod duration;
+mod eval;
+mod lexer;
+mod parser;
+
+pub use eval::{
+    Annotations, EvalError, Output, QueryOptions, evaluate_instant, evaluate_range, format_float,
+};
+pub use parser::{ParseError, parse};

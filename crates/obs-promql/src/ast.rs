@@ -1,0 +1,298 @@
+//! The syntax tree.
+
+use obs_model::Matcher;
+
+/// Byte range of a node in the query text; for error positions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pos {
+    pub start: usize,
+    pub end: usize,
+}
+
+/// The type of an expression's value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ValueType {
+    Scalar,
+    Vector,
+    Matrix,
+    String,
+}
+
+impl ValueType {
+    /// Returns Prometheus' words for the type in error texts.
+    pub const fn describe(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+            Self::Vector => "instant vector",
+            Self::Matrix => "range vector",
+            Self::String => "string",
+        }
+    }
+}
+
+/// The `@` modifier.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum At {
+    /// Milliseconds.
+    Time(i64),
+    Start,
+    End,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Selector {
+    pub matchers: Vec<Matcher>,
+    /// Milliseconds, positive into the past.
+    pub offset_ms: i64,
+    pub at: Option<At>,
+    pub pos: Pos,
+}
+
+impl Selector {
+    /// Returns the metric name, if an equality matcher names it.
+    pub fn metric_name(&self) -> Option<&str> {
+        let is_name = |m: &&Matcher| m.name == obs_model::METRIC_NAME && m.op == obs_model::MatchOp::Equal;
+        self.matchers.iter().find(is_name).map(|m| m.value.as_str())
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BinaryOp {
+    Add,
+    Sub,
+    Mul,
+    Div,
+    Mod,
+    Pow,
+    Atan2,
+    Eq,
+    Ne,
+    Lt,
+    Le,
+    Gt,
+    Ge,
+    And,
+    Or,
+    Unless,
+}
+
+impl BinaryOp {
+    pub const fn is_comparison(self) -> bool {
+        matches!(self, Self::Eq | Self::Ne | Self::Lt | Self::Le | Self::Gt | Self::Ge)
+    }
+
+    pub const fn is_set(self) -> bool {
+        matches!(self, Self::And | Self::Or | Self::Unless)
+    }
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Add => "+",
+            Self::Sub => "-",
+            Self::Mul => "*",
+            Self::Div => "/",
+            Self::Mod => "%",
+            Self::Pow => "^",
+            Self::Atan2 => "atan2",
+            Self::Eq => "==",
+            Self::Ne => "!=",
+            Self::Lt => "<",
+            Self::Le => "<=",
+            Self::Gt => ">",
+            Self::Ge => ">=",
+            Self::And => "and",
+            Self::Or => "or",
+            Self::Unless => "unless",
+        }
+    }
+}
+
+/// Which side of a binary operation may repeat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cardinality {
+    OneToOne,
+    /// `group_left`.
+    ManyToOne,
+    /// `group_right`.
+    OneToMany,
+}
+
+/// How the series of two vectors find each other.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Matching {
+    pub cardinality: Cardinality,
+    /// True for `on`, false for `ignoring` (and for no clause, with no labels).
+    pub on: bool,
+    pub labels: Vec<String>,
+    /// Labels that `group_left`/`group_right` copy from the "one" side.
+    pub include: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AggregateOp {
+    Sum,
+    Avg,
+    Min,
+    Max,
+    Count,
+    Group,
+    Stddev,
+    Stdvar,
+    Topk,
+    Bottomk,
+    Quantile,
+    CountValues,
+}
+
+impl AggregateOp {
+    pub fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "sum" => Self::Sum,
+            "avg" => Self::Avg,
+            "min" => Self::Min,
+            "max" => Self::Max,
+            "count" => Self::Count,
+            "group" => Self::Group,
+            "stddev" => Self::Stddev,
+            "stdvar" => Self::Stdvar,
+            "topk" => Self::Topk,
+            "bottomk" => Self::Bottomk,
+            "quantile" => Self::Quantile,
+            "count_values" => Self::CountValues,
+            _ => return None,
+        })
+    }
+
+    /// Returns the type of the parameter before the vector, if the operator takes one.
+    pub const fn parameter(self) -> Option<ValueType> {
+        match self {
+            Self::Topk | Self::Bottomk | Self::Quantile => Some(ValueType::Scalar),
+            Self::CountValues => Some(ValueType::String),
+            _ => None,
+        }
+    }
+}
+
+/// `by` or `without` and its labels.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Grouping {
+    pub without: bool,
+    pub labels: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Expr {
+    Number(f64, Pos),
+    String(String, Pos),
+    Selector(Selector),
+    /// A selector with a range in milliseconds.
+    Matrix { selector: Selector, range_ms: i64, pos: Pos },
+    Subquery { expr: Box<Expr>, range_ms: i64, step_ms: Option<i64>, offset_ms: i64, at: Option<At>, pos: Pos },
+    Paren(Box<Expr>),
+    /// Unary minus.
+    Negate(Box<Expr>, Pos),
+    Binary { op: BinaryOp, lhs: Box<Expr>, rhs: Box<Expr>, bool_modifier: bool, matching: Matching, pos: Pos },
+    Aggregate { op: AggregateOp, expr: Box<Expr>, param: Option<Box<Expr>>, grouping: Grouping, pos: Pos },
+    Call { function: &'static Function, args: Vec<Expr>, pos: Pos },
+}
+
+impl Expr {
+    pub fn pos(&self) -> Pos {
+        match self {
+            Self::Number(_, pos)
+            | Self::String(_, pos)
+            | Self::Matrix { pos, .. }
+            | Self::Subquery { pos, .. }
+            | Self::Negate(_, pos)
+            | Self::Binary { pos, .. }
+            | Self::Aggregate { pos, .. }
+            | Self::Call { pos, .. } => *pos,
+            Self::Selector(s) => s.pos,
+            Self::Paren(inner) => inner.pos(),
+        }
+    }
+
+    pub fn value_type(&self) -> ValueType {
+        match self {
+            Self::Number(..) => ValueType::Scalar,
+            Self::String(..) => ValueType::String,
+            Self::Selector(_) | Self::Aggregate { .. } => ValueType::Vector,
+            Self::Matrix { .. } | Self::Subquery { .. } => ValueType::Matrix,
+            Self::Paren(e) | Self::Negate(e, _) => e.value_type(),
+            Self::Binary { lhs, rhs, .. } => {
+                let scalar = |e: &Self| e.value_type() == ValueType::Scalar;
+                if scalar(lhs) && scalar(rhs) { ValueType::Scalar } else { ValueType::Vector }
+            }
+            Self::Call { function, .. } => function.returns,
+        }
+    }
+
+    /// Returns the expression inside any parentheses.
+    pub fn unwrap_parens(&self) -> &Self {
+        match self {
+            Self::Paren(inner) => inner.unwrap_parens(),
+            other => other,
+        }
+    }
+}
+
+/// A function's signature.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Function {
+    pub name: &'static str,
+    pub args: &'static [ValueType],
+    /// How many of the last arguments may be left out; `usize::MAX` means the last one repeats.
+    pub optional: usize,
+    pub returns: ValueType,
+}
+
+const S: ValueType = ValueType::Scalar;
+const V: ValueType = ValueType::Vector;
+const M: ValueType = ValueType::Matrix;
+const T: ValueType = ValueType::String;
+/// The last argument may repeat any number of times, also none.
+pub const VARIADIC: usize = usize::MAX;
+
+macro_rules! functions {
+    ($($name:literal ($($arg:expr),*) $(opt $opt:expr)? => $ret:expr;)*) => {
+        /// Every supported function, sorted by name.
+        pub static FUNCTIONS: &[Function] = &[
+            $(Function { name: $name, args: &[$($arg),*], optional: 0 $(+ $opt)?, returns: $ret },)*
+        ];
+    };
+}
+
+functions! {
+    "abs"(V) => V; "absent"(V) => V; "absent_over_time"(M) => V; "acos"(V) => V; "acosh"(V) => V;
+    "asin"(V) => V; "asinh"(V) => V; "atan"(V) => V; "atanh"(V) => V; "avg_over_time"(M) => V;
+    "ceil"(V) => V; "changes"(M) => V; "clamp"(V, S, S) => V; "clamp_max"(V, S) => V;
+    "clamp_min"(V, S) => V; "cos"(V) => V; "cosh"(V) => V; "count_over_time"(M) => V;
+    "day_of_month"(V) opt 1 => V; "day_of_week"(V) opt 1 => V; "day_of_year"(V) opt 1 => V;
+    "days_in_month"(V) opt 1 => V; "deg"(V) => V; "delta"(M) => V; "deriv"(M) => V; "exp"(V) => V;
+    "floor"(V) => V; "histogram_avg"(V) => V; "histogram_count"(V) => V;
+    "histogram_fraction"(S, S, V) => V; "histogram_quantile"(S, V) => V; "histogram_sum"(V) => V;
+    "hour"(V) opt 1 => V; "idelta"(M) => V; "increase"(M) => V; "irate"(M) => V;
+    "label_join"(V, T, T, T) opt VARIADIC => V; "label_replace"(V, T, T, T, T) => V;
+    "last_over_time"(M) => V; "ln"(V) => V; "log10"(V) => V; "log2"(V) => V;
+    "max_over_time"(M) => V; "min_over_time"(M) => V; "minute"(V) opt 1 => V; "month"(V) opt 1 => V;
+    "pi"() => S; "predict_linear"(M, S) => V; "present_over_time"(M) => V;
+    "quantile_over_time"(S, M) => V; "rad"(V) => V; "rate"(M) => V; "resets"(M) => V;
+    "round"(V, S) opt 1 => V; "scalar"(V) => S; "sgn"(V) => V; "sin"(V) => V; "sinh"(V) => V;
+    "sort"(V) => V; "sort_desc"(V) => V; "sqrt"(V) => V; "stddev_over_time"(M) => V;
+    "stdvar_over_time"(M) => V; "sum_over_time"(M) => V; "tan"(V) => V; "tanh"(V) => V;
+    "time"() => S; "timestamp"(V) => V; "vector"(S) => V; "year"(V) opt 1 => V;
+}
+
+impl Function {
+    pub fn find(name: &str) -> Option<&'static Self> {
+        FUNCTIONS.iter().find(|f| f.name == name)
+    }
+}
+
+/// Names that Prometheus knows and we do not answer yet; refused with a text that says so.
+pub static NOT_YET: &[&str] = &[
+    "anchored", "double_exponential_smoothing", "first_over_time", "histogram_quantiles",
+    "histogram_stddev", "histogram_stdvar", "holt_winters", "info", "limit_ratio", "limitk",
+    "mad_over_time", "max_of", "min_of", "sort_by_label", "sort_by_label_desc",
+    "ts_of_first_over_time", "ts_of_last_over_time", "ts_of_max_over_time", "ts_of_min_over_time",
+];

@@ -1,0 +1,233 @@
+//! Binary operators and vector matching.
+
+use crate::ast::{BinaryOp, Cardinality, Matching, Pos};
+use crate::eval::{Column, Evaluated, Evaluator, Slot, Value, execution};
+use obs_model::{Labels, SampleValue};
+use std::collections::HashMap;
+
+/// Applies an operator to floats. For comparisons the flag says whether the pair is kept.
+fn floats(op: BinaryOp, l: f64, r: f64) -> (f64, bool) {
+    match op {
+        BinaryOp::Add => (l + r, true),
+        BinaryOp::Sub => (l - r, true),
+        BinaryOp::Mul => (l * r, true),
+        BinaryOp::Div => (l / r, true),
+        BinaryOp::Mod => (l % r, true),
+        BinaryOp::Pow => (l.powf(r), true),
+        BinaryOp::Atan2 => (l.atan2(r), true),
+        BinaryOp::Eq => (l, l == r),
+        BinaryOp::Ne => (l, l != r),
+        BinaryOp::Lt => (l, l < r),
+        BinaryOp::Le => (l, l <= r),
+        BinaryOp::Gt => (l, l > r),
+        BinaryOp::Ge => (l, l >= r),
+        BinaryOp::And | BinaryOp::Or | BinaryOp::Unless => (l, false),
+    }
+}
+
+impl Evaluator<'_> {
+    pub(crate) fn binary(&mut self, op: BinaryOp, lhs: Value, rhs: Value, bool_modifier: bool, matching: &Matching, pos: Pos) -> Evaluated<Value> {
+        match (lhs, rhs) {
+            (Value::Scalar(l), Value::Scalar(r)) => {
+                let pair = |(a, b): (f64, f64)| match floats(op, a, b) {
+                    (_, keep) if op.is_comparison() => f64::from(u8::from(keep)),
+                    (v, _) => v,
+                };
+                Ok(Value::Scalar(l.into_iter().zip(r).map(pair).collect()))
+            }
+            (Value::Vector(l), Value::Scalar(r)) => self.vector_scalar(op, l, &r, false, bool_modifier, pos),
+            (Value::Scalar(l), Value::Vector(r)) => self.vector_scalar(op, r, &l, true, bool_modifier, pos),
+            (Value::Vector(l), Value::Vector(r)) if op.is_set() => Ok(Value::Vector(self.set(op, l, r, matching))),
+            (Value::Vector(l), Value::Vector(r)) => self.vectors(op, l, r, bool_modifier, matching, pos).map(Value::Vector),
+            _ => execution("binary operation on a string"),
+        }
+    }
+
+    /// Applies an operator to two samples; `None` drops the pair.
+    fn samples(&mut self, op: BinaryOp, l: &SampleValue, r: &SampleValue, pos: Pos) -> Option<(SampleValue, bool)> {
+        let illegal = |ev: &mut Self, a: &str, b: &str| {
+            ev.annotations.info(format!("incompatible sample types encountered for binary operator {:?}: {a} {} {b}", op.as_str(), op.as_str()), pos);
+            None
+        };
+        match (l, r) {
+            (SampleValue::Float(a), SampleValue::Float(b)) => {
+                let (v, keep) = floats(op, *a, *b);
+                Some((SampleValue::Float(v), keep))
+            }
+            (SampleValue::Histogram(h), SampleValue::Float(f)) | (SampleValue::Float(f), SampleValue::Histogram(h))
+                if op == BinaryOp::Mul || (op == BinaryOp::Div && matches!(l, SampleValue::Histogram(_))) =>
+            {
+                let mut h = (**h).clone();
+                h.scale(if op == BinaryOp::Mul { *f } else { 1.0 / f });
+                Some((SampleValue::Histogram(h.into()), true))
+            }
+            (SampleValue::Histogram(a), SampleValue::Histogram(b)) => match op {
+                BinaryOp::Add | BinaryOp::Sub => {
+                    let mut sum = (**a).clone();
+                    if !sum.add_scaled(b, if op == BinaryOp::Add { 1.0 } else { -1.0 }) {
+                        return illegal(self, "histogram", "histogram");
+                    }
+                    Some((SampleValue::Histogram(sum.into()), true))
+                }
+                BinaryOp::Eq => Some((l.clone(), a == b)),
+                BinaryOp::Ne => Some((l.clone(), a != b)),
+                _ => illegal(self, "histogram", "histogram"),
+            },
+            (SampleValue::Float(_), _) => illegal(self, "float", "histogram"),
+            (SampleValue::Histogram(_), _) => illegal(self, "histogram", "float"),
+        }
+    }
+
+    fn slot(&mut self, op: BinaryOp, l: &SampleValue, r: &SampleValue, bool_modifier: bool, pos: Pos) -> Slot {
+        let (value, keep) = self.samples(op, l, r, pos)?;
+        match (op.is_comparison(), bool_modifier, keep) {
+            (true, true, _) => Some(SampleValue::Float(f64::from(u8::from(keep)))),
+            (true, false, false) => None,
+            _ => Some(value),
+        }
+    }
+
+    fn vector_scalar(&mut self, op: BinaryOp, columns: Vec<Column>, scalar: &[f64], swapped: bool, bool_modifier: bool, pos: Pos) -> Evaluated<Value> {
+        let mut out = Vec::with_capacity(columns.len());
+        for c in columns {
+            let mut values = Vec::with_capacity(c.values.len());
+            for (slot, s) in c.values.into_iter().zip(scalar) {
+                let s = SampleValue::Float(*s);
+                values.push(slot.and_then(|v| {
+                    let (l, r) = if swapped { (&s, &v) } else { (&v, &s) };
+                    let result = self.slot(op, l, r, bool_modifier, pos)?;
+                    // A filter keeps the vector's value, whichever side it is on.
+                    Some(if op.is_comparison() && !bool_modifier { v } else { result })
+                }));
+            }
+            let labels = if op.is_comparison() && !bool_modifier { c.labels } else { c.labels.without_name() };
+            out.push(Column { labels, values });
+        }
+        super::merge_same_labels(out).map(Value::Vector)
+    }
+
+    fn set(&self, op: BinaryOp, lhs: Vec<Column>, rhs: Vec<Column>, matching: &Matching) -> Vec<Column> {
+        let present = |columns: &[Column]| {
+            let mut by_key: HashMap<Labels, Vec<bool>> = HashMap::new();
+            for c in columns {
+                let seen = by_key.entry(signature(&c.labels, matching)).or_insert_with(|| vec![false; self.steps.count]);
+                for (flag, slot) in seen.iter_mut().zip(&c.values) {
+                    *flag |= slot.is_some();
+                }
+            }
+            by_key
+        };
+        let mask = |columns: Vec<Column>, other: &HashMap<Labels, Vec<bool>>, keep_if_present: bool| -> Vec<Column> {
+            columns
+                .into_iter()
+                .map(|mut c| {
+                    let flags = other.get(&signature(&c.labels, matching));
+                    for (i, slot) in c.values.iter_mut().enumerate() {
+                        let there = flags.and_then(|f| f.get(i)).copied().unwrap_or(false);
+                        if there != keep_if_present {
+                            *slot = None;
+                        }
+                    }
+                    c
+                })
+                .filter(|c| c.values.iter().any(Option::is_some))
+                .collect()
+        };
+        match op {
+            BinaryOp::And => mask(lhs, &present(&rhs), true),
+            BinaryOp::Unless => mask(lhs, &present(&rhs), false),
+            _ => {
+                let added = mask(rhs, &present(&lhs), false);
+                let mut out = lhs;
+                for c in added {
+                    // The same series may come from the left at some steps and the right at others.
+                    match out.iter_mut().find(|o| o.labels == c.labels) {
+                        Some(o) => {
+                            for (slot, new) in o.values.iter_mut().zip(c.values) {
+                                *slot = slot.take().or(new);
+                            }
+                        }
+                        None => out.push(c),
+                    }
+                }
+                out
+            }
+        }
+    }
+
+    fn vectors(&mut self, op: BinaryOp, lhs: Vec<Column>, rhs: Vec<Column>, bool_modifier: bool, matching: &Matching, pos: Pos) -> Evaluated<Vec<Column>> {
+        let swapped = matching.cardinality == Cardinality::OneToMany;
+        let (many, one) = if swapped { (rhs, lhs) } else { (lhs, rhs) };
+        let mut ones: HashMap<Labels, Vec<Column>> = HashMap::new();
+        for c in one {
+            ones.entry(signature(&c.labels, matching)).or_default().push(c);
+        }
+        let mut out: HashMap<Labels, usize> = HashMap::new();
+        let mut columns: Vec<Column> = Vec::new();
+        // For one-to-one: which (group, step) already has a match on the "many" side.
+        let mut matched: HashMap<Labels, Vec<bool>> = HashMap::new();
+        for m in many {
+            let key = signature(&m.labels, matching);
+            let Some(partners) = ones.get(&key) else { continue };
+            for (step, slot) in m.values.iter().enumerate() {
+                let Some(value) = slot else { continue };
+                let mut there = partners.iter().filter_map(|c| Some((c, c.values.get(step)?.as_ref()?)));
+                let Some((partner, other)) = there.next() else { continue };
+                if let Some((second, _)) = there.next() {
+                    return duplicate(&key, &partner.labels, &second.labels, swapped);
+                }
+                let (l, r) = if swapped { (other, value) } else { (value, other) };
+                if matching.cardinality == Cardinality::OneToOne {
+                    let seen = matched.entry(key.clone()).or_insert_with(|| vec![false; self.steps.count]);
+                    if let Some(flag) = seen.get_mut(step)
+                        && std::mem::replace(flag, true)
+                    {
+                        return execution("multiple matches for labels: many-to-one matching must be explicit (group_left/group_right)");
+                    }
+                }
+                let Some(result) = self.slot(op, l, r, bool_modifier, pos) else { continue };
+                let result = if op.is_comparison() && !bool_modifier { l.clone() } else { result };
+                let labels = result_labels(op, bool_modifier, matching, &m.labels, &partner.labels);
+                let index = *out.entry(labels.clone()).or_insert_with(|| {
+                    columns.push(Column { labels, values: vec![None; self.steps.count] });
+                    columns.len() - 1
+                });
+                if let Some(place) = columns.get_mut(index).and_then(|c| c.values.get_mut(step)) {
+                    if place.is_some() {
+                        return execution("multiple matches for labels: grouping labels must ensure unique matches");
+                    }
+                    *place = Some(result);
+                }
+            }
+        }
+        Ok(columns)
+    }
+}
+
+fn duplicate<T>(key: &Labels, a: &Labels, b: &Labels, swapped: bool) -> Evaluated<T> {
+    let side = if swapped { "left" } else { "right" };
+    execution(format!(
+        "found duplicate series for the match group {key} on the {side} hand-side of the operation: [{b}, {a}];many-to-many matching not allowed: matching labels must be unique on one side"
+    ))
+}
+
+fn signature(labels: &Labels, matching: &Matching) -> Labels {
+    let listed = |n: &str| matching.labels.iter().any(|l| l == n);
+    if matching.on { labels.filter(listed) } else { labels.filter(|n| n != obs_model::METRIC_NAME && !listed(n)) }
+}
+
+fn result_labels(op: BinaryOp, bool_modifier: bool, matching: &Matching, many: &Labels, one: &Labels) -> Labels {
+    let base = if op.is_comparison() && !bool_modifier { many.clone() } else { many.without_name() };
+    if matching.cardinality == Cardinality::OneToOne {
+        let listed = |n: &str| matching.labels.iter().any(|l| l == n);
+        return if matching.on { base.filter(listed) } else { base.filter(|n| !listed(n)) };
+    }
+    if matching.include.is_empty() {
+        return base;
+    }
+    let mut b = base.to_builder();
+    for name in &matching.include {
+        b.set(name, one.get(name));
+    }
+    b.build()
+}

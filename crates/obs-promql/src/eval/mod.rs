@@ -1,0 +1,314 @@
+//! The evaluator: every expression is evaluated for all steps at once, one column a series.
+//!
+//! A column has one slot a step; an empty slot is a step without sample. An instant query is a
+//! range query of one step.
+
+mod aggregate;
+mod annotations;
+mod binary;
+mod format;
+mod histograms;
+mod range_functions;
+mod selector;
+mod vector_functions;
+
+pub use annotations::Annotations;
+pub use format::format_float;
+
+use crate::ast::{At, Expr, Selector};
+use obs_model::{Budget, Labels, Sample, SampleValue, SelectError, SelectSeries, Series, TenantId, TimestampMs};
+use std::collections::HashMap;
+
+/// Settings of a query that do not depend on its text. Milliseconds.
+#[derive(Debug, Clone, Copy)]
+pub struct QueryOptions {
+    pub lookback_ms: i64,
+    /// Step of subqueries that name none (Prometheus: the evaluation interval).
+    pub default_step_ms: i64,
+}
+
+impl Default for QueryOptions {
+    fn default() -> Self {
+        Self { lookback_ms: 300_000, default_step_ms: 60_000 }
+    }
+}
+
+/// Why an evaluation failed.
+#[derive(Debug, Clone, thiserror::Error, PartialEq)]
+pub enum EvalError {
+    /// The query's fault (HTTP 422 `execution`).
+    #[error("{0}")]
+    Execution(String),
+    #[error(transparent)]
+    Select(#[from] SelectError),
+}
+
+pub(crate) type Evaluated<T> = Result<T, EvalError>;
+
+pub(crate) fn execution<T>(message: impl Into<String>) -> Evaluated<T> {
+    Err(EvalError::Execution(message.into()))
+}
+
+/// The result of a query.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Output {
+    Scalar(Sample),
+    String(TimestampMs, String),
+    /// Instant vector, in the engine's order (sorting functions keep theirs).
+    Vector(Vec<(Labels, Sample)>),
+    /// Range vector or range query, sorted by labels.
+    Matrix(Vec<Series>),
+}
+
+pub(crate) type Slot = Option<SampleValue>;
+
+/// One series' values at all steps.
+#[derive(Debug, Clone)]
+pub(crate) struct Column {
+    pub(crate) labels: Labels,
+    pub(crate) values: Vec<Slot>,
+}
+
+impl Column {
+    /// Returns the float at a step, if there is one.
+    pub(crate) fn float(&self, step: usize) -> Option<f64> {
+        match self.values.get(step) {
+            Some(Some(SampleValue::Float(f))) => Some(*f),
+            _ => None,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.values.iter().all(Option::is_none)
+    }
+}
+
+/// The value of an expression at all steps.
+#[derive(Debug, Clone)]
+pub(crate) enum Value {
+    Scalar(Vec<f64>),
+    Vector(Vec<Column>),
+    String(String),
+}
+
+/// Evaluation times: `start + i * step` for `i < count`. Milliseconds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Steps {
+    pub(crate) start: i64,
+    pub(crate) step: i64,
+    pub(crate) count: usize,
+}
+
+impl Steps {
+    pub(crate) const fn at(&self, i: usize) -> i64 {
+        self.start + self.step * i as i64
+    }
+
+    pub(crate) fn times(self) -> impl Iterator<Item = i64> {
+        (0..self.count).map(move |i| self.at(i))
+    }
+
+    pub(crate) const fn end(&self) -> i64 {
+        self.at(self.count.saturating_sub(1))
+    }
+}
+
+/// Everything an evaluation needs besides the expression.
+pub(crate) struct Evaluator<'a> {
+    pub(crate) source: &'a dyn SelectSeries,
+    pub(crate) tenant: &'a TenantId,
+    pub(crate) budget: &'a Budget,
+    pub(crate) options: QueryOptions,
+    pub(crate) annotations: &'a mut Annotations,
+    pub(crate) steps: Steps,
+    /// Start and end of the whole query, for `@ start()` and `@ end()`.
+    bounds: (i64, i64),
+}
+
+/// Evaluates an expression at one instant.
+///
+/// # Errors
+/// See [`EvalError`].
+pub fn evaluate_instant(source: &dyn SelectSeries, tenant: &TenantId, expr: &Expr, time: TimestampMs, options: QueryOptions, budget: &Budget) -> Result<(Output, Annotations), EvalError> {
+    let steps = Steps { start: time.millis(), step: 1, count: 1 };
+    let mut annotations = Annotations::default();
+    let mut ev = Evaluator { source, tenant, budget, options, annotations: &mut annotations, steps, bounds: (steps.start, steps.start) };
+    let sample = |value| Sample { timestamp: time, value };
+    let output = if expr.value_type() == crate::ast::ValueType::Matrix {
+        Output::Matrix(ev.instant_matrix(expr)?)
+    } else {
+        match ev.eval(expr)? {
+            Value::Scalar(v) => Output::Scalar(sample(SampleValue::Float(v.first().copied().unwrap_or(f64::NAN)))),
+            Value::String(s) => Output::String(time, s),
+            Value::Vector(columns) => {
+                let row = |c: Column| Some((c.labels, sample(c.values.into_iter().next()??)));
+                Output::Vector(columns.into_iter().filter_map(row).collect())
+            }
+        }
+    };
+    Ok((output, annotations))
+}
+
+/// Evaluates an expression from `start` to `end` (inclusive) every `step_ms`.
+///
+/// # Errors
+/// See [`EvalError`]; also when the expression is not a scalar or instant vector.
+pub fn evaluate_range(source: &dyn SelectSeries, tenant: &TenantId, expr: &Expr, (start, end): (TimestampMs, TimestampMs), step_ms: i64, options: QueryOptions, budget: &Budget) -> Result<(Output, Annotations), EvalError> {
+    let count = (end.millis().saturating_sub(start.millis()).max(0) / step_ms.max(1)) as usize + 1;
+    let steps = Steps { start: start.millis(), step: step_ms.max(1), count };
+    let mut annotations = Annotations::default();
+    let mut ev = Evaluator { source, tenant, budget, options, annotations: &mut annotations, steps, bounds: (start.millis(), end.millis()) };
+    let columns = match ev.eval(expr)? {
+        Value::Scalar(v) => {
+            let values = v.into_iter().map(|f| Some(SampleValue::Float(f))).collect();
+            vec![Column { labels: Labels::default(), values }]
+        }
+        Value::Vector(columns) => columns,
+        Value::String(_) => return execution("invalid expression type \"string\" for range query, must be Scalar or instant Vector"),
+    };
+    let mut series: Vec<Series> = columns
+        .into_iter()
+        .map(|c| {
+            let point = |(t, v): (i64, Slot)| Some(Sample { timestamp: TimestampMs::from_millis(t), value: v? });
+            Series { labels: c.labels, samples: steps.times().zip(c.values).filter_map(point).collect() }
+        })
+        .filter(|s| !s.samples.is_empty())
+        .collect();
+    series.sort_by(|a, b| a.labels.cmp(&b.labels));
+    Ok((Output::Matrix(series), annotations))
+}
+
+/// Returns the value of an expression that reads no series, for tests of the parser.
+#[cfg(test)]
+pub(crate) fn constant(expr: &Expr) -> Option<f64> {
+    let store = obs_testkit::MemoryStore::default();
+    let out = evaluate_instant(&store, &TenantId::default(), expr, TimestampMs::from_millis(0), QueryOptions::default(), &Budget::new(1, 1));
+    match out.ok()?.0 {
+        Output::Scalar(Sample { value: SampleValue::Float(f), .. }) => Some(f),
+        _ => None,
+    }
+}
+
+impl Evaluator<'_> {
+    pub(crate) fn eval(&mut self, expr: &Expr) -> Evaluated<Value> {
+        self.budget.check()?;
+        match expr {
+            Expr::Number(n, _) => Ok(Value::Scalar(vec![*n; self.steps.count])),
+            Expr::String(s, _) => Ok(Value::String(s.clone())),
+            Expr::Paren(inner) => self.eval(inner),
+            Expr::Negate(inner, _) => {
+                let value = self.eval(inner)?;
+                self.negate(value)
+            }
+            Expr::Selector(s) => self.selector(s).map(Value::Vector),
+            Expr::Binary { op, lhs, rhs, bool_modifier, matching, pos } => {
+                let (l, r) = (self.eval(lhs)?, self.eval(rhs)?);
+                self.binary(*op, l, r, *bool_modifier, matching, *pos)
+            }
+            Expr::Aggregate { op, expr: inner, param, grouping, .. } => {
+                let param = param.as_ref().map(|p| Ok::<_, EvalError>((self.eval(p)?, p.pos()))).transpose()?;
+                let columns = self.vector(inner)?;
+                self.aggregate(*op, param, grouping, columns).map(Value::Vector)
+            }
+            Expr::Call { function, args, pos } => self.call(function.name, args, *pos),
+            Expr::Matrix { .. } | Expr::Subquery { .. } => execution("range vector cannot be evaluated on its own"),
+        }
+    }
+
+    /// Evaluates an expression that the type check found to be an instant vector.
+    pub(crate) fn vector(&mut self, expr: &Expr) -> Evaluated<Vec<Column>> {
+        match self.eval(expr)? {
+            Value::Vector(v) => Ok(v),
+            _ => execution("expected an instant vector"),
+        }
+    }
+
+    /// Evaluates an expression that the type check found to be a scalar.
+    pub(crate) fn scalar(&mut self, expr: &Expr) -> Evaluated<Vec<f64>> {
+        match self.eval(expr)? {
+            Value::Scalar(v) => Ok(v),
+            _ => execution("expected a scalar"),
+        }
+    }
+
+    pub(crate) fn string(&mut self, expr: Option<&Expr>) -> Evaluated<String> {
+        match expr.map(|e| self.eval(e)).transpose()? {
+            Some(Value::String(s)) => Ok(s),
+            _ => execution("expected a string"),
+        }
+    }
+
+    fn negate(&self, value: Value) -> Evaluated<Value> {
+        Ok(match value {
+            Value::Scalar(v) => Value::Scalar(v.into_iter().map(|f| -f).collect()),
+            Value::Vector(columns) => {
+                let flip = |s: SampleValue| match s {
+                    SampleValue::Float(f) => SampleValue::Float(-f),
+                    SampleValue::Histogram(h) => {
+                        let mut h = (*h).clone();
+                        h.scale(-1.0);
+                        SampleValue::Histogram(h.into())
+                    }
+                };
+                let columns = columns.into_iter().map(|c| Column {
+                    labels: c.labels.without_name(),
+                    values: c.values.into_iter().map(|s| s.map(flip)).collect(),
+                });
+                Value::Vector(merge_same_labels(columns.collect())?)
+            }
+            Value::String(_) => return execution("cannot negate a string"),
+        })
+    }
+
+    /// Returns the time a selector refers to at each step, before its offset.
+    pub(crate) fn reference_time(&self, at: Option<At>, step: i64) -> i64 {
+        match at {
+            None => step,
+            Some(At::Time(t)) => t,
+            Some(At::Start) => self.bounds.0,
+            Some(At::End) => self.bounds.1,
+        }
+    }
+
+    /// Returns the earliest and latest reference time less the offset.
+    pub(crate) fn reference_bounds(&self, selector: &Selector) -> (i64, i64) {
+        let a = self.reference_time(selector.at, self.steps.start);
+        let b = self.reference_time(selector.at, self.steps.end());
+        (a - selector.offset_ms, b - selector.offset_ms)
+    }
+
+    /// Evaluates with other steps, for subqueries.
+    pub(crate) fn with_steps<T>(&mut self, steps: Steps, f: impl FnOnce(&mut Self) -> Evaluated<T>) -> Evaluated<T> {
+        let saved = std::mem::replace(&mut self.steps, steps);
+        let result = f(self);
+        self.steps = saved;
+        result
+    }
+}
+
+/// Joins columns whose labels became equal; two samples at one step are an error, as in
+/// Prometheus.
+pub(crate) fn merge_same_labels(columns: Vec<Column>) -> Evaluated<Vec<Column>> {
+    let mut index: HashMap<Labels, usize> = HashMap::with_capacity(columns.len());
+    let mut out: Vec<Column> = Vec::with_capacity(columns.len());
+    for column in columns {
+        if column.is_empty() {
+            continue;
+        }
+        match index.get(&column.labels).and_then(|i| out.get_mut(*i)) {
+            None => {
+                index.insert(column.labels.clone(), out.len());
+                out.push(column);
+            }
+            Some(first) => {
+                for (slot, new) in first.values.iter_mut().zip(column.values) {
+                    if slot.is_some() && new.is_some() {
+                        return execution("vector cannot contain metrics with the same labelset");
+                    }
+                    *slot = slot.take().or(new);
+                }
+            }
+        }
+    }
+    Ok(out)
+}

@@ -1,0 +1,308 @@
+//! Functions of range vectors.
+
+use crate::ast::{Expr, Pos};
+use crate::eval::aggregate::{KahanSum, quantile};
+use crate::eval::selector::RangeVector;
+use crate::eval::{Column, Evaluated, Evaluator, Slot, format_float, merge_same_labels};
+use obs_model::{Histogram, Labels, Sample, SampleValue};
+
+fn float(s: &Sample) -> Option<f64> {
+    if let SampleValue::Float(f) = s.value { Some(f) } else { None }
+}
+
+/// A window of floats: (time ms, value).
+type Points = Vec<(i64, f64)>;
+
+/// Where a window lies, in milliseconds.
+#[derive(Clone, Copy)]
+struct Window {
+    start: i64,
+    end: i64,
+}
+
+/// Seconds by which Prometheus extrapolates a window's slope to its edges, as a factor.
+///
+/// `first`/`delta` are the first value and the increase, for counters: a counter is never
+/// extrapolated below zero.
+fn extrapolation(times: (i64, i64), count: usize, window: Window, counter: Option<(f64, f64)>) -> f64 {
+    let sampled = (times.1 - times.0) as f64 / 1000.0;
+    let average = sampled / (count as f64 - 1.0);
+    let mut to_start = (times.0 - window.start) as f64 / 1000.0;
+    let mut to_end = (window.end - times.1) as f64 / 1000.0;
+    let threshold = average * 1.1;
+    if to_start >= threshold {
+        to_start = average / 2.0;
+    }
+    if let Some((first, delta)) = counter
+        && delta > 0.0
+        && first >= 0.0
+    {
+        to_start = to_start.min(sampled * (first / delta));
+    }
+    if to_end >= threshold {
+        to_end = average / 2.0;
+    }
+    (sampled + to_start + to_end) / sampled
+}
+
+/// `rate`, `increase` and `delta`.
+fn extrapolated(samples: &[Sample], window: Window, counter: bool, per_second: bool) -> Result<Slot, &'static str> {
+    let (Some(first), Some(last)) = (samples.first(), samples.last()) else { return Ok(None) };
+    if samples.len() < 2 {
+        return Ok(None);
+    }
+    let times = (first.timestamp.millis(), last.timestamp.millis());
+    let seconds = (window.end - window.start) as f64 / 1000.0;
+    let per = if per_second { 1.0 / seconds } else { 1.0 };
+    match (&first.value, &last.value) {
+        (SampleValue::Float(a), SampleValue::Float(b)) => {
+            let mut delta = b - a;
+            let mut previous = *a;
+            for s in samples {
+                let Some(f) = float(s) else { return Err("encountered a mix of histograms and floats for metric name") };
+                if counter && f < previous {
+                    delta += previous;
+                }
+                previous = f;
+            }
+            let factor = extrapolation(times, samples.len(), window, counter.then_some((*a, delta)));
+            Ok(Some(SampleValue::Float(delta * factor * per)))
+        }
+        (SampleValue::Histogram(a), SampleValue::Histogram(b)) => {
+            let mut delta = (**b).clone();
+            if !delta.add_scaled(a, -1.0) {
+                return Err("vector contains histograms with incompatible custom buckets for metric name");
+            }
+            let mut previous: &Histogram = a;
+            for s in samples.iter().skip(1) {
+                let SampleValue::Histogram(h) = &s.value else { return Err("encountered a mix of histograms and floats for metric name") };
+                if counter && h.is_reset_after(previous) && !delta.add_scaled(previous, 1.0) {
+                    return Err("vector contains histograms with incompatible custom buckets for metric name");
+                }
+                previous = h;
+            }
+            let factor = extrapolation(times, samples.len(), window, counter.then_some((a.count, delta.count)));
+            delta.scale(factor * per);
+            Ok(Some(SampleValue::Histogram(delta.into())))
+        }
+        _ => Err("encountered a mix of histograms and floats for metric name"),
+    }
+}
+
+/// `irate` and `idelta`: the last two samples.
+fn instant_delta(points: &Points, rate: bool) -> Option<f64> {
+    let [.., (t0, a), (t1, b)] = points.as_slice() else { return None };
+    if t0 == t1 {
+        return None;
+    }
+    // A counter that fell was reset to zero in between.
+    let delta = if rate && b < a { *b } else { b - a };
+    Some(if rate { delta / ((t1 - t0) as f64 / 1000.0) } else { delta })
+}
+
+/// Least squares: slope per second, and the value at `at` ms.
+fn regression(points: &Points, at: i64) -> Option<(f64, f64)> {
+    let (t0, first) = *points.first()?;
+    if points.len() < 2 {
+        return None;
+    }
+    if points.iter().all(|(_, v)| *v == first) {
+        return if first.is_infinite() { Some((f64::NAN, f64::NAN)) } else { Some((0.0, first)) };
+    }
+    let origin = if at == i64::MIN { t0 } else { at };
+    let n = points.len() as f64;
+    let [mut sx, mut sy, mut sxy, mut sxx] = [KahanSum::default(); 4];
+    for (t, v) in points {
+        let x = (t - origin) as f64 / 1000.0;
+        sx.add(x);
+        sy.add(*v);
+        sxy.add(x * v);
+        sxx.add(x * x);
+    }
+    let cov = sxy.value() - sx.value() * sy.value() / n;
+    let var = sxx.value() - sx.value() * sx.value() / n;
+    let slope = cov / var;
+    Some((slope, sy.value() / n - slope * sx.value() / n))
+}
+
+fn sum(points: &Points) -> f64 {
+    let mut s = KahanSum::default();
+    points.iter().for_each(|p| s.add(p.1));
+    s.value()
+}
+
+fn variance(points: &Points) -> f64 {
+    let (mut mean, mut squares) = (0.0, 0.0);
+    for (i, (_, v)) in points.iter().enumerate() {
+        let delta = v - mean;
+        mean += delta / (i as f64 + 1.0);
+        squares += delta * (v - mean);
+    }
+    squares / points.len() as f64
+}
+
+fn fold(points: &Points, better: impl Fn(f64, f64) -> bool) -> Option<f64> {
+    let pick = |best: f64, v: f64| if better(v, best) || best.is_nan() { v } else { best };
+    points.iter().map(|p| p.1).reduce(pick)
+}
+
+/// Functions that look at the floats of a window only.
+fn of_floats(name: &str, points: &Points, param: f64, window_end: i64) -> Option<f64> {
+    if points.is_empty() {
+        return None;
+    }
+    let n = points.len() as f64;
+    let changes = |hit: fn(f64, f64) -> bool| points.windows(2).filter(|w| matches!(w, [a, b] if hit(a.1, b.1))).count() as f64;
+    Some(match name {
+        "irate" => instant_delta(points, true)?,
+        "idelta" => instant_delta(points, false)?,
+        "avg_over_time" => {
+            let s = sum(points);
+            if s.is_finite() { s / n } else { points.iter().map(|p| p.1 / n).sum() }
+        }
+        "min_over_time" => fold(points, |a, b| a < b)?,
+        "max_over_time" => fold(points, |a, b| a > b)?,
+        "sum_over_time" => sum(points),
+        "stddev_over_time" => variance(points).sqrt(),
+        "stdvar_over_time" => variance(points),
+        "quantile_over_time" => quantile(param, &mut points.iter().map(|p| p.1).collect::<Vec<_>>()),
+        "changes" => changes(|a, b| a != b && !(a.is_nan() && b.is_nan())),
+        "resets" => changes(|a, b| b < a),
+        "deriv" => regression(points, i64::MIN)?.0,
+        "predict_linear" => {
+            let (slope, value) = regression(points, window_end)?;
+            slope * param + value
+        }
+        _ => return None,
+    })
+}
+
+/// Functions of a window of histograms only.
+fn of_histograms(name: &str, samples: &[Sample]) -> Slot {
+    let histograms: Vec<&Histogram> = samples.iter().filter_map(|s| if let SampleValue::Histogram(h) = &s.value { Some(&**h) } else { None }).collect();
+    let (first, rest) = histograms.split_first()?;
+    match name {
+        "sum_over_time" | "avg_over_time" => {
+            let mut total = (*first).clone();
+            for h in rest {
+                if !total.add_scaled(h, 1.0) {
+                    return None;
+                }
+            }
+            if name == "avg_over_time" {
+                total.scale(1.0 / histograms.len() as f64);
+            }
+            Some(SampleValue::Histogram(total.into()))
+        }
+        "changes" => Some(SampleValue::Float(histograms.windows(2).filter(|w| matches!(w, [a, b] if a != b)).count() as f64)),
+        "resets" => Some(SampleValue::Float(histograms.windows(2).filter(|w| matches!(w, [a, b] if b.is_reset_after(a))).count() as f64)),
+        _ => None,
+    }
+}
+
+const COUNTER_SUFFIXES: [&str; 4] = ["_total", "_sum", "_count", "_bucket"];
+
+impl Evaluator<'_> {
+    /// Evaluates a function whose argument at `range_at` is a range vector.
+    pub(crate) fn range_function(&mut self, name: &str, args: &[Expr], pos: Pos) -> Evaluated<Vec<Column>> {
+        let range_at = usize::from(name == "quantile_over_time");
+        let Some(range_arg) = args.get(range_at) else { return super::execution("missing argument") };
+        let ranges = self.range_vector(range_arg)?;
+        let params = match args.get(1 - range_at) {
+            Some(p) => self.scalar(p)?,
+            None => vec![f64::NAN; self.steps.count],
+        };
+        if name == "quantile_over_time"
+            && let Some(bad) = params.iter().find(|q| !(0.0..=1.0).contains(*q))
+        {
+            let text = format!("quantile value should be between 0 and 1, got {}", format_float(*bad));
+            self.annotations.warn(text, args.first().map_or(pos, Expr::pos));
+        }
+        let mut columns = self.windows(name, &ranges, &params, pos, range_arg)?;
+        if !matches!(name, "last_over_time") {
+            for c in &mut columns {
+                c.labels = c.labels.without_name();
+            }
+        }
+        merge_same_labels(columns)
+    }
+
+    fn windows(&mut self, name: &str, ranges: &RangeVector, params: &[f64], pos: Pos, arg: &Expr) -> Evaluated<Vec<Column>> {
+        let blank = || vec![None; self.steps.count];
+        self.budget.take(0, ranges.series.len().saturating_mul(self.steps.count).saturating_mul(24))?;
+        let mut columns: Vec<Column> = ranges.series.iter().map(|s| Column { labels: s.labels.clone(), values: blank() }).collect();
+        let mut problems: Vec<(usize, &'static str)> = Vec::new();
+        let mut points = Points::new();
+        let budget = self.budget;
+        ranges.each_window(|series, step, samples| {
+            budget.check()?;
+            let end = ranges.ends.get(step).copied().unwrap_or(0);
+            let window = Window { start: end - ranges.range_ms, end };
+            let float_result = |f: f64| Some(SampleValue::Float(f));
+            let slot = match name {
+                "rate" | "increase" | "delta" => extrapolated(samples, window, name != "delta", name == "rate").unwrap_or_else(|problem| {
+                    problems.push((series, problem));
+                    None
+                }),
+                "last_over_time" => samples.last().map(|s| s.value.clone()),
+                "count_over_time" => float_result(samples.len() as f64),
+                "present_over_time" => float_result(1.0),
+                _ => {
+                    points.clear();
+                    points.extend(samples.iter().filter_map(|s| Some((s.timestamp.millis(), float(s)?))));
+                    // `predict_linear` predicts from the evaluation time, not from the window's end.
+                    let at = if name == "predict_linear" { self.steps.at(step) } else { end };
+                    if points.is_empty() {
+                        of_histograms(name, samples)
+                    } else if points.len() < samples.len() && matches!(name, "sum_over_time" | "avg_over_time") {
+                        problems.push((series, "encountered a mix of histograms and floats for metric name"));
+                        None
+                    } else {
+                        of_floats(name, &points, params.get(step).copied().unwrap_or(f64::NAN), at).and_then(float_result)
+                    }
+                }
+            };
+            if let Some(place) = columns.get_mut(series).and_then(|c| c.values.get_mut(step)) {
+                *place = slot;
+            }
+            Ok::<_, obs_model::SelectError>(())
+        })?;
+        for (series, problem) in problems {
+            let metric = ranges.series.get(series).map_or("", |s| s.labels.metric_name());
+            self.annotations.warn(format!("{problem} {metric:?}"), arg.pos());
+        }
+        if matches!(name, "rate" | "increase" | "irate") {
+            self.hint_counter(ranges, arg, pos);
+        }
+        Ok(columns)
+    }
+
+    fn hint_counter(&mut self, ranges: &RangeVector, arg: &Expr, _pos: Pos) {
+        for s in &ranges.series {
+            let name = s.labels.metric_name();
+            let is_float = s.samples.iter().any(|x| matches!(x.value, SampleValue::Float(_)));
+            if is_float && !name.is_empty() && !COUNTER_SUFFIXES.iter().any(|suffix| name.ends_with(suffix)) {
+                self.annotations.info(format!("metric might not be a counter, name does not end in _total/_sum/_count/_bucket: {name:?}"), arg.pos());
+                return;
+            }
+        }
+    }
+
+    /// `absent_over_time`: one where no series has a sample in its window.
+    pub(crate) fn absent_over_time(&mut self, arg: &Expr) -> Evaluated<Vec<Column>> {
+        let ranges = self.range_vector(arg)?;
+        let mut present = vec![false; self.steps.count];
+        ranges.each_window(|_, step, _| {
+            if let Some(p) = present.get_mut(step) {
+                *p = true;
+            }
+            Ok::<_, obs_model::SelectError>(())
+        })?;
+        let labels = match arg.unwrap_parens() {
+            Expr::Matrix { selector, .. } => super::vector_functions::absent_labels(&selector.matchers),
+            _ => Labels::default(),
+        };
+        let values: Vec<Slot> = present.into_iter().map(|p| (!p).then_some(SampleValue::Float(1.0))).collect();
+        Ok(if values.iter().any(Option::is_some) { vec![Column { labels, values }] } else { Vec::new() })
+    }
+}

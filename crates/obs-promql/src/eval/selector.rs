@@ -1,0 +1,141 @@
+//! Instant and range selectors, subqueries.
+
+use crate::ast::{Expr, Selector};
+use crate::eval::{Column, Evaluated, Evaluator, Steps, Value, execution};
+use obs_model::{Labels, Sample, SampleValue, Series, SeriesSelection, TimestampMs};
+
+/// Series with the samples that the windows of all steps may need, and the windows.
+pub(crate) struct RangeVector {
+    pub(crate) series: Vec<Series>,
+    pub(crate) range_ms: i64,
+    /// End of the window at each step.
+    pub(crate) ends: Vec<i64>,
+}
+
+impl RangeVector {
+    /// Calls `f` for each series and step that has samples in its left-open window. Gives the
+    /// series' index, the step's index and the samples.
+    pub(crate) fn each_window<E>(&self, mut f: impl FnMut(usize, usize, &[Sample]) -> Result<(), E>) -> Result<(), E> {
+        for (index, series) in self.series.iter().enumerate() {
+            let samples = series.samples.as_slice();
+            let (mut from, mut to) = (0, 0);
+            for (step, end) in self.ends.iter().enumerate() {
+                let start = end - self.range_ms;
+                while samples.get(to).is_some_and(|s| s.timestamp.millis() <= *end) {
+                    to += 1;
+                }
+                while from < to && samples.get(from).is_some_and(|s| s.timestamp.millis() <= start) {
+                    from += 1;
+                }
+                if let Some(window) = samples.get(from..to).filter(|w| !w.is_empty()) {
+                    f(index, step, window)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Evaluator<'_> {
+    fn fetch(&self, selector: &Selector, start: i64, end: i64) -> Evaluated<Vec<Series>> {
+        let selection = SeriesSelection {
+            matchers: &selector.matchers,
+            start: TimestampMs::from_millis(start),
+            end: TimestampMs::from_millis(end),
+        };
+        Ok(self.source.select(self.tenant, &selection, self.budget)?)
+    }
+
+    pub(crate) fn selector(&mut self, selector: &Selector) -> Evaluated<Vec<Column>> {
+        Ok(self.selector_samples(selector)?.into_iter().map(|(c, _)| c).collect())
+    }
+
+    /// Returns columns and, for each slot, the time of the sample it came from.
+    pub(crate) fn selector_samples(&mut self, selector: &Selector) -> Evaluated<Vec<(Column, Vec<i64>)>> {
+        let (from, to) = self.reference_bounds(selector);
+        // Left-open: a sample exactly one look-back old is too old.
+        let series = self.fetch(selector, from - self.options.lookback_ms + 1, to)?;
+        self.budget.take(0, series.len().saturating_mul(self.steps.count).saturating_mul(24))?;
+        let mut out = Vec::with_capacity(series.len());
+        for s in series {
+            let mut values = vec![None; self.steps.count];
+            let mut times = vec![0; self.steps.count];
+            let mut next = 0;
+            for (i, t) in self.steps.times().enumerate() {
+                let at = self.reference_time(selector.at, t) - selector.offset_ms;
+                while s.samples.get(next).is_some_and(|x| x.timestamp.millis() <= at) {
+                    next += 1;
+                }
+                let latest = next.checked_sub(1).and_then(|i| s.samples.get(i));
+                let Some(sample) = latest.filter(|x| x.timestamp.millis() > at - self.options.lookback_ms && !x.value.is_stale()) else {
+                    continue;
+                };
+                if let (Some(v), Some(time)) = (values.get_mut(i), times.get_mut(i)) {
+                    *v = Some(sample.value.clone());
+                    *time = sample.timestamp.millis();
+                }
+            }
+            let column = Column { labels: s.labels, values };
+            if column.values.iter().any(Option::is_some) {
+                out.push((column, times));
+            }
+        }
+        Ok(out)
+    }
+
+    /// Evaluates a range selector or subquery.
+    pub(crate) fn range_vector(&mut self, expr: &Expr) -> Evaluated<RangeVector> {
+        match expr.unwrap_parens() {
+            Expr::Matrix { selector, range_ms, .. } => {
+                let (from, to) = self.reference_bounds(selector);
+                let mut series = self.fetch(selector, from - range_ms + 1, to)?;
+                for s in &mut series {
+                    s.samples.retain(|x| !x.value.is_stale());
+                }
+                let ends = self.steps.times().map(|t| self.reference_time(selector.at, t) - selector.offset_ms).collect();
+                Ok(RangeVector { series, range_ms: *range_ms, ends })
+            }
+            Expr::Subquery { expr, range_ms, step_ms, offset_ms, at, .. } => {
+                let ends: Vec<i64> = self.steps.times().map(|t| self.reference_time(*at, t) - offset_ms).collect();
+                let (first, last) = (ends.first().copied().unwrap_or(0), ends.last().copied().unwrap_or(0));
+                let step = step_ms.unwrap_or(self.options.default_step_ms);
+                // Aligned to the step, whatever the query's start; left-open.
+                let mut start = (first - range_ms).div_euclid(step) * step;
+                if start <= first - range_ms {
+                    start += step;
+                }
+                let count = if last < start { 0 } else { ((last - start) / step) as usize + 1 };
+                let steps = Steps { start, step, count };
+                self.budget.take(count, 0)?;
+                let value = if count == 0 { Value::Vector(Vec::new()) } else { self.with_steps(steps, |ev| ev.eval(expr))? };
+                let columns = match value {
+                    Value::Vector(v) => v,
+                    Value::Scalar(v) => {
+                        let values = v.into_iter().map(|f| Some(SampleValue::Float(f))).collect();
+                        vec![Column { labels: Labels::default(), values }]
+                    }
+                    Value::String(_) => return execution("subquery over a string"),
+                };
+                let point = |(t, v): (i64, Option<SampleValue>)| Some(Sample { timestamp: TimestampMs::from_millis(t), value: v? });
+                let series = columns.into_iter().map(|c| Series { labels: c.labels, samples: steps.times().zip(c.values).filter_map(point).collect() });
+                Ok(RangeVector { series: series.collect(), range_ms: *range_ms, ends })
+            }
+            _ => execution("expected a range vector"),
+        }
+    }
+
+    /// Evaluates a range vector as the result of an instant query.
+    pub(crate) fn instant_matrix(&mut self, expr: &Expr) -> Evaluated<Vec<Series>> {
+        let ranges = self.range_vector(expr)?;
+        let mut out = Vec::new();
+        ranges.each_window(|i, _, samples| {
+            if let Some(s) = ranges.series.get(i) {
+                out.push(Series { labels: s.labels.clone(), samples: samples.to_vec() });
+            }
+            Ok::<_, std::convert::Infallible>(())
+        })
+        .unwrap_or_else(|e| match e {});
+        out.sort_by(|a, b| a.labels.cmp(&b.labels));
+        Ok(out)
+    }
+}

@@ -1,0 +1,269 @@
+//! Functions of instant vectors and scalars, and the dispatch of all function calls.
+
+use crate::ast::{Expr, Pos};
+use crate::eval::{Column, Evaluated, Evaluator, Slot, Value, execution, histograms, merge_same_labels};
+use obs_model::{Labels, MatchOp, Matcher, METRIC_NAME, SampleValue};
+use std::collections::HashMap;
+
+/// Labels of `absent()`'s result: the equality matchers, except of names that appear twice.
+pub(crate) fn absent_labels(matchers: &[Matcher]) -> Labels {
+    let mut seen: HashMap<&str, usize> = HashMap::new();
+    for m in matchers {
+        *seen.entry(&m.name).or_default() += 1;
+    }
+    let plain = |m: &&Matcher| m.op == MatchOp::Equal && m.name != METRIC_NAME && seen.get(m.name.as_str()) == Some(&1);
+    Labels::from_pairs(matchers.iter().filter(plain).map(|m| (&m.name, &m.value)))
+}
+
+/// Broken-down UTC time of a Unix timestamp in seconds.
+struct Date {
+    year: i64,
+    month: i64,
+    day: i64,
+    seconds_of_day: i64,
+    days: i64,
+}
+
+fn is_leap(year: i64) -> bool {
+    (year % 4 == 0 && year % 100 != 0) || year % 400 == 0
+}
+
+fn days_in_month(year: i64, month: i64) -> i64 {
+    match month {
+        2 => 28 + i64::from(is_leap(year)),
+        4 | 6 | 9 | 11 => 30,
+        _ => 31,
+    }
+}
+
+fn date(seconds: f64) -> Option<Date> {
+    // Past these bounds the year does not fit Prometheus' calendar either.
+    let s = (seconds.abs() < 1e14).then_some(seconds.floor() as i64)?;
+    let days = s.div_euclid(86_400);
+    let z = days + 719_468;
+    let era = z.div_euclid(146_097);
+    let doe = z.rem_euclid(146_097);
+    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let month = if mp < 10 { mp + 3 } else { mp - 9 };
+    let year = yoe + era * 400 + i64::from(month <= 2);
+    Some(Date { year, month, day: doy - (153 * mp + 2) / 5 + 1, seconds_of_day: s.rem_euclid(86_400), days })
+}
+
+fn date_part(name: &str, seconds: f64) -> f64 {
+    let Some(d) = date(seconds) else { return f64::NAN };
+    let value = match name {
+        "year" => d.year,
+        "month" => d.month,
+        "day_of_month" => d.day,
+        "day_of_week" => (d.days + 4).rem_euclid(7),
+        "day_of_year" => (1..d.month).map(|m| days_in_month(d.year, m)).sum::<i64>() + d.day,
+        "days_in_month" => days_in_month(d.year, d.month),
+        "hour" => d.seconds_of_day / 3600,
+        _ => d.seconds_of_day / 60 % 60,
+    };
+    value as f64
+}
+
+fn math(name: &str, f: f64) -> Option<f64> {
+    Some(match name {
+        "abs" => f.abs(),
+        "ceil" => f.ceil(),
+        "floor" => f.floor(),
+        "exp" => f.exp(),
+        "ln" => f.ln(),
+        "log2" => f.log2(),
+        "log10" => f.log10(),
+        "sqrt" => f.sqrt(),
+        "sgn" if f > 0.0 => 1.0,
+        "sgn" if f < 0.0 => -1.0,
+        "sgn" => f,
+        "acos" => f.acos(),
+        "acosh" => f.acosh(),
+        "asin" => f.asin(),
+        "asinh" => f.asinh(),
+        "atan" => f.atan(),
+        "atanh" => f.atanh(),
+        "cos" => f.cos(),
+        "cosh" => f.cosh(),
+        "sin" => f.sin(),
+        "sinh" => f.sinh(),
+        "tan" => f.tan(),
+        "tanh" => f.tanh(),
+        "deg" => f.to_degrees(),
+        "rad" => f.to_radians(),
+        _ => return None,
+    })
+}
+
+/// Maps the floats of each column (histograms vanish) and drops the metric name.
+fn map_floats(columns: Vec<Column>, f: impl Fn(usize, f64) -> Slot) -> Evaluated<Vec<Column>> {
+    let map = |c: Column| {
+        let value = |(i, slot): (usize, &Slot)| match slot {
+            Some(SampleValue::Float(v)) => f(i, *v),
+            _ => None,
+        };
+        Column { labels: c.labels.without_name(), values: c.values.iter().enumerate().map(value).collect() }
+    };
+    merge_same_labels(columns.into_iter().map(map).collect())
+}
+
+impl Evaluator<'_> {
+    pub(crate) fn call(&mut self, name: &str, args: &[Expr], pos: Pos) -> Evaluated<Value> {
+        let float = |f: f64| Some(SampleValue::Float(f));
+        let first = args.first();
+        match (name, first) {
+            ("time", _) => Ok(Value::Scalar(self.steps.times().map(|t| t as f64 / 1000.0).collect())),
+            ("pi", _) => Ok(Value::Scalar(vec![std::f64::consts::PI; self.steps.count])),
+            ("vector", Some(arg)) => {
+                let values = self.scalar(arg)?.into_iter().map(float).collect();
+                Ok(Value::Vector(vec![Column { labels: Labels::default(), values }]))
+            }
+            ("scalar", Some(arg)) => {
+                let columns = self.vector(arg)?;
+                let only = |step| {
+                    let mut there = columns.iter().filter(|c| matches!(c.values.get(step), Some(Some(_))));
+                    match (there.next(), there.next()) {
+                        (Some(c), None) => c.float(step).unwrap_or(f64::NAN),
+                        _ => f64::NAN,
+                    }
+                };
+                Ok(Value::Scalar((0..self.steps.count).map(only).collect()))
+            }
+            ("absent_over_time", Some(arg)) => self.absent_over_time(arg).map(Value::Vector),
+            (_, Some(_)) if args.iter().any(|a| a.value_type() == crate::ast::ValueType::Matrix) => {
+                self.range_function(name, args, pos).map(Value::Vector)
+            }
+            ("timestamp", Some(arg)) => self.timestamp(arg).map(Value::Vector),
+            ("histogram_quantile" | "histogram_fraction", Some(q)) => {
+                let lower = self.scalar(q)?;
+                let upper = if args.len() == 3 { args.get(1).map(|a| self.scalar(a)).transpose()? } else { None };
+                let Some(last) = args.last() else { return execution("missing argument") };
+                let columns = self.vector(last)?;
+                match upper {
+                    None => self.histogram_quantile(&lower, columns, q.pos()),
+                    Some(upper) => self.histogram_fraction(&lower, &upper, columns, pos),
+                }
+                .map(Value::Vector)
+            }
+            ("label_replace", Some(arg)) => self.label_replace(arg, args).map(Value::Vector),
+            ("label_join", Some(arg)) => self.label_join(arg, args).map(Value::Vector),
+            ("year" | "month" | "day_of_month" | "day_of_week" | "day_of_year" | "days_in_month" | "hour" | "minute", _) => {
+                let columns = match first {
+                    Some(arg) => self.vector(arg)?,
+                    None => vec![Column { labels: Labels::default(), values: self.steps.times().map(|t| float(t as f64 / 1000.0)).collect() }],
+                };
+                map_floats(columns, |_, f| float(date_part(name, f))).map(Value::Vector)
+            }
+            (_, Some(arg)) => self.of_vector(name, arg, args).map(Value::Vector),
+            (_, None) => execution(format!("function {name} needs an argument")),
+        }
+    }
+
+    fn of_vector(&mut self, name: &str, arg: &Expr, args: &[Expr]) -> Evaluated<Vec<Column>> {
+        let float = |f: f64| Some(SampleValue::Float(f));
+        let columns = self.vector(arg)?;
+        let params = args.iter().skip(1).map(|a| self.scalar(a)).collect::<Evaluated<Vec<_>>>()?;
+        let param = |n: usize, step: usize, default: f64| params.get(n).and_then(|p| p.get(step)).copied().unwrap_or(default);
+        match name {
+            "absent" => {
+                let any = |step| columns.iter().any(|c| matches!(c.values.get(step), Some(Some(_))));
+                let values: Vec<Slot> = (0..self.steps.count).map(|s| if any(s) { None } else { float(1.0) }).collect();
+                let labels = match arg.unwrap_parens() {
+                    Expr::Selector(s) => absent_labels(&s.matchers),
+                    _ => Labels::default(),
+                };
+                Ok(if values.iter().any(Option::is_some) { vec![Column { labels, values }] } else { Vec::new() })
+            }
+            "clamp" => map_floats(columns, |i, f| {
+                let (min, max) = (param(0, i, f64::NAN), param(1, i, f64::NAN));
+                if max < min {
+                    None
+                } else if min.is_nan() || max.is_nan() || f.is_nan() {
+                    float(f64::NAN)
+                } else {
+                    float(f.min(max).max(min))
+                }
+            }),
+            "clamp_min" => map_floats(columns, |i, f| float(if f.is_nan() || param(0, i, 0.0).is_nan() { f64::NAN } else { f.max(param(0, i, 0.0)) })),
+            "clamp_max" => map_floats(columns, |i, f| float(if f.is_nan() || param(0, i, 0.0).is_nan() { f64::NAN } else { f.min(param(0, i, 0.0)) })),
+            "round" => map_floats(columns, |i, f| {
+                let inverse = 1.0 / param(0, i, 1.0);
+                float((f * inverse + 0.5).floor() / inverse)
+            }),
+            "sort" | "sort_desc" => {
+                let mut columns: Vec<Column> = columns.into_iter().filter(|c| c.values.iter().any(|v| matches!(v, Some(SampleValue::Float(_))))).collect();
+                columns.sort_by(|a, b| {
+                    let (a, b) = (a.float(0).unwrap_or(f64::NAN), b.float(0).unwrap_or(f64::NAN));
+                    let order = if name == "sort" { a.partial_cmp(&b) } else { b.partial_cmp(&a) };
+                    order.unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
+                });
+                Ok(columns)
+            }
+            "histogram_count" | "histogram_sum" | "histogram_avg" => {
+                let map = |c: Column| {
+                    let value = |v: &Slot| match v {
+                        Some(SampleValue::Histogram(h)) => float(histograms::part(name, h)),
+                        _ => None,
+                    };
+                    Column { labels: c.labels.without_name(), values: c.values.iter().map(value).collect() }
+                };
+                merge_same_labels(columns.into_iter().map(map).collect())
+            }
+            _ => map_floats(columns, |_, f| math(name, f).and_then(float)),
+        }
+    }
+
+    /// Of a plain selector the time of the sample itself, of anything else the evaluation time.
+    fn timestamp(&mut self, arg: &Expr) -> Evaluated<Vec<Column>> {
+        let seconds = |ms: i64| Some(SampleValue::Float(ms as f64 / 1000.0));
+        let columns = if let Expr::Selector(s) = arg.unwrap_parens() {
+            let rows = self.selector_samples(s)?;
+            let column = |(c, times): (Column, Vec<i64>)| Column {
+                labels: c.labels.without_name(),
+                values: c.values.iter().zip(times).map(|(v, t)| v.as_ref().and_then(|_| seconds(t))).collect(),
+            };
+            rows.into_iter().map(column).collect()
+        } else {
+            let columns = self.vector(arg)?;
+            let times: Vec<i64> = self.steps.times().collect();
+            let column = |c: Column| Column {
+                labels: c.labels.without_name(),
+                values: c.values.iter().zip(&times).map(|(v, t)| v.as_ref().and_then(|_| seconds(*t))).collect(),
+            };
+            columns.into_iter().map(column).collect()
+        };
+        merge_same_labels(columns)
+    }
+
+    fn label_replace(&mut self, arg: &Expr, args: &[Expr]) -> Evaluated<Vec<Column>> {
+        let (target, replacement) = (self.string(args.get(1))?, self.string(args.get(2))?);
+        let (source, pattern) = (self.string(args.get(3))?, self.string(args.get(4))?);
+        let regex = regex::Regex::new(&format!("^(?s:{pattern})$"));
+        let Ok(regex) = regex else { return execution(format!("invalid regular expression in label_replace(): {pattern}")) };
+        if target.is_empty() {
+            return execution(format!("invalid destination label name in label_replace(): {target}"));
+        }
+        let mut columns = self.vector(arg)?;
+        for c in &mut columns {
+            if let Some(captures) = regex.captures(c.labels.get(&source)) {
+                let mut value = String::new();
+                captures.expand(&replacement, &mut value);
+                c.labels = c.labels.with(&target, &value);
+            }
+        }
+        merge_same_labels(columns)
+    }
+
+    fn label_join(&mut self, arg: &Expr, args: &[Expr]) -> Evaluated<Vec<Column>> {
+        let (target, separator) = (self.string(args.get(1))?, self.string(args.get(2))?);
+        let sources = args.iter().skip(3).map(|a| self.string(Some(a))).collect::<Evaluated<Vec<_>>>()?;
+        let mut columns = self.vector(arg)?;
+        for c in &mut columns {
+            let parts: Vec<&str> = sources.iter().map(|s| c.labels.get(s)).collect();
+            c.labels = c.labels.with(&target, &parts.join(&separator));
+        }
+        merge_same_labels(columns)
+    }
+}
