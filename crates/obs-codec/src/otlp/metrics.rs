@@ -1,0 +1,335 @@
+//! Metrics as Prometheus series.
+//!
+//! Explicit-bucket histograms become classic `_bucket`, `_sum`, `_count` series, exponential ones
+//! native histograms, summaries quantile series. Resources become `job`, `instance`, a few
+//! promoted labels and `target_info`.
+
+use super::common::{attributes, resource};
+use super::names::{label_name, metric_name};
+use crate::{Decoded, Rejected};
+use obs_model::{
+    Attributes, Histogram, Labels, LabelsBuilder, METRIC_NAME, MetricKind, MetricMetadata, Resource,
+    STALE_NAN_BITS, Sample, SampleValue, Series, TimestampMs,
+};
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+use opentelemetry_proto::tonic::common::v1::KeyValue;
+use opentelemetry_proto::tonic::metrics::v1::metric::Data;
+use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value as NumberValue;
+use opentelemetry_proto::tonic::metrics::v1::{
+    AggregationTemporality, ExponentialHistogramDataPoint, HistogramDataPoint, Metric, NumberDataPoint, SummaryDataPoint,
+};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Resource attributes that become labels of every series, beside `job` and `instance`.
+const PROMOTED: [&str; 4] = ["service.name", "service.instance.id", "deployment.environment.name", "service.version"];
+/// OTLP's flag of a point without a value.
+const NO_RECORDED_VALUE: u32 = 1;
+/// The finest resolution that native histograms have.
+const SCHEMA_MAX: i32 = 8;
+const SCHEMA_MIN: i32 = -4;
+
+/// The series of a request.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Metrics {
+    /// Gauges and cumulative points.
+    pub series: Vec<Series>,
+    /// Delta points: each sample is an increment since the one before.
+    pub deltas: Vec<Series>,
+    pub metadata: Vec<MetricMetadata>,
+}
+
+struct Builder {
+    out: Metrics,
+    rejected: Rejected,
+    /// Labels of the current resource.
+    base: Vec<(String, String)>,
+}
+
+/// Converts a request. Points without a valid time or of unspecified temporality are refused.
+pub fn decode_metrics(request: ExportMetricsServiceRequest) -> Decoded<Metrics> {
+    let mut b = Builder { out: Metrics::default(), rejected: Rejected::default(), base: Vec::new() };
+    let mut metadata = BTreeMap::new();
+    for rm in request.resource_metrics {
+        let resource = resource(rm.resource);
+        b.base = resource_labels(&resource);
+        let mut latest = None;
+        for sm in rm.scope_metrics {
+            for metric in sm.metrics {
+                if let Some(m) = b.metric(metric, &mut latest) {
+                    metadata.insert(m.name.clone(), m);
+                }
+            }
+        }
+        if let Some(time) = latest {
+            b.target_info(&resource, time);
+        }
+    }
+    b.out.metadata = metadata.into_values().collect();
+    Decoded { items: b.out, rejected: b.rejected }
+}
+
+fn resource_labels(r: &Resource) -> Vec<(String, String)> {
+    let get = |k: &str| r.attributes.get(k).map(ToString::to_string).filter(|v| !v.is_empty());
+    let mut out = Vec::new();
+    if let Some(name) = get("service.name") {
+        let job = get("service.namespace").map_or_else(|| name.clone(), |ns| format!("{ns}/{name}"));
+        out.push(("job".to_owned(), job));
+    }
+    if let Some(instance) = get("service.instance.id") {
+        out.push(("instance".to_owned(), instance));
+    }
+    out.extend(PROMOTED.iter().filter_map(|k| Some((label_name(k), get(k)?))));
+    out
+}
+
+fn time(ns: u64) -> Option<TimestampMs> {
+    i64::try_from(ns / 1_000_000).ok().filter(|ms| *ms > 0).map(TimestampMs::from_millis)
+}
+
+impl Builder {
+    fn labels(&self, name: &str, point: &Attributes, extra: &[(&str, &str)]) -> Labels {
+        let mut b = LabelsBuilder::default();
+        for (k, v) in &self.base {
+            b.set(k, v);
+        }
+        let mut seen: BTreeMap<String, String> = BTreeMap::new();
+        for (k, v) in point.iter() {
+            let text = v.to_string();
+            // Keys that become one name share it, joined as the specification says.
+            seen.entry(label_name(k)).and_modify(|old| *old = format!("{old};{text}")).or_insert(text);
+        }
+        for (k, v) in &seen {
+            b.set(k, v);
+        }
+        for (k, v) in extra {
+            b.set(k, v);
+        }
+        b.set(METRIC_NAME, name);
+        b.build()
+    }
+
+    fn push(&mut self, labels: Labels, timestamp: TimestampMs, value: SampleValue, delta: bool) {
+        let series = Series { labels, samples: vec![Sample { timestamp, value }] };
+        if delta { self.out.deltas.push(series) } else { self.out.series.push(series) }
+    }
+
+    fn metric(&mut self, m: Metric, latest: &mut Option<TimestampMs>) -> Option<MetricMetadata> {
+        if m.name.is_empty() {
+            self.rejected.add("metric has no name");
+            return None;
+        }
+        let mut note = |t: TimestampMs| *latest = Some(latest.map_or(t, |l| l.max(t)));
+        let (kind, name) = match m.data {
+            None => return None,
+            Some(Data::Gauge(g)) => {
+                let name = metric_name(&m.name, &m.unit, false, true);
+                for p in g.data_points {
+                    self.number(&name, p, false, &mut note);
+                }
+                (MetricKind::Gauge, name)
+            }
+            Some(Data::Sum(s)) => {
+                let name = metric_name(&m.name, &m.unit, s.is_monotonic, !s.is_monotonic);
+                let delta = self.is_delta(s.aggregation_temporality, s.data_points.len())?;
+                for p in s.data_points {
+                    self.number(&name, p, delta, &mut note);
+                }
+                (if s.is_monotonic { MetricKind::Counter } else { MetricKind::Gauge }, name)
+            }
+            Some(Data::Histogram(h)) => {
+                let name = metric_name(&m.name, &m.unit, false, false);
+                let delta = self.is_delta(h.aggregation_temporality, h.data_points.len())?;
+                for p in h.data_points {
+                    self.histogram(&name, p, delta, &mut note);
+                }
+                (MetricKind::Histogram, name)
+            }
+            Some(Data::ExponentialHistogram(h)) => {
+                let name = metric_name(&m.name, &m.unit, false, false);
+                let delta = self.is_delta(h.aggregation_temporality, h.data_points.len())?;
+                for p in h.data_points {
+                    self.exponential(&name, p, delta, &mut note);
+                }
+                (MetricKind::Histogram, name)
+            }
+            Some(Data::Summary(s)) => {
+                let name = metric_name(&m.name, &m.unit, false, false);
+                for p in s.data_points {
+                    self.summary(&name, p, &mut note);
+                }
+                (MetricKind::Summary, name)
+            }
+        };
+        Some(MetricMetadata { name, kind, help: m.description, unit: m.unit })
+    }
+
+    fn is_delta(&mut self, temporality: i32, points: usize) -> Option<bool> {
+        match AggregationTemporality::try_from(temporality) {
+            Ok(AggregationTemporality::Delta) => Some(true),
+            Ok(AggregationTemporality::Cumulative) => Some(false),
+            _ => {
+                self.rejected.add_many(points as u64, "aggregation temporality is unspecified");
+                None
+            }
+        }
+    }
+
+    /// Returns a point's time and labels' attributes, or refuses it.
+    fn point(&mut self, ns: u64, list: Vec<KeyValue>, note: &mut dyn FnMut(TimestampMs)) -> Option<(TimestampMs, Attributes)> {
+        let Some(t) = time(ns) else {
+            self.rejected.add("data point has no time");
+            return None;
+        };
+        note(t);
+        Some((t, attributes(list)))
+    }
+
+    fn number(&mut self, name: &str, p: NumberDataPoint, delta: bool, note: &mut dyn FnMut(TimestampMs)) {
+        let Some((t, attrs)) = self.point(p.time_unix_nano, p.attributes, note) else { return };
+        let value = match p.value {
+            _ if p.flags & NO_RECORDED_VALUE != 0 => f64::from_bits(STALE_NAN_BITS),
+            Some(NumberValue::AsDouble(d)) => d,
+            Some(NumberValue::AsInt(i)) => i as f64,
+            None => return self.rejected.add("data point has no value"),
+        };
+        let labels = self.labels(name, &attrs, &[]);
+        self.push(labels, t, SampleValue::Float(value), delta);
+    }
+
+    fn histogram(&mut self, name: &str, p: HistogramDataPoint, delta: bool, note: &mut dyn FnMut(TimestampMs)) {
+        if !p.bucket_counts.is_empty() && p.bucket_counts.len() != p.explicit_bounds.len() + 1 {
+            return self.rejected.add("histogram's bounds and counts do not fit together");
+        }
+        let Some((t, attrs)) = self.point(p.time_unix_nano, p.attributes, note) else { return };
+        let stale = p.flags & NO_RECORDED_VALUE != 0;
+        let value = |v: f64| SampleValue::Float(if stale { f64::from_bits(STALE_NAN_BITS) } else { v });
+        let bucket = format!("{name}_bucket");
+        let mut cumulative = 0_u64;
+        for (count, bound) in p.bucket_counts.iter().zip(&p.explicit_bounds) {
+            cumulative = cumulative.saturating_add(*count);
+            let labels = self.labels(&bucket, &attrs, &[("le", &bound.to_string())]);
+            self.push(labels, t, value(cumulative as f64), delta);
+        }
+        let labels = self.labels(&bucket, &attrs, &[("le", "+Inf")]);
+        self.push(labels, t, value(p.count as f64), delta);
+        let labels = self.labels(&format!("{name}_count"), &attrs, &[]);
+        self.push(labels, t, value(p.count as f64), delta);
+        if let Some(sum) = p.sum {
+            let labels = self.labels(&format!("{name}_sum"), &attrs, &[]);
+            self.push(labels, t, value(sum), delta);
+        }
+    }
+
+    fn exponential(&mut self, name: &str, p: ExponentialHistogramDataPoint, delta: bool, note: &mut dyn FnMut(TimestampMs)) {
+        if p.scale < SCHEMA_MIN {
+            return self.rejected.add(format!("exponential histogram's scale {} is below {SCHEMA_MIN}", p.scale));
+        }
+        let Some((t, attrs)) = self.point(p.time_unix_nano, p.attributes, note) else { return };
+        let shift = (p.scale - SCHEMA_MAX).max(0).unsigned_abs().min(31);
+        let side = |b: Option<opentelemetry_proto::tonic::metrics::v1::exponential_histogram_data_point::Buckets>| {
+            let mut out: BTreeMap<i32, f64> = BTreeMap::new();
+            if let Some(b) = b {
+                for (i, count) in b.bucket_counts.iter().enumerate().filter(|(_, c)| **c > 0) {
+                    // OTLP's bucket i is (base^i, base^(i+1)], Prometheus' is one higher.
+                    let index = (b.offset.saturating_add(i as i32) >> shift).saturating_add(1);
+                    *out.entry(index).or_default() += *count as f64;
+                }
+            }
+            out.into_iter().collect::<Vec<_>>()
+        };
+        let stale = p.flags & NO_RECORDED_VALUE != 0;
+        let h = Histogram {
+            schema: p.scale.min(SCHEMA_MAX),
+            zero_threshold: if p.zero_threshold > 0.0 { p.zero_threshold } else { 1e-128 },
+            zero_count: p.zero_count as f64,
+            count: p.count as f64,
+            sum: if stale { f64::from_bits(STALE_NAN_BITS) } else { p.sum.unwrap_or(0.0) },
+            positive: side(p.positive),
+            negative: side(p.negative),
+            ..Histogram::default()
+        };
+        let labels = self.labels(name, &attrs, &[]);
+        self.push(labels, t, SampleValue::Histogram(Arc::new(h)), delta);
+    }
+
+    fn summary(&mut self, name: &str, p: SummaryDataPoint, note: &mut dyn FnMut(TimestampMs)) {
+        let Some((t, attrs)) = self.point(p.time_unix_nano, p.attributes, note) else { return };
+        for q in p.quantile_values {
+            let labels = self.labels(name, &attrs, &[("quantile", &q.quantile.to_string())]);
+            self.push(labels, t, SampleValue::Float(q.value), false);
+        }
+        for (suffix, v) in [("_sum", p.sum), ("_count", p.count as f64)] {
+            let labels = self.labels(&format!("{name}{suffix}"), &attrs, &[]);
+            self.push(labels, t, SampleValue::Float(v), false);
+        }
+    }
+
+    fn target_info(&mut self, resource: &Resource, t: TimestampMs) {
+        let identifying = ["service.name", "service.namespace", "service.instance.id"];
+        let rest: Attributes = resource.attributes.iter().filter(|(k, _)| !identifying.contains(&k.as_str())).cloned().collect();
+        if rest.is_empty() || self.base.is_empty() {
+            return;
+        }
+        let labels = self.labels("target_info", &rest, &[]);
+        self.push(labels, t, SampleValue::Float(1.0), false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::otlp::JsonRequest;
+
+    fn decode(metrics: &str) -> Decoded<Metrics> {
+        let json = format!(
+            r#"{{"resourceMetrics":[{{"resource":{{"attributes":[{{"key":"service.name","value":{{"stringValue":"api"}}}},{{"key":"os","value":{{"stringValue":"linux"}}}}]}},"scopeMetrics":[{{"metrics":[{metrics}]}}]}}]}}"#
+        );
+        decode_metrics(ExportMetricsServiceRequest::from_json(json.as_bytes()).unwrap())
+    }
+
+    fn floats(series: &[Series]) -> Vec<(String, f64)> {
+        let value = |s: &Series| match &s.samples[0].value {
+            SampleValue::Float(f) => *f,
+            SampleValue::Histogram(h) => h.count,
+        };
+        series.iter().map(|s| (s.labels.filter(|n| !["job", "service_name"].contains(&n)).to_string(), value(s))).collect()
+    }
+
+    #[test]
+    fn sums_of_both_temporalities_and_gauges() {
+        let d = decode(
+            r#"{"name":"req","sum":{"aggregationTemporality":2,"isMonotonic":true,"dataPoints":[{"timeUnixNano":"5000000000","asInt":"3","attributes":[{"key":"a.b","value":{"stringValue":"x"}}]}]}},
+               {"name":"inc","sum":{"aggregationTemporality":1,"isMonotonic":true,"dataPoints":[{"timeUnixNano":"5000000000","asInt":"2"}]}},
+               {"name":"temp","unit":"Cel","gauge":{"dataPoints":[{"timeUnixNano":"5000000000","asDouble":1.5}, {"asDouble":2}]}}"#,
+        );
+        assert_eq!(floats(&d.items.series), [("req_total{a_b=\"x\"}".into(), 3.0), ("temp_celsius".into(), 1.5), ("target_info{os=\"linux\"}".into(), 1.0)]);
+        assert_eq!(floats(&d.items.deltas), [("inc_total".into(), 2.0)]);
+        assert_eq!(d.rejected.count, 1);
+        assert_eq!(d.items.series[0].labels.get("job"), "api");
+    }
+
+    #[test]
+    fn histograms_become_buckets_or_native() {
+        let d = decode(
+            r#"{"name":"lat","unit":"s","histogram":{"aggregationTemporality":2,"dataPoints":[{"timeUnixNano":"5000000000","count":"6","sum":9,"bucketCounts":["1","2","3"],"explicitBounds":[0.5,1]}]}},
+               {"name":"exp","exponentialHistogram":{"aggregationTemporality":2,"dataPoints":[{"timeUnixNano":"5000000000","count":"4","sum":9,"scale":9,"zeroCount":"1","positive":{"offset":-1,"bucketCounts":["1","1","1"]}}]}},
+               {"name":"bad","histogram":{"aggregationTemporality":2,"dataPoints":[{"timeUnixNano":"5000000000","count":"6","bucketCounts":["1"],"explicitBounds":[0.5,1]}]}}"#,
+        );
+        let got = floats(&d.items.series);
+        assert_eq!(
+            got.get(..5).unwrap(),
+            [
+                ("lat_seconds_bucket{le=\"0.5\"}".into(), 1.0),
+                ("lat_seconds_bucket{le=\"1\"}".into(), 3.0),
+                ("lat_seconds_bucket{le=\"+Inf\"}".into(), 6.0),
+                ("lat_seconds_count".into(), 6.0),
+                ("lat_seconds_sum".into(), 9.0)
+            ]
+        );
+        let SampleValue::Histogram(h) = &d.items.series[5].samples[0].value else { panic!("not native") };
+        // Scale 9 is one finer than the finest: indices -1, 0, 1 become -1, 0, 0, one higher here.
+        assert_eq!((h.schema, h.positive.clone()), (8, vec![(0, 1.0), (1, 2.0)]));
+        assert_eq!(d.rejected.count, 1);
+    }
+}
