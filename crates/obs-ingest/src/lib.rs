@@ -1,1 +1,17 @@
-//! placeholder
+//! The write path between the decoders and the store: checks, deltas, LLM calls, derived series.
+//!
+//! [`Ingest`] takes decoded records, refuses what breaks a limit (and says so), turns delta
+//! points into cumulative ones, finds and prices LLM calls, and hands one batch to an
+//! `Append`. It decodes nothing and touches no disk.
+
+mod deltas;
+mod derive;
+mod limits;
+mod pipeline;
+mod seen;
+mod telemetry;
+
+pub use derive::Derived;
+pub use limits::Limits;
+pub use pipeline::{Ingest, Outcome};
+pub use telemetry::Telemetry;

@@ -1,0 +1,225 @@
+//! The path of a request's records: limits → LLM calls → append → derived counters.
+
+use crate::deltas::Deltas;
+use crate::derive::Derived;
+use crate::limits::Limits;
+use crate::seen::Seen;
+use crate::telemetry::Telemetry;
+use obs_llm::{PriceBook, call_from_span};
+use obs_model::{
+    Append, AppendError, CostState, LlmCall, LogRecord, MetricMetadata, Series, Span, SpanId,
+    TenantId, TimestampMs, TimestampNs, TraceId, WriteBatch,
+};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+/// What became of a request's records.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Outcome {
+    pub accepted: u64,
+    /// Refused here, beside those the decoder refused.
+    pub rejected: u64,
+    /// The first few reasons.
+    pub reasons: Vec<String>,
+}
+
+impl Outcome {
+    fn refuse(&mut self, reason: String) {
+        self.rejected += 1;
+        if self.reasons.len() < 5 && !self.reasons.contains(&reason) {
+            self.reasons.push(reason);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    deltas: Deltas,
+    derived: Derived,
+    /// Spans whose call was counted: exporters repeat batches whose answer got lost.
+    spans: Seen<(TenantId, TraceId, SpanId)>,
+    /// Response ids by trace: a gateway and an SDK report the same call.
+    responses: Seen<(TenantId, TraceId, String)>,
+}
+
+/// The write path. Clone it freely.
+#[derive(Debug, Clone)]
+pub struct Ingest {
+    store: Arc<dyn Append>,
+    limits: Limits,
+    prices: Arc<RwLock<Arc<PriceBook>>>,
+    telemetry: Telemetry,
+    state: Arc<Mutex<State>>,
+}
+
+/// Calls remembered for de-duplication.
+const SEEN_MAX: usize = 100_000;
+
+impl Ingest {
+    pub fn new(store: Arc<dyn Append>, limits: Limits, prices: PriceBook, telemetry: Telemetry) -> Self {
+        let state = State { deltas: Deltas::default(), derived: Derived::default(), spans: Seen::new(SEEN_MAX), responses: Seen::new(SEEN_MAX) };
+        Self { store, limits, prices: Arc::new(RwLock::new(Arc::new(prices))), telemetry, state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// Returns the price book in force.
+    pub fn prices(&self) -> Arc<PriceBook> {
+        self.prices.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces the price book; calls from now on are priced by it.
+    pub fn set_prices(&self, book: PriceBook) {
+        *self.prices.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(book);
+    }
+
+    pub fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn append(&self, tenant: &TenantId, writer: &str, items: (&str, u64), batch: WriteBatch) -> Result<(), AppendError> {
+        let t = &self.telemetry;
+        let timer = t.write_seconds.with_label_values(&[writer, "insert"]).start_timer();
+        let result = self.store.append(tenant, batch).await;
+        timer.observe_duration();
+        let status = if result.is_ok() { "success" } else { "error" };
+        t.writes.with_label_values(&[writer, "insert", status]).inc();
+        if result.is_ok() {
+            t.batch_size.with_label_values(&[writer, "insert"]).observe(items.1 as f64);
+            t.items_written.with_label_values(&[writer, items.0]).inc_by(items.1);
+        }
+        result
+    }
+
+    fn count_rejected(&self, signal: &str, outcome: &Outcome) {
+        if outcome.rejected > 0 {
+            self.telemetry.rejected.with_label_values(&[signal, "limit"]).inc_by(outcome.rejected);
+        }
+    }
+
+    /// Stores spans and the LLM calls in them.
+    ///
+    /// # Errors
+    /// When the store refuses the batch; then nothing was stored.
+    pub async fn spans(&self, tenant: &TenantId, spans: Vec<Span>, now: TimestampNs) -> Result<Outcome, AppendError> {
+        self.telemetry.spans_received.with_label_values(&["otlp"]).inc_by(spans.len() as u64);
+        let mut outcome = Outcome::default();
+        let mut batch = WriteBatch::default();
+        for s in spans {
+            match self.limits.span(&s, now) {
+                Ok(()) => batch.spans.push(s),
+                Err(reason) => outcome.refuse(reason),
+            }
+        }
+        batch.calls = self.calls(tenant, &batch.spans);
+        outcome.accepted = batch.spans.len() as u64;
+        self.count_rejected("traces", &outcome);
+        let calls = batch.calls.clone();
+        self.append(tenant, "trace", ("spans", outcome.accepted), batch).await?;
+        // Only what is durable counts: a refused batch comes again.
+        let mut state = self.state();
+        for c in calls {
+            state.spans.insert((tenant.clone(), c.trace_id, c.span_id));
+            if !c.call_id.is_empty() {
+                state.responses.insert((tenant.clone(), c.trace_id, c.call_id.clone()));
+            }
+            state.derived.observe(tenant, &c, now.to_millis());
+        }
+        Ok(outcome)
+    }
+
+    fn calls(&self, tenant: &TenantId, spans: &[Span]) -> Vec<LlmCall> {
+        let prices = self.prices();
+        let mut calls: Vec<LlmCall> = spans.iter().filter_map(|s| call_from_span(s, &prices)).collect();
+        if calls.is_empty() {
+            return calls;
+        }
+        let state = self.state();
+        let mut here_spans = HashSet::new();
+        let mut here_responses = HashSet::new();
+        calls.retain(|c| !state.spans.contains(&(tenant.clone(), c.trace_id, c.span_id)) && here_spans.insert((c.trace_id, c.span_id)));
+        for c in calls.iter_mut().filter(|c| !c.call_id.is_empty()) {
+            let key = (tenant.clone(), c.trace_id, c.call_id.clone());
+            if state.responses.contains(&key) || !here_responses.insert(key) {
+                c.cost_state = CostState::Duplicate;
+                c.cost = None;
+            }
+        }
+        calls
+    }
+
+    /// Stores log records.
+    ///
+    /// # Errors
+    /// When the store refuses the batch; then nothing was stored.
+    pub async fn logs(&self, tenant: &TenantId, logs: Vec<LogRecord>, now: TimestampNs) -> Result<Outcome, AppendError> {
+        let mut outcome = Outcome::default();
+        let mut batch = WriteBatch::default();
+        for r in logs {
+            match self.limits.log(&r, now) {
+                Ok(()) => batch.logs.push(r),
+                Err(reason) => outcome.refuse(reason),
+            }
+        }
+        outcome.accepted = batch.logs.len() as u64;
+        self.count_rejected("logs", &outcome);
+        self.append(tenant, "log", ("logs", outcome.accepted), batch).await?;
+        Ok(outcome)
+    }
+
+    /// Stores samples; `deltas` are summed first.
+    ///
+    /// # Errors
+    /// When the store refuses the batch; then nothing was stored.
+    pub async fn metrics(&self, tenant: &TenantId, series: Vec<Series>, deltas: Vec<Series>, metadata: Vec<MetricMetadata>, now: TimestampNs) -> Result<Outcome, AppendError> {
+        let mut outcome = Outcome::default();
+        let mut keep = |list: Vec<Series>| -> Vec<Series> {
+            list.into_iter()
+                .filter(|s| match self.limits.series(s, now) {
+                    Ok(()) => true,
+                    Err(reason) => {
+                        outcome.refuse(reason);
+                        false
+                    }
+                })
+                .collect()
+        };
+        let (mut series, deltas) = (keep(series), keep(deltas));
+        let mut undo = None;
+        if !deltas.is_empty() {
+            let (sums, refused, taken) = self.state().deltas.add(tenant, deltas, self.limits.delta_series_max);
+            series.extend(sums);
+            undo = Some(taken);
+            refused.into_iter().for_each(|r| outcome.refuse(r.to_owned()));
+        }
+        outcome.accepted = series.iter().map(|s| s.samples.len() as u64).sum();
+        self.count_rejected("metrics", &outcome);
+        let batch = WriteBatch { series, metadata, ..WriteBatch::default() };
+        let stored = self.append(tenant, "metric", ("data_points", outcome.accepted), batch).await;
+        if let (Err(_), Some(undo)) = (&stored, undo) {
+            self.state().deltas.undo(undo);
+        }
+        stored.map(|()| outcome)
+    }
+
+    /// Emits the derived series; called every few seconds.
+    ///
+    /// # Errors
+    /// When the store refuses the batch; the next tick carries the same counters.
+    pub async fn tick(&self, now: TimestampMs) -> Result<(), AppendError> {
+        const FORGET: Duration = Duration::from_secs(3600);
+        let emitted = {
+            let mut state = self.state();
+            state.deltas.forget(now.add_millis(-(FORGET.as_millis() as i64)));
+            state.derived.tick(now)
+        };
+        for (tenant, series, metadata) in emitted {
+            let n = series.len() as u64;
+            self.append(&tenant, "metric", ("data_points", n), WriteBatch { series, metadata, ..WriteBatch::default() }).await?;
+        }
+        Ok(())
+    }
+}
