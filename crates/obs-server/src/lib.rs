@@ -1,1 +1,26 @@
-//! placeholder
+//! The HTTP and gRPC surfaces: one module an API, wire structs and status codes.
+//!
+//! Holds no business logic: requests are decoded, handed to `obs-ingest` or a query engine, and
+//! the result is put into the peer's shape. [`router`] says what each listener serves; [`state`]
+//! what handlers share.
+
+mod body;
+mod health;
+mod jaeger;
+mod llm;
+mod loki;
+mod otlp_grpc;
+mod otlp_http;
+mod params;
+mod prometheus;
+pub mod router;
+mod run;
+mod sql;
+pub mod state;
+mod tenant;
+mod traces;
+mod ui;
+
+pub use otlp_grpc::serve_grpc;
+pub use router::{Listener, router};
+pub use state::{AppState, ServerLimits};

@@ -1,0 +1,89 @@
+//! Reading ingest bodies: size caps, decompression, and the answers to failures.
+
+use crate::state::AppState;
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use obs_codec::compression::{DecompressError, decompress};
+use obs_model::AppendError;
+
+/// Why a body or its records were refused, independent of the API's shape.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) status: StatusCode,
+    pub(crate) message: String,
+}
+
+/// Seconds after which a refused client is asked to come again.
+pub(crate) const RETRY_AFTER_SECONDS: u64 = 1;
+
+impl Refusal {
+    pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into() }
+    }
+
+    pub(crate) fn bad(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// Returns whether the same request may succeed later.
+    pub(crate) fn is_temporary(&self) -> bool {
+        matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
+    }
+
+    pub(crate) fn headers(&self) -> Vec<(HeaderName, HeaderValue)> {
+        if self.is_temporary() { vec![(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS))] } else { Vec::new() }
+    }
+
+    /// Answers as plain text.
+    pub(crate) fn into_text(self) -> Response {
+        let mut response = (self.status, format!("{}\n", self.message)).into_response();
+        response.headers_mut().extend(self.headers());
+        response
+    }
+}
+
+impl From<AppendError> for Refusal {
+    fn from(e: AppendError) -> Self {
+        let status = match e {
+            AppendError::Overloaded(_) => StatusCode::TOO_MANY_REQUESTS,
+            AppendError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            // A 500 would make OTLP clients drop what they could send again.
+            AppendError::DiskFull(_) | AppendError::ReadOnly(_) | AppendError::Closed | AppendError::Failed(_) => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, e.to_string())
+    }
+}
+
+/// Reads a body whole and expands it.
+pub(crate) async fn read(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Vec<u8>, Refusal> {
+    if state.is_draining() {
+        return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "server is shutting down"));
+    }
+    let limits = &state.limits;
+    let too_large = |max: usize| Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, format!("request body is larger than {max} bytes; send smaller batches"));
+    let collected = Limited::new(body, limits.body_bytes_max).collect().await;
+    let bytes = collected.map_err(|e| if e.is::<LengthLimitError>() { too_large(limits.body_bytes_max) } else { Refusal::bad(format!("request body was cut short: {e}")) })?;
+    let encoding = headers.get(header::CONTENT_ENCODING).map_or(Ok(""), |v| v.to_str()).unwrap_or("?").to_owned();
+    let raw = bytes.to_bytes();
+    if encoding.is_empty() || encoding.eq_ignore_ascii_case("identity") {
+        return Ok(raw.to_vec());
+    }
+    let max = limits.decompressed_bytes_max;
+    let expanded = tokio::task::spawn_blocking(move || decompress(&encoding, &raw, max)).await;
+    expanded.map_err(|e| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, e.to_string()))?.map_err(|e| {
+        let status = match e {
+            DecompressError::Unsupported(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            DecompressError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            DecompressError::Damaged { .. } => StatusCode::BAD_REQUEST,
+        };
+        Refusal::new(status, e.to_string())
+    })
+}
+
+/// Returns the media type without parameters, in lower case.
+pub(crate) fn media_type(headers: &HeaderMap) -> String {
+    let full = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    full.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}

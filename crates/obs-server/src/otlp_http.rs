@@ -1,0 +1,183 @@
+//! OTLP over HTTP: protobuf and JSON.
+
+use crate::body::{self, Refusal};
+use crate::state::AppState;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Json, Router};
+use http::{HeaderMap, StatusCode, header};
+use obs_codec::otlp::{self, JsonRequest};
+use obs_codec::{DecodeError, Rejected};
+use obs_ingest::Outcome;
+use obs_model::{TenantId, TimestampNs};
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use prost::Message;
+
+/// What a whole request led to: records refused and why.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Partial {
+    pub(crate) rejected: u64,
+    pub(crate) message: String,
+}
+
+fn partial(decoder: &Rejected, outcome: Outcome) -> Partial {
+    let mut reasons = decoder.reasons.clone();
+    reasons.extend(outcome.reasons);
+    Partial { rejected: decoder.count + outcome.rejected, message: reasons.join("; ") }
+}
+
+fn count(state: &AppState, signal: &str, rejected: &Rejected) {
+    if rejected.count > 0 {
+        state.ingest.telemetry().rejected.with_label_values(&[signal, "malformed"]).inc_by(rejected.count);
+    }
+}
+
+/// Stores a trace request.
+pub(crate) async fn traces(state: &AppState, tenant: &TenantId, request: ExportTraceServiceRequest) -> Result<Partial, Refusal> {
+    let decoded = otlp::decode_traces(request);
+    count(state, "traces", &decoded.rejected);
+    let outcome = state.ingest.spans(tenant, decoded.items, state.now()).await?;
+    Ok(partial(&decoded.rejected, outcome))
+}
+
+/// Stores a log request.
+pub(crate) async fn logs(state: &AppState, tenant: &TenantId, request: ExportLogsServiceRequest) -> Result<Partial, Refusal> {
+    let decoded = otlp::decode_logs(request, state.now());
+    count(state, "logs", &decoded.rejected);
+    let outcome = state.ingest.logs(tenant, decoded.items, state.now()).await?;
+    Ok(partial(&decoded.rejected, outcome))
+}
+
+/// Stores a metric request.
+pub(crate) async fn metrics(state: &AppState, tenant: &TenantId, request: ExportMetricsServiceRequest) -> Result<Partial, Refusal> {
+    let decoded = otlp::decode_metrics(request);
+    count(state, "metrics", &decoded.rejected);
+    let m = decoded.items;
+    let now: TimestampNs = state.now();
+    let outcome = state.ingest.metrics(tenant, m.series, m.deltas, m.metadata, now).await?;
+    Ok(partial(&decoded.rejected, outcome))
+}
+
+pub(crate) fn routes() -> Router<AppState> {
+    Router::new().route("/v1/traces", post(post_traces)).route("/v1/logs", post(post_logs)).route("/v1/metrics", post(post_metrics))
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Format {
+    Protobuf,
+    Json,
+}
+
+/// `google.rpc.Status`, the body of OTLP errors.
+#[derive(Clone, PartialEq, Message)]
+struct RpcStatus {
+    #[prost(int32, tag = "1")]
+    code: i32,
+    #[prost(string, tag = "2")]
+    message: String,
+}
+
+/// `Export*PartialSuccess` inside `Export*ServiceResponse`; one shape for all signals.
+#[derive(Clone, PartialEq, Message)]
+struct ExportResponse {
+    #[prost(message, optional, tag = "1")]
+    partial_success: Option<PartialSuccess>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PartialSuccess {
+    #[prost(int64, tag = "1")]
+    rejected: i64,
+    #[prost(string, tag = "2")]
+    message: String,
+}
+
+const fn grpc_code(status: StatusCode) -> i32 {
+    match status.as_u16() {
+        400 => 3,
+        413 | 429 => 8,
+        415 => 12,
+        _ => 14,
+    }
+}
+
+fn refuse(format: Format, r: &Refusal) -> Response {
+    let code = grpc_code(r.status);
+    let mut response = match format {
+        Format::Json => (r.status, Json(serde_json::json!({"code": code, "message": r.message}))).into_response(),
+        Format::Protobuf => {
+            let status = RpcStatus { code, message: r.message.clone() };
+            (r.status, [(header::CONTENT_TYPE, "application/x-protobuf")], status.encode_to_vec()).into_response()
+        }
+    };
+    response.headers_mut().extend(r.headers());
+    response
+}
+
+fn accept(format: Format, field: &str, p: Partial) -> Response {
+    let rejected = i64::try_from(p.rejected).unwrap_or(i64::MAX);
+    let is_whole = p.rejected == 0;
+    match format {
+        Format::Json if is_whole => Json(serde_json::json!({})).into_response(),
+        Format::Json => Json(serde_json::json!({"partialSuccess": {field: rejected.to_string(), "errorMessage": p.message}})).into_response(),
+        Format::Protobuf => {
+            let body = ExportResponse { partial_success: (!is_whole).then_some(PartialSuccess { rejected, message: p.message }) };
+            ([(header::CONTENT_TYPE, "application/x-protobuf")], body.encode_to_vec()).into_response()
+        }
+    }
+}
+
+fn format(headers: &HeaderMap) -> Result<Format, Refusal> {
+    match body::media_type(headers).as_str() {
+        "application/x-protobuf" | "application/protobuf" => Ok(Format::Protobuf),
+        "application/json" => Ok(Format::Json),
+        other => Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, format!("content type {other:?} is not supported; use application/x-protobuf or application/json"))),
+    }
+}
+
+/// Reads and parses a request of any signal.
+async fn parse<T: Message + Default + JsonRequest + Send + 'static>(state: &AppState, headers: &HeaderMap, body: Body) -> Result<(Format, TenantId, T), (Format, Refusal)> {
+    let format = format(headers).map_err(|r| (Format::Json, r))?;
+    let run = async {
+        let tenant = crate::tenant::tenant(headers).map_err(Refusal::bad)?;
+        let bytes = body::read(state, headers, body).await?;
+        let decoded: Result<T, DecodeError> = match format {
+            Format::Protobuf => otlp::from_protobuf(&bytes),
+            Format::Json => T::from_json(&bytes),
+        };
+        Ok((tenant, decoded.map_err(|e| Refusal::bad(e.to_string()))?))
+    };
+    run.await.map(|(tenant, request)| (format, tenant, request)).map_err(|r| (format, r))
+}
+
+fn answer(format: Format, field: &str, result: Result<Partial, Refusal>) -> Response {
+    match result {
+        Ok(p) => accept(format, field, p),
+        Err(r) => refuse(format, &r),
+    }
+}
+
+async fn post_traces(State(state): State<AppState>, headers: HeaderMap, body: Body) -> Response {
+    match parse(&state, &headers, body).await {
+        Ok((format, tenant, request)) => answer(format, "rejectedSpans", traces(&state, &tenant, request).await),
+        Err((format, r)) => refuse(format, &r),
+    }
+}
+
+async fn post_logs(State(state): State<AppState>, headers: HeaderMap, body: Body) -> Response {
+    match parse(&state, &headers, body).await {
+        Ok((format, tenant, request)) => answer(format, "rejectedLogRecords", logs(&state, &tenant, request).await),
+        Err((format, r)) => refuse(format, &r),
+    }
+}
+
+async fn post_metrics(State(state): State<AppState>, headers: HeaderMap, body: Body) -> Response {
+    match parse(&state, &headers, body).await {
+        Ok((format, tenant, request)) => answer(format, "rejectedDataPoints", metrics(&state, &tenant, request).await),
+        Err((format, r)) => refuse(format, &r),
+    }
+}

@@ -1,0 +1,331 @@
+//! The Prometheus HTTP API.
+
+use crate::params::{Params, prometheus_time, step_ms};
+use crate::run::{QueryFailure, blocking};
+use crate::state::AppState;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use http::{StatusCode, header};
+use obs_model::{Budget, Labels, Matcher, Sample, SampleValue, SeriesSelection, TimestampMs};
+use obs_promql::ast::Expr;
+use obs_promql::{Annotations, EvalError, Output, QueryOptions, evaluate_instant, evaluate_range, format_float, parse};
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+pub(crate) fn routes() -> Router<AppState> {
+    Router::new()
+        .route("/api/v1/query", get(query).post(query))
+        .route("/api/v1/query_range", get(query_range).post(query_range))
+        .route("/api/v1/series", get(series).post(series))
+        .route("/api/v1/labels", get(labels).post(labels))
+        .route("/api/v1/label/{name}/values", get(label_values))
+        .route("/api/v1/metadata", get(metadata))
+        .route("/api/v1/status/buildinfo", get(buildinfo))
+        .route("/api/v1/status/config", get(config))
+        .route("/-/healthy", get(|| async { "Observatory is Healthy.\n" }))
+        .route("/-/ready", get(crate::health::prometheus_ready))
+        .route("/-/reload", post(reload).put(reload))
+}
+
+/// An error in the API's shape.
+struct ApiError {
+    status: StatusCode,
+    kind: &'static str,
+    message: String,
+}
+
+impl ApiError {
+    fn bad(message: impl Into<String>) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, kind: "bad_data", message: message.into() }
+    }
+}
+
+impl From<QueryFailure> for ApiError {
+    fn from(f: QueryFailure) -> Self {
+        let (status, kind) = match f {
+            QueryFailure::Bad(_) | QueryFailure::TooMuch(_) => (StatusCode::UNPROCESSABLE_ENTITY, "execution"),
+            QueryFailure::Busy => (StatusCode::TOO_MANY_REQUESTS, "unavailable"),
+            QueryFailure::Timeout => (StatusCode::SERVICE_UNAVAILABLE, "timeout"),
+            QueryFailure::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+        };
+        Self { status, kind, message: f.message() }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = json!({"status": "error", "errorType": self.kind, "error": self.message});
+        (self.status, Json(body)).into_response()
+    }
+}
+
+type Api<T> = Result<T, ApiError>;
+
+fn success(data: impl serde::Serialize) -> Response {
+    Json(json!({"status": "success", "data": data})).into_response()
+}
+
+fn time_param(p: &Params, name: &str) -> Api<Option<i64>> {
+    let parse = |text: &str| prometheus_time(text).ok_or_else(|| ApiError::bad(format!("invalid parameter {name:?}: cannot parse {text:?} to a valid timestamp")));
+    p.get(name).map(parse).transpose()
+}
+
+fn parsed(p: &Params) -> Api<(String, Expr)> {
+    let text = p.get("query").unwrap_or_default();
+    let expr = parse(text).map_err(|e| ApiError::bad(format!("invalid parameter \"query\": {e}")))?;
+    Ok((text.to_owned(), expr))
+}
+
+fn options(p: &Params) -> Api<QueryOptions> {
+    let mut o = QueryOptions::default();
+    if let Some(text) = p.get("lookback_delta") {
+        o.lookback_ms = step_ms(text).filter(|ms| *ms > 0).ok_or_else(|| ApiError::bad(format!("error parsing lookback delta duration: {text:?}")))?;
+    }
+    Ok(o)
+}
+
+fn evaluated(r: Result<(Output, Annotations), EvalError>) -> Result<(Output, Annotations), QueryFailure> {
+    r.map_err(|e| match e {
+        EvalError::Execution(m) => QueryFailure::Bad(m),
+        EvalError::Select(s) => s.into(),
+    })
+}
+
+async fn query(State(state): State<AppState>, p: Params) -> Api<Response> {
+    let (text, expr) = parsed(&p)?;
+    let options = options(&p)?;
+    let time = time_param(&p, "time")?.unwrap_or_else(|| state.now().to_millis().millis());
+    let tenant = p.tenant.clone();
+    let result = blocking(&state, "metric_repository", "query", move |s, budget| {
+        evaluated(evaluate_instant(&*s.source, &tenant, &expr, TimestampMs::from_millis(time), options, budget))
+    })
+    .await?;
+    Ok(respond(&text, result))
+}
+
+async fn query_range(State(state): State<AppState>, p: Params) -> Api<Response> {
+    let missing = |name: &str| ApiError::bad(format!("invalid parameter {name:?}: cannot parse \"\" to a valid timestamp"));
+    let start = time_param(&p, "start")?.ok_or_else(|| missing("start"))?;
+    let end = time_param(&p, "end")?.ok_or_else(|| missing("end"))?;
+    if end < start {
+        return Err(ApiError::bad("invalid parameter \"end\": end timestamp must not be before start time"));
+    }
+    let text = p.get("step").unwrap_or_default();
+    let step = step_ms(text).ok_or_else(|| ApiError::bad(format!("invalid parameter \"step\": cannot parse {text:?} to a valid duration")))?;
+    if step <= 0 {
+        return Err(ApiError::bad("invalid parameter \"step\": zero or negative query resolution step widths are not accepted. Try a positive integer"));
+    }
+    if (end - start) / step > state.limits.query_points_max {
+        return Err(ApiError::bad("exceeded maximum resolution of 11,000 points per timeseries. Try decreasing the query resolution (?step=XX)"));
+    }
+    let (text, expr) = parsed(&p)?;
+    if !matches!(expr.value_type(), obs_promql::ast::ValueType::Scalar | obs_promql::ast::ValueType::Vector) {
+        let got = expr.value_type().describe();
+        return Err(ApiError::bad(format!("invalid parameter \"query\": invalid expression type {got:?} for range query, must be Scalar or instant Vector")));
+    }
+    let options = options(&p)?;
+    let tenant = p.tenant.clone();
+    let range = (TimestampMs::from_millis(start), TimestampMs::from_millis(end));
+    let result = blocking(&state, "metric_repository", "query_range", move |s, budget| {
+        evaluated(evaluate_range(&*s.source, &tenant, &expr, range, step, options, budget))
+    })
+    .await?;
+    Ok(respond(&text, result))
+}
+
+fn respond(query: &str, (output, annotations): (Output, Annotations)) -> Response {
+    let mut body = String::from(r#"{"status":"success","data":"#);
+    write_output(&mut body, &output);
+    let (warnings, infos) = annotations.print(query);
+    for (name, list) in [("warnings", warnings), ("infos", infos)] {
+        if !list.is_empty() {
+            let list: Vec<String> = list.into_iter().take(10).collect();
+            let _ = write!(body, ",\"{name}\":{}", json!(list));
+        }
+    }
+    body.push('}');
+    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// Writes a result as the `data` member, shared with the Loki API's metric results.
+pub(crate) fn write_output(out: &mut String, output: &Output) {
+    match output {
+        Output::Scalar(s) => {
+            out.push_str(r#"{"resultType":"scalar","result":"#);
+            write_sample(out, s);
+        }
+        Output::String(t, text) => {
+            let _ = write!(out, r#"{{"resultType":"string","result":[{},{}]"#, seconds(*t), json!(text));
+        }
+        Output::Vector(rows) => {
+            out.push_str(r#"{"resultType":"vector","result":["#);
+            for (i, (labels, s)) in rows.iter().enumerate() {
+                out.push_str(if i > 0 { ",{\"metric\":" } else { "{\"metric\":" });
+                write_labels(out, labels);
+                out.push_str(if matches!(s.value, SampleValue::Histogram(_)) { ",\"histogram\":" } else { ",\"value\":" });
+                write_sample(out, s);
+                out.push('}');
+            }
+            out.push(']');
+        }
+        Output::Matrix(series) => {
+            out.push_str(r#"{"resultType":"matrix","result":["#);
+            for (i, s) in series.iter().enumerate() {
+                out.push_str(if i > 0 { ",{\"metric\":" } else { "{\"metric\":" });
+                write_labels(out, &s.labels);
+                for (name, histograms) in [("values", false), ("histograms", true)] {
+                    let mut of_kind = s.samples.iter().filter(|x| matches!(x.value, SampleValue::Histogram(_)) == histograms).peekable();
+                    if of_kind.peek().is_none() {
+                        continue;
+                    }
+                    let _ = write!(out, ",\"{name}\":[");
+                    for (i, x) in of_kind.enumerate() {
+                        if i > 0 {
+                            out.push(',');
+                        }
+                        write_sample(out, x);
+                    }
+                    out.push(']');
+                }
+                out.push('}');
+            }
+            out.push(']');
+        }
+    }
+    out.push('}');
+}
+
+pub(crate) fn write_labels(out: &mut String, labels: &Labels) {
+    out.push('{');
+    for (i, (n, v)) in labels.iter().enumerate() {
+        let _ = write!(out, "{}{}:{}", if i > 0 { "," } else { "" }, json!(n), json!(v));
+    }
+    out.push('}');
+}
+
+/// Seconds with as many decimals as milliseconds need.
+fn seconds(t: TimestampMs) -> String {
+    let ms = t.millis();
+    let fraction = ms.rem_euclid(1000);
+    if fraction == 0 { ms.div_euclid(1000).to_string() } else { format!("{}", ms as f64 / 1000.0) }
+}
+
+fn write_sample(out: &mut String, s: &Sample) {
+    match &s.value {
+        SampleValue::Float(f) => {
+            let _ = write!(out, "[{},\"{}\"]", seconds(s.timestamp), format_float(*f));
+        }
+        SampleValue::Histogram(h) => {
+            let _ = write!(out, "[{},{{\"count\":\"{}\",\"sum\":\"{}\"", seconds(s.timestamp), format_float(h.count), format_float(h.sum));
+            let buckets = h.buckets();
+            if !buckets.is_empty() {
+                out.push_str(",\"buckets\":[");
+                for (i, b) in buckets.iter().enumerate() {
+                    // 0: open left, 1: open right, 2: open both, 3: closed both.
+                    let boundaries = match (b.lower_inclusive, b.upper_inclusive) {
+                        (false, true) => 0,
+                        (true, false) => 1,
+                        (false, false) => 2,
+                        (true, true) => 3,
+                    };
+                    let comma = if i > 0 { "," } else { "" };
+                    let _ = write!(out, "{comma}[{boundaries},\"{}\",\"{}\",\"{}\"]", format_float(b.lower), format_float(b.upper), format_float(b.count));
+                }
+                out.push(']');
+            }
+            out.push_str("}]");
+        }
+    }
+}
+
+/// The selectors of `match[]`; `None` where the endpoint allows none.
+fn selectors(p: &Params, required: bool) -> Api<Vec<Vec<Matcher>>> {
+    let mut out = Vec::new();
+    for text in p.all("match[]") {
+        match parse(text) {
+            Ok(Expr::Selector(s)) => out.push(s.matchers),
+            Ok(_) => return Err(ApiError::bad(format!("invalid parameter \"match[]\": {text:?} is not a series selector"))),
+            Err(e) => return Err(ApiError::bad(format!("invalid parameter \"match[]\": {e}"))),
+        }
+    }
+    if out.is_empty() {
+        if required {
+            return Err(ApiError::bad("no match[] parameter provided"));
+        }
+        out.push(Vec::new());
+    }
+    Ok(out)
+}
+
+/// Returns the matching label sets in the request's range.
+async fn label_sets(state: &AppState, p: &Params, required: bool) -> Api<BTreeSet<Labels>> {
+    let selectors = selectors(p, required)?;
+    let start = time_param(p, "start")?.unwrap_or(i64::MIN);
+    let end = time_param(p, "end")?.unwrap_or(i64::MAX);
+    let tenant = p.tenant.clone();
+    let run = move |s: &AppState, budget: &Budget| {
+        let mut out = BTreeSet::new();
+        for matchers in &selectors {
+            let selection = SeriesSelection { matchers, start: TimestampMs::from_millis(start), end: TimestampMs::from_millis(end) };
+            out.extend(s.source.label_sets(&tenant, &selection, budget)?);
+        }
+        Ok(out)
+    };
+    Ok(blocking(state, "metric_repository", "series", run).await?)
+}
+
+/// Cuts a list at `limit` and says so, as Prometheus does.
+fn limited<T: serde::Serialize>(p: &Params, mut list: Vec<T>) -> Api<Response> {
+    let limit: usize = p.number("limit", 0).map_err(ApiError::bad)?;
+    if limit > 0 && list.len() > limit {
+        list.truncate(limit);
+        return Ok(Json(json!({"status": "success", "data": list, "warnings": ["results truncated due to limit"]})).into_response());
+    }
+    Ok(success(list))
+}
+
+async fn series(State(state): State<AppState>, p: Params) -> Api<Response> {
+    let sets = label_sets(&state, &p, true).await?;
+    let object = |l: &Labels| l.iter().map(|(n, v)| (n.to_owned(), v.into())).collect::<serde_json::Map<String, serde_json::Value>>();
+    limited(&p, sets.iter().map(object).collect())
+}
+
+async fn labels(State(state): State<AppState>, p: Params) -> Api<Response> {
+    let sets = label_sets(&state, &p, false).await?;
+    let names: BTreeSet<&str> = sets.iter().flat_map(|l| l.iter().map(|(n, _)| n)).collect();
+    limited(&p, names.into_iter().collect())
+}
+
+async fn label_values(State(state): State<AppState>, Path(name): Path<String>, p: Params) -> Api<Response> {
+    let sets = label_sets(&state, &p, false).await?;
+    let values: BTreeSet<&str> = sets.iter().map(|l| l.get(&name)).filter(|v| !v.is_empty()).collect();
+    limited(&p, values.into_iter().collect())
+}
+
+async fn metadata(State(state): State<AppState>, p: Params) -> Api<Response> {
+    let all = state.source.metadata(&p.tenant);
+    let limit: usize = p.number("limit", usize::MAX).map_err(ApiError::bad)?;
+    let only = p.get("metric");
+    let wanted = all.into_iter().filter(|(name, _)| only.is_none_or(|m| m == name));
+    let entry = |(name, m): (String, obs_model::MetricMetadata)| (name, json!([{"type": m.kind.as_str(), "help": m.help, "unit": m.unit}]));
+    Ok(success(wanted.take(limit).map(entry).collect::<serde_json::Map<_, _>>()))
+}
+
+/// `features` must be absent: Grafana takes a server with features for Mimir.
+async fn buildinfo(State(state): State<AppState>) -> Response {
+    success(json!({"version": "3.0.0", "revision": format!("observatory-{}", state.version), "branch": "main", "buildUser": "", "buildDate": "", "goVersion": ""}))
+}
+
+async fn config(State(state): State<AppState>) -> Response {
+    success(json!({"yaml": &*state.config_text}))
+}
+
+async fn reload(State(state): State<AppState>) -> Response {
+    match (state.reload)() {
+        Ok(()) => StatusCode::OK.into_response(),
+        Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, format!("failed to reload config: {e}\n")).into_response(),
+    }
+}

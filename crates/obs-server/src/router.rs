@@ -1,0 +1,79 @@
+//! What each listener serves.
+
+use crate::state::AppState;
+use crate::{health, jaeger, llm, loki, otlp_http, prometheus, sql, traces, ui};
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+
+/// A listener by its role; its name is the one in `--listen NAME=ADDR` and `endpoints.json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Listener {
+    Ui,
+    Prometheus,
+    Loki,
+    Jaeger,
+    OtlpGrpc,
+    OtlpHttp,
+}
+
+impl Listener {
+    pub const ALL: [Self; 6] = [Self::Ui, Self::Prometheus, Self::Loki, Self::Jaeger, Self::OtlpGrpc, Self::OtlpHttp];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ui => "ui",
+            Self::Prometheus => "prometheus",
+            Self::Loki => "loki",
+            Self::Jaeger => "jaeger",
+            Self::OtlpGrpc => "otlp-grpc",
+            Self::OtlpHttp => "otlp-http",
+        }
+    }
+
+    /// The port that the product it speaks for uses.
+    pub const fn default_port(self) -> u16 {
+        match self {
+            Self::Ui => 3000,
+            Self::Prometheus => 9090,
+            Self::Loki => 3100,
+            Self::Jaeger => 16686,
+            Self::OtlpGrpc => 4317,
+            Self::OtlpHttp => 4318,
+        }
+    }
+}
+
+/// Builds the HTTP routes of a listener. The main port carries every API under a prefix too.
+pub fn router(listener: Listener, state: AppState) -> Router {
+    let common = health::routes();
+    let routes = match listener {
+        Listener::Ui => common
+            .merge(sql::routes())
+            .merge(llm::routes())
+            .merge(traces::routes())
+            .merge(otlp_http::routes())
+            .merge(loki::routes())
+            .nest("/prometheus", prometheus::routes())
+            .nest("/jaeger", jaeger::routes())
+            .fallback(ui::serve),
+        Listener::Prometheus => common.merge(prometheus::routes()),
+        Listener::Loki => common.merge(loki::routes()),
+        Listener::Jaeger => common.merge(jaeger::routes()),
+        Listener::OtlpHttp => common.merge(otlp_http::routes()),
+        Listener::OtlpGrpc => Router::new(),
+    };
+    routes.layer(middleware::from_fn_with_state((state.clone(), listener), count)).with_state(state)
+}
+
+async fn count(State((state, listener)): State<(AppState, Listener)>, request: Request, next: Next) -> Response {
+    let method = request.method().as_str().to_owned();
+    // Arbitrary method names would be arbitrary label values.
+    let method = if matches!(method.as_str(), "GET" | "POST" | "PUT" | "DELETE" | "HEAD" | "OPTIONS" | "PATCH") { method } else { "other".into() };
+    let response = next.run(request).await;
+    let status = response.status();
+    let labels = [listener.name(), method.as_str(), status.as_str()];
+    state.ingest.telemetry().http_requests.with_label_values(&labels).inc();
+    response
+}

@@ -1,0 +1,117 @@
+//! What all handlers share.
+
+use obs_ingest::Ingest;
+use obs_model::{AppendError, TimestampNs};
+use obs_sql::Source;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// Bounds of requests and queries.
+#[derive(Debug, Clone)]
+pub struct ServerLimits {
+    /// Request body as sent, and after decompression. Bytes.
+    pub body_bytes_max: usize,
+    pub decompressed_bytes_max: usize,
+    pub query_timeout: Duration,
+    pub query_samples_max: i64,
+    pub query_bytes_max: i64,
+    pub query_concurrency: usize,
+    /// How long a query may wait for its turn.
+    pub query_queue: Duration,
+    /// Steps of a range query.
+    pub query_points_max: i64,
+}
+
+impl Default for ServerLimits {
+    fn default() -> Self {
+        Self {
+            body_bytes_max: 16 << 20,
+            decompressed_bytes_max: 64 << 20,
+            query_timeout: Duration::from_secs(30),
+            query_samples_max: 50_000_000,
+            query_bytes_max: 512 << 20,
+            query_concurrency: 8,
+            query_queue: Duration::from_secs(10),
+            query_points_max: 11_000,
+        }
+    }
+}
+
+type Clock = Arc<dyn Fn() -> TimestampNs + Send + Sync>;
+type Probe = Arc<dyn Fn() -> Result<(), AppendError> + Send + Sync>;
+type Reload = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// Handles to everything a handler may use; cheap to clone.
+#[derive(Clone)]
+pub struct AppState {
+    pub source: Arc<dyn Source>,
+    pub ingest: Ingest,
+    pub limits: Arc<ServerLimits>,
+    pub version: &'static str,
+    pub started: TimestampNs,
+    /// Wall clock.
+    pub clock: Clock,
+    /// Whether the store takes writes, and if not why.
+    pub probe: Probe,
+    /// Re-reads the configuration.
+    pub reload: Reload,
+    pub draining: Arc<AtomicBool>,
+    /// The configuration in force, secrets removed, as YAML.
+    pub config_text: Arc<str>,
+    pub(crate) gate: Arc<Semaphore>,
+}
+
+impl fmt::Debug for AppState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AppState").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+/// What the binary supplies to build an [`AppState`].
+pub struct Parts {
+    pub source: Arc<dyn Source>,
+    pub ingest: Ingest,
+    pub limits: ServerLimits,
+    pub version: &'static str,
+    pub clock: Clock,
+    pub probe: Probe,
+    pub reload: Reload,
+    pub config_text: String,
+}
+
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parts").finish_non_exhaustive()
+    }
+}
+
+impl AppState {
+    pub fn new(p: Parts) -> Self {
+        let gate = Arc::new(Semaphore::new(p.limits.query_concurrency));
+        let started = (p.clock)();
+        Self {
+            source: p.source,
+            ingest: p.ingest,
+            limits: Arc::new(p.limits),
+            version: p.version,
+            started,
+            clock: p.clock,
+            probe: p.probe,
+            reload: p.reload,
+            draining: Arc::new(AtomicBool::new(false)),
+            config_text: p.config_text.into(),
+            gate,
+        }
+    }
+
+    pub(crate) fn now(&self) -> TimestampNs {
+        (self.clock)()
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+}
