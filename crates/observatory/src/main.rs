@@ -1,1 +1,35 @@
-fn main(){}
+//! `observatory`: the whole observability stack of a team that runs LLM applications.
+
+mod cli;
+mod client;
+mod config;
+mod demo;
+mod send;
+mod serve;
+
+use clap::Parser as _;
+use std::process::ExitCode;
+
+// Returns freed memory to the system sooner than glibc's allocator under many threads.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let args = cli::Args::parse();
+    let result = match args.command {
+        cli::Command::Serve(a) => serve::run(&a),
+        cli::Command::Query(a) => client::query(&a),
+        cli::Command::Send(a) => send::run(&a),
+        cli::Command::Check(a) => config::check(&a),
+        cli::Command::Verify(a) => cli::verify(&a),
+        cli::Command::Version(a) => cli::version(&a),
+    };
+    match result {
+        Ok(code) => code,
+        Err(e) => {
+            cli::complain(&format!("error: {e:#}"));
+            // A usage or configuration error is 2, a finding is 1.
+            ExitCode::from(if e.is::<config::ConfigError>() || e.is::<cli::UsageError>() { 2 } else { 1 })
+        }
+    }
+}

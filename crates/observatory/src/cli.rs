@@ -1,0 +1,188 @@
+//! The command line.
+
+use anyhow::Result;
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use obs_storage::vfs::OsVfs;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+#[derive(Debug, Parser)]
+#[command(name = "observatory", version, about = "Metrics, logs, traces and the cost of every LLM call, in one binary")]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the server.
+    Serve(ServeArgs),
+    /// Ask a running server.
+    Query(QueryArgs),
+    /// Send a test trace, metric or log to a running server.
+    Send(SendArgs),
+    /// Check files without running anything.
+    Check(CheckArgs),
+    /// Check every byte of a data directory that no server has open.
+    Verify(VerifyArgs),
+    /// Print the version.
+    Version(OutputArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ServeArgs {
+    /// Configuration file; without one the defaults apply.
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
+    /// Data directory [default: ./data].
+    #[arg(long)]
+    pub(crate) data: Option<PathBuf>,
+    /// Listener address, NAME=HOST:PORT or NAME=off; NAME may be `all`, PORT 0 takes a free one.
+    #[arg(long, value_name = "NAME=ADDR")]
+    pub(crate) listen: Vec<String>,
+    /// Generate the telemetry of a small LLM platform.
+    #[arg(long)]
+    pub(crate) demo: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    Text,
+    Json,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct OutputArgs {
+    /// Form of the output.
+    #[arg(long, value_enum, default_value = "text")]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Language {
+    Promql,
+    Logql,
+    Sql,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct QueryArgs {
+    pub(crate) language: Language,
+    /// The query.
+    pub(crate) query: String,
+    /// Main address of the server.
+    #[arg(long, default_value = "http://127.0.0.1:3000")]
+    pub(crate) url: String,
+    /// Instant of a metric query: Unix seconds or RFC 3339 [default: now].
+    #[arg(long)]
+    pub(crate) time: Option<String>,
+    /// Start of a range query.
+    #[arg(long)]
+    pub(crate) start: Option<String>,
+    /// End of a range query.
+    #[arg(long)]
+    pub(crate) end: Option<String>,
+    /// Step of a range query.
+    #[arg(long)]
+    pub(crate) step: Option<String>,
+    /// Lines of a log query.
+    #[arg(long, default_value_t = 30)]
+    pub(crate) limit: u32,
+    /// Tenant, sent as X-Scope-OrgID.
+    #[arg(long)]
+    pub(crate) tenant: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Signal {
+    Trace,
+    Metric,
+    Log,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct SendArgs {
+    pub(crate) signal: Signal,
+    /// OTLP/HTTP address of the server.
+    #[arg(long, default_value = "http://127.0.0.1:4318")]
+    pub(crate) endpoint: String,
+    /// Name of the service that the record claims to come from.
+    #[arg(long, default_value = "observatory-send")]
+    pub(crate) service: String,
+    #[arg(long)]
+    pub(crate) tenant: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct CheckArgs {
+    #[command(subcommand)]
+    pub(crate) what: CheckWhat,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CheckWhat {
+    /// Check configuration files.
+    Config {
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct VerifyArgs {
+    pub(crate) dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// The command line does not make sense.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct UsageError(pub(crate) String);
+
+/// Prints a line; a closed pipe is no error worth reporting.
+pub(crate) fn say(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// Prints a line to standard error.
+pub(crate) fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+pub(crate) fn version(a: &OutputArgs) -> Result<ExitCode> {
+    match a.output {
+        Output::Text => say(&format!("observatory {VERSION}")),
+        Output::Json => say(&serde_json::json!({"name": "observatory", "version": VERSION}).to_string()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(crate) fn verify(a: &VerifyArgs) -> Result<ExitCode> {
+    if !a.dir.join("wal").is_dir() {
+        return Err(UsageError(format!("{} is no data directory: it has no wal/", a.dir.display())).into());
+    }
+    let r = obs_storage::verify(&a.dir, &OsVfs)?;
+    match a.output.output {
+        Output::Json => {
+            let findings: Vec<_> = r.findings.iter().map(|f| serde_json::json!({"file": f.file, "problem": f.problem, "damage": f.is_damage})).collect();
+            say(&serde_json::json!({"wal_files": r.wal_files, "batches": r.batches, "segments": r.segments, "blocks": r.blocks, "bytes": r.bytes, "damaged": r.is_damaged(), "findings": findings}).to_string());
+        }
+        Output::Text => {
+            for f in &r.findings {
+                say(&format!("{}: {}: {}", if f.is_damage { "DAMAGE" } else { "note" }, f.file, f.problem));
+            }
+            say(&format!("{} log files with {} batches, {} segments with {} blocks, {} bytes: {}", r.wal_files, r.batches, r.segments, r.blocks, r.bytes, if r.is_damaged() { "damaged" } else { "sound" }));
+        }
+    }
+    Ok(if r.is_damaged() { ExitCode::from(1) } else { ExitCode::SUCCESS })
+}

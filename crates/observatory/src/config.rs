@@ -1,0 +1,333 @@
+//! The configuration file: raw YAML → validated settings.
+
+use crate::cli::{CheckArgs, CheckWhat, Output, complain, say};
+use anyhow::Result;
+use obs_ingest::Limits;
+use obs_llm::PriceBook;
+use obs_server::{Listener, ServerLimits};
+use obs_storage::StoreConfig;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// A configuration that cannot be used, with the place where it is wrong.
+#[derive(Debug, thiserror::Error)]
+#[error("{file}{}: {message}", .place.map(|(l, c)| format!(":{l}:{c}")).unwrap_or_default())]
+pub(crate) struct ConfigError {
+    pub(crate) file: String,
+    /// Line and column.
+    pub(crate) place: Option<(u64, u64)>,
+    pub(crate) message: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Raw {
+    data: RawData,
+    listen: BTreeMap<String, String>,
+    limits: RawLimits,
+    prices: RawPrices,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawData {
+    dir: Option<PathBuf>,
+    head_bytes: Option<usize>,
+    disk_reserve_bytes: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawLimits {
+    body_bytes: Option<usize>,
+    decompressed_bytes: Option<usize>,
+    query_timeout: Option<String>,
+    query_samples: Option<i64>,
+    query_bytes: Option<i64>,
+    query_concurrency: Option<usize>,
+    labels_per_series: Option<usize>,
+    log_line_bytes: Option<usize>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawPrices {
+    files: Vec<PathBuf>,
+}
+
+/// Where a listener is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Address {
+    Off,
+    At(SocketAddr),
+}
+
+/// Validated settings.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    pub(crate) store: StoreConfig,
+    pub(crate) listen: Vec<(Listener, Address)>,
+    pub(crate) server: ServerLimits,
+    pub(crate) ingest: Limits,
+    pub(crate) price_files: Vec<PathBuf>,
+    /// The file as it was read, for the API that shows it.
+    pub(crate) text: String,
+}
+
+/// Sections that belong to the configuration but are not read yet.
+const LATER: [&str; 10] = ["tenants", "retention", "prometheus", "alertmanager", "loki", "promtail", "sampling", "budgets", "grafana", "outbound"];
+
+/// Environment names of the Compose files that this product replaces, and the listener they move.
+const PORT_VARIABLES: [(&str, Listener); 6] = [
+    ("GRAFANA_PORT", Listener::Ui),
+    ("PROMETHEUS_PORT", Listener::Prometheus),
+    ("LOKI_PORT", Listener::Loki),
+    ("JAEGER_UI_PORT", Listener::Jaeger),
+    ("JAEGER_OTLP_GRPC_PORT", Listener::OtlpGrpc),
+    ("JAEGER_OTLP_HTTP_PORT", Listener::OtlpHttp),
+];
+
+/// Replaces `${NAME}` and `${NAME:-default}`; comments are left alone.
+fn expand(text: &str, file: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<String, ConfigError> {
+    let mut out = String::with_capacity(text.len());
+    for (number, line) in text.lines().enumerate() {
+        let mut rest = line;
+        while let Some(at) = rest.find("${").filter(|_| !line.trim_start().starts_with('#')) {
+            let (before, tail) = rest.split_at(at);
+            let fail = |message: String| ConfigError { file: file.into(), place: Some((number as u64 + 1, (line.len() - tail.len()) as u64 + 1)), message };
+            let Some(end) = tail.find('}') else { return Err(fail("${ is never closed".into())) };
+            let inside = tail.get(2..end).unwrap_or_default();
+            let (name, default) = inside.split_once(":-").map_or((inside, None), |(n, d)| (n, Some(d)));
+            let value = env(name).or_else(|| default.map(str::to_owned));
+            out.push_str(before);
+            out.push_str(&value.ok_or_else(|| fail(format!("environment variable {name} is not set; write ${{{name}:-default}} to give a default")))?);
+            rest = tail.get(end + 1..).unwrap_or_default();
+        }
+        out.push_str(rest);
+        out.push('\n');
+    }
+    Ok(out)
+}
+
+/// Edits between two words, for suggestions.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut last = row.first().copied().unwrap_or(0);
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+        for (j, cb) in b.iter().enumerate() {
+            let (left, up) = (row.get(j).copied().unwrap_or(0), row.get(j + 1).copied().unwrap_or(0));
+            let next = (last + usize::from(ca != *cb)).min(left + 1).min(up + 1);
+            last = up;
+            if let Some(slot) = row.get_mut(j + 1) {
+                *slot = next;
+            }
+        }
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    known.map(|k| (distance(word, k), k)).min().filter(|(d, _)| *d <= word.len().max(3) / 2 + 1).map(|(_, k)| k)
+}
+
+/// Turns a deserializer's message into one with a suggestion.
+fn explain(message: &str) -> String {
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    match quoted.next() {
+        Some(word) if message.contains("unknown field") && LATER.contains(&word) => format!("section {word:?} is not supported yet"),
+        Some(word) if message.contains("unknown field") => {
+            let known: Vec<&str> = quoted.collect();
+            let near = nearest(word, known.iter().copied()).map(|n| format!("; did you mean {n:?}?")).unwrap_or_default();
+            format!("unknown key {word:?}{near} Known here: {}", known.join(", "))
+        }
+        _ => message.to_owned(),
+    }
+}
+
+fn parse_raw(text: &str, file: &str) -> Result<Raw, ConfigError> {
+    if text.lines().all(|l| l.trim().is_empty() || l.trim_start().starts_with('#')) {
+        return Ok(Raw::default());
+    }
+    serde_saphyr::from_str(text).map_err(|e| {
+        let place = e.location().map(|l| (l.line(), l.column()));
+        let message = e.without_snippet().to_string();
+        let message = message.lines().next().unwrap_or_default();
+        // The position is in ours already.
+        let message = message.split(" at line ").next().unwrap_or(message);
+        ConfigError { file: file.into(), place, message: explain(message) }
+    })
+}
+
+/// Parses `NAME=ADDR` of the command line.
+pub(crate) fn listen_flag(text: &str) -> Result<(String, String), String> {
+    text.split_once('=').map(|(n, a)| (n.to_owned(), a.to_owned())).ok_or_else(|| format!("--listen {text:?} is not NAME=ADDR"))
+}
+
+fn set_listener(listen: &mut [(Listener, Address)], name: &str, address: &str) -> Result<(), String> {
+    let parsed = if address == "off" {
+        Address::Off
+    } else {
+        // A bare port stays on loopback.
+        let full = if address.contains(':') && !address.starts_with(':') { address.to_owned() } else { format!("127.0.0.1:{}", address.trim_start_matches(':')) };
+        let full = full.replace("localhost:", "127.0.0.1:");
+        Address::At(full.parse().map_err(|_| format!("{address:?} is no address; write HOST:PORT with a numeric host, PORT or off"))?)
+    };
+    let mut found = false;
+    for (l, a) in listen.iter_mut().filter(|(l, _)| name == "all" || l.name() == name) {
+        let _ = l;
+        *a = parsed;
+        found = true;
+    }
+    if found {
+        return Ok(());
+    }
+    let names: Vec<&str> = Listener::ALL.iter().map(|l| l.name()).collect();
+    let near = nearest(name, names.iter().copied()).map(|n| format!("; did you mean {n:?}?")).unwrap_or_default();
+    Err(format!("no listener is called {name:?}{near} There are: {}, all", names.join(", ")))
+}
+
+/// Reads and validates a configuration; `flags` are (name, address) pairs that win over it.
+pub(crate) fn load(file: Option<&Path>, data: Option<&Path>, flags: &[(String, String)], env: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
+    let name = file.map_or_else(|| "defaults".to_owned(), |f| f.display().to_string());
+    let fail = |message: String| ConfigError { file: name.clone(), place: None, message };
+    let text = match file {
+        Some(f) => std::fs::read_to_string(f).map_err(|e| fail(format!("cannot be read: {e}")))?,
+        None => String::new(),
+    };
+    let raw = parse_raw(&expand(&text, &name, env)?, &name)?;
+    let mut listen: Vec<(Listener, Address)> = Listener::ALL.iter().map(|l| (*l, Address::At(SocketAddr::from(([127, 0, 0, 1], l.default_port()))))).collect();
+    for (variable, listener) in PORT_VARIABLES {
+        if let Some(port) = env(variable) {
+            set_listener(&mut listen, listener.name(), &port).map_err(|e| fail(format!("environment variable {variable}: {e}")))?;
+        }
+    }
+    for (n, a) in &raw.listen {
+        set_listener(&mut listen, n, a).map_err(|e| fail(format!("listen: {e}")))?;
+    }
+    for (n, a) in flags {
+        set_listener(&mut listen, n, a).map_err(|e| ConfigError { file: "--listen".into(), place: None, message: e })?;
+    }
+    let mut store = StoreConfig::new(data.map(Path::to_owned).or(raw.data.dir).unwrap_or_else(|| "data".into()));
+    store.head_bytes_max = raw.data.head_bytes.unwrap_or(store.head_bytes_max).max(1 << 20);
+    store.disk_reserve_bytes = raw.data.disk_reserve_bytes.unwrap_or(store.disk_reserve_bytes);
+    let d = ServerLimits::default();
+    let l = raw.limits;
+    let query_timeout = match l.query_timeout {
+        Some(text) => duration(&text).ok_or_else(|| fail(format!("limits.query_timeout: {text:?} is no duration; write 30s or 2m")))?,
+        None => d.query_timeout,
+    };
+    let server = ServerLimits {
+        body_bytes_max: l.body_bytes.unwrap_or(d.body_bytes_max),
+        decompressed_bytes_max: l.decompressed_bytes.unwrap_or(d.decompressed_bytes_max),
+        query_timeout,
+        query_samples_max: l.query_samples.unwrap_or(d.query_samples_max),
+        query_bytes_max: l.query_bytes.unwrap_or(d.query_bytes_max),
+        query_concurrency: l.query_concurrency.unwrap_or(d.query_concurrency).max(1),
+        ..d
+    };
+    let d = Limits::default();
+    let ingest = Limits { labels_max: l.labels_per_series.unwrap_or(d.labels_max), log_line_bytes_max: l.log_line_bytes.unwrap_or(d.log_line_bytes_max), ..d };
+    // Paths in a file are relative to it.
+    let base = file.and_then(Path::parent).map(Path::to_owned).unwrap_or_default();
+    let price_files = raw.prices.files.into_iter().map(|p| base.join(p)).collect();
+    let config = Config { store, listen, server, ingest, price_files, text };
+    config.prices()?;
+    Ok(config)
+}
+
+/// Parses `30s`, `2m`, `1h30m`.
+fn duration(text: &str) -> Option<Duration> {
+    obs_promql::duration::parse_ms(text).and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis)
+}
+
+impl Config {
+    /// Returns the embedded price book with the configured files on top.
+    pub(crate) fn prices(&self) -> Result<PriceBook, ConfigError> {
+        let mut book = PriceBook::embedded();
+        for path in &self.price_files {
+            let fail = |message: String| ConfigError { file: path.display().to_string(), place: None, message };
+            let text = std::fs::read_to_string(path).map_err(|e| fail(format!("cannot be read: {e}")))?;
+            book.add_json(&text).map_err(|e| fail(e.to_string()))?;
+        }
+        Ok(book)
+    }
+}
+
+/// Returns an environment variable; the only place that reads the environment.
+pub(crate) fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|v| !v.is_empty())
+}
+
+pub(crate) fn check(a: &CheckArgs) -> Result<ExitCode> {
+    let CheckWhat::Config { files, output } = &a.what;
+    let mut failures = Vec::new();
+    for f in files {
+        match load(Some(f), None, &[], &environment) {
+            Ok(_) if output.output == Output::Text => say(&format!("{}: ok", f.display())),
+            Ok(_) => {}
+            Err(e) => {
+                if output.output == Output::Text {
+                    complain(&e.to_string());
+                }
+                failures.push(e);
+            }
+        }
+    }
+    if output.output == Output::Json {
+        let list: Vec<_> = failures.iter().map(|e| serde_json::json!({"file": e.file, "line": e.place.map(|p| p.0), "column": e.place.map(|p| p.1), "message": e.message})).collect();
+        say(&serde_json::json!({"ok": failures.is_empty(), "errors": list}).to_string());
+    }
+    Ok(if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn try_load(text: &str) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("observatory.yaml");
+        std::fs::write(&path, text).unwrap();
+        let env = |n: &str| (n == "SET").then(|| "4400".to_owned());
+        load(Some(&path), None, &[], &env).map_err(|e| e.to_string().replace(&format!("{}/", dir.path().display()), ""))
+    }
+
+    #[test]
+    fn a_good_file_is_taken() {
+        let c = try_load("data:\n  dir: /x\nlisten:\n  ui: 0.0.0.0:80\n  jaeger: off\n  loki: ${SET}\nlimits:\n  query_timeout: 1m\n").unwrap();
+        assert_eq!(c.store.dir, PathBuf::from("/x"));
+        let at = |l: Listener| c.listen.iter().find(|(x, _)| *x == l).unwrap().1;
+        assert_eq!(at(Listener::Ui), Address::At("0.0.0.0:80".parse().unwrap()));
+        assert_eq!(at(Listener::Jaeger), Address::Off);
+        assert_eq!(at(Listener::Loki), Address::At("127.0.0.1:4400".parse().unwrap()));
+        assert_eq!(c.server.query_timeout, Duration::from_secs(60));
+        assert!(try_load("# nothing\n").is_ok());
+    }
+
+    #[test]
+    fn a_wrong_file_says_where_and_what_instead() {
+        let cases = [
+            ("data:\n  dri: /x\n", "observatory.yaml:2:3: unknown key \"dri\"; did you mean \"dir\"?"),
+            ("limitz:\n  x: 1\n", "observatory.yaml:1:1: unknown key \"limitz\"; did you mean \"limits\"?"),
+            ("listen:\n  prometeus: 9\n", "observatory.yaml: listen: no listener is called \"prometeus\"; did you mean \"prometheus\"?"),
+            ("listen:\n  ui: here\n", "observatory.yaml: listen: \"here\" is no address"),
+            ("data:\n  dir: ${UNSET}\n", "observatory.yaml:2:8: environment variable UNSET is not set"),
+            ("limits:\n  query_concurrency: many\n", "observatory.yaml:2:22: "),
+            ("retention: {}\n", "observatory.yaml:1:1: section \"retention\" is not supported yet"),
+            ("prices:\n  files: [nope.json]\n", "nope.json: cannot be read"),
+            ("data: [\n", "observatory.yaml:"),
+        ];
+        for (text, want) in cases {
+            let got = try_load(text).unwrap_err();
+            assert!(got.starts_with(want), "{text:?}\n got {got}\nwant {want}");
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! `observatory serve`: builds everything in order, runs, and stops it in reverse.
+
+use crate::cli::{ServeArgs, UsageError, VERSION, say};
+use crate::config::{self, Address, Config};
+use crate::demo;
+use anyhow::{Context as _, Result};
+use obs_ingest::{Ingest, Telemetry};
+use obs_model::{Append as _, TenantId, TimestampNs, WriteBatch};
+use obs_server::state::Parts;
+use obs_server::{AppState, Listener, router, serve_grpc};
+use obs_storage::vfs::OsVfs;
+use obs_storage::Store;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// How long open requests may take after SIGTERM.
+const DRAIN: Duration = Duration::from_secs(10);
+/// Interval of the derived LLM series, and of the own metrics.
+const DERIVE: Duration = Duration::from_secs(5);
+const SELF_SCRAPE: Duration = Duration::from_secs(15);
+
+/// Returns the time of day; the only clock that labels data.
+pub(crate) fn wall_clock() -> TimestampNs {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    TimestampNs::from_nanos(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+}
+
+fn init_logging() {
+    let level = config::environment("LOG_LEVEL").unwrap_or_else(|| "info".into());
+    let filter = tracing_subscriber::EnvFilter::try_new(level).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    // A second initialisation, in tests, changes nothing.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).try_init();
+}
+
+pub(crate) fn run(a: &ServeArgs) -> Result<ExitCode> {
+    init_logging();
+    let flags = a.listen.iter().map(|l| config::listen_flag(l)).collect::<Result<Vec<_>, _>>().map_err(UsageError)?;
+    let load = || config::load(a.config.as_deref(), a.data.as_deref(), &flags, &config::environment);
+    let config = load()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("failed to start the runtime")?;
+    let (file, data) = (a.config.clone(), a.data.clone());
+    let reload_prices = move |ingest: &Ingest| -> Result<(), String> {
+        let fresh = config::load(file.as_deref(), data.as_deref(), &flags, &config::environment).map_err(|e| e.to_string())?;
+        ingest.set_prices(fresh.prices().map_err(|e| e.to_string())?);
+        Ok(())
+    };
+    runtime.block_on(serve(config, a.demo, Arc::new(reload_prices)))?;
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    Ok(ExitCode::SUCCESS)
+}
+
+type ReloadPrices = Arc<dyn Fn(&Ingest) -> Result<(), String> + Send + Sync>;
+
+async fn serve(config: Config, demo: bool, reload_prices: ReloadPrices) -> Result<()> {
+    let dir = config.store.dir.clone();
+    let store = Store::open(config.store.clone(), Arc::new(OsVfs))?;
+    report_recovery(&store);
+    let telemetry = Telemetry::new().context("failed to register metrics")?;
+    let ingest = Ingest::new(Arc::new(store.clone()), config.ingest.clone(), config.prices()?, telemetry);
+    let state = AppState::new(Parts {
+        source: Arc::new(store.clone()),
+        ingest: ingest.clone(),
+        limits: config.server.clone(),
+        version: VERSION,
+        clock: Arc::new(wall_clock),
+        probe: {
+            let store = store.clone();
+            Arc::new(move || store.check_writable())
+        },
+        reload: {
+            let (ingest, reload) = (ingest.clone(), reload_prices.clone());
+            Arc::new(move || reload(&ingest))
+        },
+        config_text: config.text.clone(),
+    });
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    let endpoints = listen(&config, &state, &stop, &mut tasks).await?;
+    tasks.spawn(tick(store.clone(), ingest.clone(), instance(&endpoints), stop.clone()));
+    write_endpoints(&dir, &endpoints)?;
+    for (name, address) in &endpoints {
+        say(&format!("{name:<10} {address}"));
+    }
+    if let Some(ui) = endpoints.get(Listener::Ui.name()) {
+        say(&format!("open http://{ui}/"));
+    }
+    if demo {
+        let otlp = endpoints.get(Listener::OtlpHttp.name()).or(endpoints.get(Listener::Ui.name()));
+        let address = *otlp.context("--demo needs the otlp-http or the ui listener")?;
+        tasks.spawn(demo::run(address, stop.clone()));
+    }
+    wait_for_signal(&state).await?;
+    tracing::info!("draining");
+    state.draining.store(true, Ordering::Relaxed);
+    stop.cancel();
+    let drained = tokio::time::timeout(DRAIN, async { while tasks.join_next().await.is_some() {} }).await;
+    if drained.is_err() {
+        tracing::warn!("open requests were cut off after {} s", DRAIN.as_secs());
+        tasks.shutdown().await;
+    }
+    // What was counted since the last tick.
+    if let Err(e) = ingest.tick(wall_clock().to_millis()).await {
+        tracing::warn!(error = %e, "last derived series were not stored");
+    }
+    tokio::task::spawn_blocking(move || store.close()).await.context("failed to close the store")?;
+    let _ = std::fs::remove_file(dir.join("endpoints.json"));
+    Ok(())
+}
+
+fn report_recovery(store: &Store) {
+    let r = store.recovery();
+    if r.bad_frames > 0 || !r.bad_segments.is_empty() {
+        tracing::error!(bad_frames = r.bad_frames, bad_segments = ?r.bad_segments, "the data directory is damaged; run `observatory verify`");
+    }
+    tracing::info!(wal_files = r.wal_files, wal_bytes = r.wal_bytes, batches = r.batches, torn_bytes = r.torn_bytes, segments = r.segments, "store opened");
+}
+
+async fn listen(config: &Config, state: &AppState, stop: &CancellationToken, tasks: &mut JoinSet<()>) -> Result<BTreeMap<&'static str, SocketAddr>> {
+    let mut endpoints = BTreeMap::new();
+    for (listener, address) in &config.listen {
+        let Address::At(address) = address else { continue };
+        let name = listener.name();
+        let socket = TcpListener::bind(address).await.with_context(|| format!("failed to listen on {address} for {name}; move it with --listen {name}=HOST:PORT or {name}=off"))?;
+        endpoints.insert(name, socket.local_addr().context("failed to read the own address")?);
+        let (state, stop) = (state.clone(), stop.clone());
+        if *listener == Listener::OtlpGrpc {
+            tasks.spawn(async move {
+                if let Err(e) = serve_grpc(state, socket, stop).await {
+                    tracing::error!(listener = name, error = %e, "listener failed");
+                }
+            });
+        } else {
+            let routes = router(*listener, state);
+            tasks.spawn(async move {
+                let server = axum::serve(socket, routes).with_graceful_shutdown(stop.cancelled_owned());
+                if let Err(e) = server.await {
+                    tracing::error!(listener = name, error = %e, "listener failed");
+                }
+            });
+        }
+    }
+    Ok(endpoints)
+}
+
+fn instance(endpoints: &BTreeMap<&'static str, SocketAddr>) -> String {
+    endpoints.get(Listener::Ui.name()).or(endpoints.values().next()).map_or_else(|| "observatory".into(), ToString::to_string)
+}
+
+/// Readers of the file never see half of it.
+fn write_endpoints(dir: &Path, endpoints: &BTreeMap<&'static str, SocketAddr>) -> Result<()> {
+    let map: serde_json::Map<String, serde_json::Value> = endpoints.iter().map(|(n, a)| ((*n).to_owned(), a.to_string().into())).collect();
+    let (new, path) = (dir.join("endpoints.json.new"), dir.join("endpoints.json"));
+    std::fs::write(&new, serde_json::Value::Object(map).to_string()).and_then(|()| std::fs::rename(&new, &path)).context("failed to write endpoints.json")
+}
+
+/// Emits the derived series and the own metrics until told to stop.
+async fn tick(store: Store, ingest: Ingest, instance: String, stop: CancellationToken) {
+    let mut derive = tokio::time::interval(DERIVE);
+    let mut scrape = tokio::time::interval(SELF_SCRAPE);
+    loop {
+        let result = tokio::select! {
+            () = stop.cancelled() => return,
+            _ = derive.tick() => ingest.tick(wall_clock().to_millis()).await,
+            _ = scrape.tick() => {
+                publish_usage(&store, ingest.telemetry());
+                let (series, metadata) = ingest.telemetry().series(&instance, wall_clock().to_millis());
+                store.append(&TenantId::default(), WriteBatch { series, metadata, ..WriteBatch::default() }).await
+            }
+        };
+        if let Err(e) = result {
+            tracing::warn!(error = %e, "own series were not stored");
+        }
+    }
+}
+
+fn publish_usage(store: &Store, t: &Telemetry) {
+    let (head, queued, segments) = store.usage();
+    for (kind, v) in [("head_bytes", head), ("queue_bytes", queued), ("segments", segments)] {
+        t.gauges.with_label_values(&[kind]).set(i64::try_from(v).unwrap_or(i64::MAX));
+    }
+    let s = store.stats();
+    for (kind, v) in [("wal_syncs", &s.wal_syncs), ("wal_bytes", &s.wal_bytes), ("wal_failures", &s.wal_failures), ("flushes", &s.flushes), ("refused", &s.refused)] {
+        let counter = t.counters.with_label_values(&[kind]);
+        counter.inc_by(v.load(Ordering::Relaxed).saturating_sub(counter.get()));
+    }
+}
+
+/// Returns on SIGTERM or SIGINT; SIGHUP reloads.
+async fn wait_for_signal(state: &AppState) -> Result<()> {
+    let install = |kind| signal(kind).context("failed to listen for signals");
+    let (mut term, mut int, mut hup) = (install(SignalKind::terminate())?, install(SignalKind::interrupt())?, install(SignalKind::hangup())?);
+    loop {
+        tokio::select! {
+            _ = term.recv() => return Ok(()),
+            _ = int.recv() => return Ok(()),
+            _ = hup.recv() => match (state.reload)() {
+                Ok(()) => tracing::info!("configuration reloaded"),
+                Err(e) => tracing::error!(error = %e, "configuration was not reloaded; the old one stays"),
+            },
+        }
+    }
+}
