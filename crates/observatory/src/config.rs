@@ -140,15 +140,16 @@ fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a s
 
 /// Turns a deserializer's message into one with a suggestion.
 fn explain(message: &str) -> String {
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    match quoted.next() {
-        Some(word) if message.contains("unknown field") && LATER.contains(&word) => format!("section {word:?} is not supported yet"),
-        Some(word) if message.contains("unknown field") => {
-            let known: Vec<&str> = quoted.collect();
+    let word = message.strip_prefix("unknown field `").and_then(|m| m.split('`').next());
+    match word {
+        Some(word) if LATER.contains(&word) => format!("section {word:?} is not supported yet"),
+        Some(word) => {
+            let list = message.split("expected one of ").nth(1).unwrap_or_default();
+            let known: Vec<&str> = list.split(", ").map(|k| k.trim_matches(['`', ' '])).collect();
             let near = nearest(word, known.iter().copied()).map(|n| format!("; did you mean {n:?}?")).unwrap_or_default();
             format!("unknown key {word:?}{near} Known here: {}", known.join(", "))
         }
-        _ => message.to_owned(),
+        None => message.to_owned(),
     }
 }
 

@@ -1,0 +1,198 @@
+// Walks the page as a person would, against the real binary with its demo data, and asks axe.
+// usage: OBSERVATORY_BIN=path node e2e/run.mjs
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { AxeBuilder } from '@axe-core/playwright';
+import { chromium } from 'playwright-core';
+
+const bin = process.env.OBSERVATORY_BIN;
+const chrome = process.env.CHROME ?? '/usr/bin/chromium';
+assert(bin && existsSync(bin), 'OBSERVATORY_BIN must name the built binary');
+assert(existsSync(chrome), `${chrome} is not there; install chromium or set CHROME`);
+const shots = process.env.SHOTS;
+const data = mkdtempSync(join(tmpdir(), 'observatory-e2e-'));
+const server = spawn(bin, ['serve', '--demo', '--data', data, '--listen', 'all=127.0.0.1:0'], { stdio: ['ignore', 'ignore', 'inherit'] });
+const wait = (ms) => new Promise((r) => setTimeout(r, ms));
+
+async function until(what, test, ms = 90_000) {
+  const end = Date.now() + ms;
+  for (;;) {
+    const value = await test().catch(() => null);
+    if (value) return value;
+    assert(Date.now() < end, `timed out waiting for ${what}`);
+    await wait(200);
+  }
+}
+
+let passed = 0;
+let failed = 0;
+async function step(name, run) {
+  try {
+    await run();
+    passed++;
+    console.log(`ok - ${name}`);
+  } catch (e) {
+    failed++;
+    console.log(`not ok - ${name}\n${e.stack}`);
+  }
+}
+
+let browser;
+try {
+  const endpoints = await until('endpoints.json', async () => JSON.parse(readFileSync(join(data, 'endpoints.json'), 'utf8')));
+  const base = `http://${endpoints.ui}`;
+  const json = async (path) => (await fetch(base + path)).json();
+  await until('the demo history', async () => (await json('/jaeger/api/services')).data.includes('evaluator'));
+  await until('demo metrics', async () => (await json('/prometheus/api/v1/query?query=inference_retries_total')).data.result.length);
+  browser = await chromium.launch({ executablePath: chrome, args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'] });
+  const context = await browser.newContext({ viewport: { width: 1440, height: 900 } });
+  const page = await context.newPage();
+  const problems = [];
+  page.on('pageerror', (e) => problems.push(e.message));
+  // Chromium's console also reports refused requests; only the page's own errors count.
+  page.on('console', (m) => m.type() === 'error' && !/Failed to load resource/.test(m.text()) && problems.push(m.text()));
+  await page.route('**', (route) => (route.request().url().startsWith(base) ? route.continue() : (problems.push(`foreign request ${route.request().url()}`), route.abort())));
+  const shot = async (name) => shots && page.screenshot({ path: join(shots, `${name}.png`) });
+  const axe = async (where) => {
+    const { violations } = await new AxeBuilder({ page }).withTags(['wcag2a', 'wcag2aa', 'wcag21aa']).analyze();
+    const serious = violations.filter((v) => ['serious', 'critical'].includes(v.impact));
+    assert.deepEqual(serious.map((v) => `${where}: ${v.id}: ${v.nodes[0]?.html}`), []);
+  };
+
+  await step('Home shows spend, requests, errors, latency and health', async () => {
+    await page.goto(base + '/');
+    const spend = page.getByRole('region', { name: 'Spend' }).locator('.value');
+    await spend.filter({ hasText: /^\$\d+\.\d\d$/ }).waitFor();
+    const summary = await json(`/api/v1/llm/summary`);
+    const shown = Number((await spend.textContent()).replace(/[$,]/g, ''));
+    assert(Math.abs(shown - Number(summary.total.cost_usd)) < 0.2, `${shown} against ${summary.total.cost_usd}`);
+    assert.match(await page.getByRole('region', { name: 'Health' }).locator('.value').textContent(), /healthy/);
+    await page.getByRole('region', { name: 'Services' }).getByRole('link', { name: 'gateway' }).waitFor();
+    await page.locator('[data-series="5"] canvas').waitFor();
+    await shot('home-light');
+    await axe('home');
+  });
+
+  await step('LLM lists calls, facets narrow them, and the URL carries it', async () => {
+    await page.getByRole('link', { name: 'Calls & cost' }).click();
+    const calls = page.getByRole('region', { name: 'Calls', exact: true });
+    await calls.getByRole('link').first().waitFor();
+    await page.getByRole('complementary', { name: 'Filters' }).getByRole('button', { name: /claude-sonnet-4-5-20250929/ }).click();
+    await page.waitForURL(/model=claude-sonnet-4-5-20250929/);
+    await calls.getByText('anthropic').first().waitFor();
+    await until('only one model', async () => (await calls.getByText('gpt-4o-mini').count()) === 0);
+    await page.getByRole('button', { name: 'Clear filters' }).click();
+    await page.getByRole('complementary', { name: 'Filters' }).getByRole('button', { name: /unpriced/ }).waitFor();
+    await shot('llm-light');
+    await axe('llm');
+  });
+
+  await step('a call opens its trace with the conversation', async () => {
+    await page.getByRole('complementary', { name: 'Filters' }).getByRole('button', { name: /^stop/ }).click();
+    await page.waitForURL(/finish_reason=stop/);
+    await page.getByRole('region', { name: 'Calls', exact: true }).getByRole('link').first().click();
+    await page.waitForURL(/\/traces\/[0-9a-f]{32}.*span=/);
+    const talk = page.getByRole('list', { name: 'Conversation' });
+    await talk.getByText('You are a helpful support agent.').waitFor();
+    await talk.getByText('tool call', { exact: true }).first().waitFor();
+    await talk.getByText('tool result').first().waitFor();
+    await talk.getByText('answer', { exact: true }).waitFor();
+    assert((await page.getByRole('treeitem').count()) >= 8);
+    await shot('trace-light');
+    await axe('trace');
+  });
+
+  await step('the trace leads to its logs and back', async () => {
+    await page.getByRole('tab', { name: 'Logs' }).click();
+    await page.getByRole('table', { name: 'Logs of the trace' }).getByText('request finished').waitFor();
+    await page.getByRole('link', { name: 'Open in Logs' }).click();
+    await page.waitForURL(/\/logs\?/);
+    const lines = page.getByRole('region', { name: 'Lines' });
+    await lines.getByText('request finished').first().click();
+    const detail = page.getByRole('region', { name: 'Line detail' });
+    await shot('logs-light');
+    await axe('logs');
+    await detail.getByRole('link', { name: /Open trace/ }).click();
+    await page.waitForURL(/\/traces\/[0-9a-f]{32}/);
+    await page.getByRole('treeitem').first().waitFor();
+  });
+
+  await step('10,000 spans scroll with few elements, and keys move between errors', async () => {
+    await page.goto(`${base}/traces/${'e7'.repeat(16)}?from=now-1h&to=now`);
+    await page.getByText('10 k', { exact: true }).first().waitFor();
+    const tree = page.getByRole('tree', { name: 'Spans' });
+    for (const share of [0.3, 0.6, 1]) await tree.evaluate((el, s) => el.scrollTo(0, el.scrollHeight * s), share);
+    await page.getByRole('treeitem').filter({ hasText: /case 333\d/ }).first().waitFor();
+    const elements = await page.evaluate(() => document.querySelectorAll('*').length);
+    assert(elements < 1500, `${elements} elements`);
+    await page.keyboard.press('e');
+    await page.waitForFunction(() => document.querySelector('[aria-selected="true"][role="treeitem"] .err'));
+    await shot('trace-10k-light');
+  });
+
+  await step('Metrics draws a query, and shows the server\'s words for a wrong one', async () => {
+    await page.goto(`${base}/explore/metrics?expr=${encodeURIComponent('sum by (service_name) (rate(http_server_request_duration_seconds_count[5m]))')}`);
+    await page.locator('[data-series="5"] canvas').waitFor();
+    await page.getByRole('textbox', { name: 'PromQL' }).waitFor();
+    await shot('metrics-light');
+    await axe('metrics');
+    await page.getByRole('textbox', { name: 'PromQL' }).click();
+    await page.keyboard.press('Control+A');
+    await page.keyboard.type('rate(up)');
+    await page.keyboard.press('Escape');
+    await page.getByRole('button', { name: 'Run' }).click();
+    await page.getByRole('alert').filter({ hasText: 'expected type range vector' }).waitFor();
+  });
+
+  await step('Traces search finds errors by tag', async () => {
+    await page.goto(`${base}/traces?service=gateway&from=now-2h&to=now`);
+    await page.getByLabel('Tags').fill('error=true');
+    await page.getByRole('button', { name: 'Search' }).click();
+    await page.waitForURL(/tags=error/);
+    const rows = page.getByRole('region', { name: 'Results' }).locator('tbody tr');
+    await rows.first().waitFor();
+    await shot('traces-light');
+    await axe('traces');
+  });
+
+  await step('the keyboard leads through the pages, and dark is as readable as light', async () => {
+    await page.goto(base + '/');
+    await page.keyboard.press('.');
+    assert.equal(await page.evaluate(() => document.documentElement.dataset.theme), 'dark');
+    for (const [key, path, name] of [['l', '/llm', 'llm'], ['t', '/traces', 'traces'], ['o', '/logs', 'logs'], ['m', '/explore/metrics', 'metrics'], ['h', '/', 'home']]) {
+      await page.keyboard.press('g');
+      await page.keyboard.press(key);
+      await page.waitForURL((u) => u.pathname === path);
+      await page.waitForLoadState('networkidle');
+      await shot(`${name}-dark`);
+      await axe(`${name} dark`);
+    }
+  });
+
+  await step('what users wrote stays text', async () => {
+    const evil = '<img src=x onerror="document.title=1"><a href="javascript:1">x</a>';
+    const now = BigInt(Date.now()) * 1_000_000n;
+    const span = { traceId: 'ab'.repeat(16), spanId: 'cd'.repeat(8), name: evil, kind: 3, startTimeUnixNano: String(now), endTimeUnixNano: String(now + 5_000_000n), attributes: [['gen_ai.operation.name', 'chat'], ['gen_ai.request.model', evil], ['gen_ai.input.messages', JSON.stringify([{ role: 'user', parts: [{ type: 'text', content: evil }] }])]].map(([key, v]) => ({ key, value: { stringValue: v } })) };
+    const sent = await fetch(base + '/v1/traces', { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify({ resourceSpans: [{ resource: { attributes: [{ key: 'service.name', value: { stringValue: evil } }] }, scopeSpans: [{ spans: [span] }] }] }) });
+    assert.equal(sent.status, 200);
+    await page.goto(`${base}/traces/${'ab'.repeat(16)}`);
+    await page.getByRole('list', { name: 'Conversation' }).getByText(evil).waitFor();
+    assert.equal(await page.locator('main img').count(), 0);
+    assert.match(await page.title(), /Trace abababab/);
+  });
+
+  await step('nothing failed in the page and nothing left the origin', async () => assert.deepEqual(problems, []));
+} catch (e) {
+  failed++;
+  console.log(`not ok - ${e.stack}`);
+} finally {
+  await browser?.close();
+  server.kill('SIGTERM');
+  await new Promise((r) => (server.exitCode === null ? server.once('exit', r) : r()));
+  rmSync(data, { recursive: true, force: true });
+}
+console.log(`${passed} passed, ${failed} failed`);
+process.exit(failed ? 1 : 0);

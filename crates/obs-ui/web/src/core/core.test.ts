@@ -1,0 +1,60 @@
+import { describe, expect, it } from 'vitest';
+import { ago, count, duration, percent, usd } from './format';
+import { range, resolve, shift, step } from './range';
+import { colorIndex } from './color';
+import { build, visible, type Skeleton } from './tree';
+
+describe('format', () => {
+  it('prints what people read', () => {
+    expect([0, 999, 1234, 5.5e6, null].map((n) => count(n as number))).toEqual(['0', '999', '1.23 k', '5.5 M', '–']);
+    expect([0.0005, 0.25, 12.34, 1500, 61_000, 3_700_000].map(duration)).toEqual(['500 ns', '250 µs', '12.3 ms', '1.5 s', '1 min 1 s', '1 h 1 min']);
+    expect(['0', '0.0000084', '0.0123456', '3.12863394', '1234.5', null].map(usd)).toEqual(['$0', '$8.40e-6', '$0.01235', '$3.13', '$1,234.50', '–']);
+    expect(percent(0.0123)).toBe('1.23 %');
+    expect(ago(0, 90_000)).toBe('1 min ago');
+  });
+});
+
+describe('range', () => {
+  it('reads Grafana syntax and falls back to an hour', () => {
+    expect(resolve('now-15m', 1e9)).toBe(1e9 - 900_000);
+    expect(range('5', '10', 100)).toEqual({ from: 5, to: 10 });
+    expect(range('junk', 'now', 4e6)).toEqual({ from: 400_000, to: 4e6 });
+    expect(step({ from: 0, to: 3_600_000 }, 300)).toBe(15);
+    expect(shift({ from: 0, to: 100 }, 0.5, 2)).toEqual({ from: 0, to: 200 });
+  });
+});
+
+describe('color', () => {
+  it('is stable by name', () => {
+    expect(colorIndex('gateway')).toBe(colorIndex('gateway'));
+    expect(colorIndex('gateway')).toBeLessThan(10);
+  });
+});
+
+function trace(rows: [string, string | null, number, number][]): Skeleton {
+  const fill = <T>(v: T) => rows.map(() => v);
+  return {
+    trace_id: 't', start_ms: 0, id: rows.map((r) => r[0]), parent: rows.map((r) => r[1]), service: fill('s'), name: fill('n'),
+    start: rows.map((r) => r[2]), duration: rows.map((r) => r[3]), error: fill(false), kind: fill(''), model: fill(null),
+    tokens_in: fill(null), tokens_out: fill(null), cost: fill(null), total_cost: '0',
+  };
+}
+
+describe('tree', () => {
+  it('orders, nests and collapses', () => {
+    const s = trace([['b', 'a', 5, 1], ['a', null, 0, 10], ['c', 'a', 2, 1], ['d', 'c', 3, 1], ['x', 'gone', 9, 9]]);
+    const t = build(s);
+    expect(t.order.map((i) => s.id[i])).toEqual(['a', 'c', 'd', 'b', 'x']);
+    expect(t.order.map((i) => t.depth[i])).toEqual([0, 1, 2, 1, 0]);
+    expect([t.orphans, t.end, t.size[1]]).toEqual([1, 18, 3]);
+    expect(visible(t, new Set([2])).map((i) => s.id[i])).toEqual(['a', 'c', 'b', 'x']);
+  });
+  it('survives cycles and keeps every span', () => {
+    const t = build(trace([['a', 'b', 0, 1], ['b', 'a', 1, 1], ['c', 'c', 2, 1]]));
+    expect(t.order.length).toBe(3);
+  });
+  it('takes a chain of 50,000 without recursion', () => {
+    const t = build(trace(Array.from({ length: 50_000 }, (_, i) => [String(i), i ? String(i - 1) : null, i, 1] as [string, string | null, number, number])));
+    expect(t.depth[49_999]).toBe(49_999);
+  });
+});
