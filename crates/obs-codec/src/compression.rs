@@ -1,6 +1,7 @@
 //! Decompression with caps on size and ratio, so that no body expands beyond what was agreed.
 
-use std::io::Read;
+use std::cell::Cell;
+use std::io::{BufRead, Read};
 
 /// Bytes past which a body's ratio is looked at.
 const RATIO_FREE_BYTES: usize = 1 << 20;
@@ -23,21 +24,48 @@ pub enum DecompressError {
 /// # Errors
 /// When the encoding is unknown, the body is damaged, or it expands too far.
 pub fn decompress(encoding: &str, body: &[u8], max: usize) -> Result<Vec<u8>, DecompressError> {
-    let cap = max.min(RATIO_FREE_BYTES.max(body.len().saturating_mul(RATIO_MAX)));
+    let eaten = Cell::new(0);
+    let input = Counted { rest: body, eaten: &eaten };
     match encoding.trim().to_ascii_lowercase().as_str() {
         "" | "identity" => Ok(body.to_vec()),
-        "gzip" => read_capped(flate2::read::MultiGzDecoder::new(body), cap, "gzip"),
-        "deflate" => read_capped(flate2::read::ZlibDecoder::new(body), cap, "deflate"),
+        "gzip" => read_capped(flate2::bufread::MultiGzDecoder::new(input), max, &eaten, "gzip"),
+        "deflate" => read_capped(flate2::bufread::ZlibDecoder::new(input), max, &eaten, "deflate"),
         "zstd" => {
-            let reader = zstd::stream::read::Decoder::new(body).and_then(|mut d| {
+            let reader = zstd::stream::read::Decoder::with_buffer(input).and_then(|mut d| {
                 // A window of 8 MiB is what HTTP allows for zstd (RFC 9659).
                 d.window_log_max(23)?;
                 Ok(d)
             });
-            read_capped(reader.map_err(|_| DecompressError::Damaged { encoding: "zstd" })?, cap, "zstd")
+            read_capped(reader.map_err(|_| DecompressError::Damaged { encoding: "zstd" })?, max, &eaten, "zstd")
         }
         "snappy" => snappy(body, max),
         other => Err(DecompressError::Unsupported(other.to_owned())),
+    }
+}
+
+/// Compressed bytes that tells how many a decoder took.
+struct Counted<'a> {
+    rest: &'a [u8],
+    eaten: &'a Cell<usize>,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.rest.read(buf)?;
+        self.eaten.set(self.eaten.get() + n);
+        Ok(n)
+    }
+}
+
+impl BufRead for Counted<'_> {
+    fn fill_buf(&mut self) -> std::io::Result<&[u8]> {
+        // Small pieces: a decoder may count the whole of what it is shown as taken.
+        Ok(self.rest.get(..self.rest.len().min(4096)).unwrap_or_default())
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.eaten.set(self.eaten.get() + n);
+        self.rest = self.rest.get(n..).unwrap_or_default();
     }
 }
 
@@ -54,14 +82,24 @@ pub fn snappy(body: &[u8], max: usize) -> Result<Vec<u8>, DecompressError> {
     }
 }
 
-fn read_capped(reader: impl Read, cap: usize, encoding: &'static str) -> Result<Vec<u8>, DecompressError> {
+/// Reads until the end, `cap` bytes, or a ratio that no telemetry has: a bomb is refused after its
+/// first megabytes, whatever it would expand to.
+fn read_capped(mut reader: impl Read, cap: usize, eaten: &Cell<usize>, encoding: &'static str) -> Result<Vec<u8>, DecompressError> {
     let mut out = Vec::new();
-    let read = reader.take(cap as u64 + 1).read_to_end(&mut out);
-    if out.len() > cap {
-        return Err(DecompressError::TooLarge { max: cap });
+    let mut block = [0; 32 * 1024];
+    loop {
+        let n = reader.read(&mut block).map_err(|_| DecompressError::Damaged { encoding })?;
+        let Some(part) = block.get(..n).filter(|p| !p.is_empty()) else { return Ok(out) };
+        let is_bomb = out.len() + n > RATIO_FREE_BYTES && (out.len() + n) / RATIO_MAX > eaten.get();
+        if is_bomb || out.len() + n > cap {
+            return Err(DecompressError::TooLarge { max: cap });
+        }
+        // Grow by half, never past the cap: doubling would hold three times the limit.
+        if out.capacity() - out.len() < n {
+            out.reserve_exact((out.len() / 2).max(block.len()).min(cap - out.len()));
+        }
+        out.extend_from_slice(part);
     }
-    read.map_err(|_| DecompressError::Damaged { encoding })?;
-    Ok(out)
 }
 
 #[cfg(test)]
