@@ -79,6 +79,16 @@ fn answer(a: &Attributes) -> Answer {
     }
 }
 
+/// The model that was asked for. OpenInference's `llm.model_name` is the served one once an answer
+/// came; the request is among the parameters.
+fn request_model(a: &Attributes) -> String {
+    let parameters = ["llm.invocation_parameters", "embedding.invocation_parameters"].iter().find_map(|k| a.get_str(k));
+    let asked = parameters.and_then(|t| serde_json::from_str::<Json>(t).ok()).and_then(|j| j.get("model")?.as_str().map(str::to_owned));
+    let explicit = text(a, &["gen_ai.request.model", "llm.request.model_name"]);
+    let named = || text(a, &["llm.model_name", "embedding.model_name", "reranker.model_name", "ai.model.id", "langfuse.observation.model.name"]);
+    if explicit.is_empty() { asked.unwrap_or_else(named) } else { explicit }
+}
+
 /// Returns one vocabulary for the reasons of all providers.
 fn finish_reason(raw: &str) -> String {
     match raw.to_ascii_lowercase().as_str() {
@@ -174,8 +184,8 @@ pub fn call_from_span(span: &Span, prices: &PriceBook) -> Option<LlmCall> {
         service: span.service().to_owned(),
         environment: span.resource.environment().unwrap_or_default().to_owned(),
         provider: provider::canonical(raw_provider, first(a, &["llm.system", "gen_ai.system"])),
-        request_model: text(a, &["gen_ai.request.model", "llm.request.model_name", "llm.model_name", "embedding.model_name", "reranker.model_name", "ai.model.id", "langfuse.observation.model.name"]),
-        response_model: or(text(a, &["gen_ai.response.model", "llm.response.model", "llm.response.model_name", "ai.response.model"]), &answer.model),
+        request_model: request_model(a),
+        response_model: or(text(a, &["gen_ai.response.model", "llm.response.model", "llm.response.model_name", "ai.response.model"]), if answer.model.is_empty() { first(a, &["llm.model_name"]) } else { &answer.model }),
         operation,
         status: if is_error { CallStatus::Error } else { CallStatus::Ok },
         error_type: if is_error { error_type(span) } else { String::new() },
@@ -256,6 +266,7 @@ mod tests {
             "openinference.instrumentation.openai",
             vec![
                 ("openinference.span.kind", "LLM".into()), ("llm.provider", "openai".into()), ("llm.model_name", "gpt-4o-mini-2024-07-18".into()),
+                ("llm.invocation_parameters", r#"{"model":"gpt-4o-mini"}"#.into()),
                 ("llm.token_count.prompt", 24.into()), ("llm.token_count.completion", 9.into()), ("llm.token_count.total", 33.into()),
                 ("llm.token_count.prompt_details.cache_read", 8.into()),
                 ("output.value", r#"{"id":"r1","model":"gpt-4o-mini-2024-07-18","choices":[{"finish_reason":"tool_calls"}]}"#.into()),
@@ -273,6 +284,7 @@ mod tests {
         for (s, dialect) in [(otel, Dialect::OtelGenAi), (inference, Dialect::OpenInference), (traceloop, Dialect::OpenLlmetry)] {
             let c = call_from_span(&s, &prices).unwrap();
             assert_eq!(c.dialect, dialect);
+            assert_eq!(c.request_model, "gpt-4o-mini");
             assert_eq!((c.provider.as_str(), c.model(), c.finish_reason.as_str(), c.call_id.as_str()), ("openai", "gpt-4o-mini-2024-07-18", "tool_call", "r1"));
             // 16 × 0.15 + 8 × 0.075 + 9 × 0.60 dollars a million: LiteLLM's figure too.
             assert_eq!(c.cost.unwrap().total().normalize().to_string(), "0.0000084");
