@@ -1,6 +1,11 @@
 //! Turns the committed `dist/` into a table of precompressed assets. No npm, no network: a
 //! missing file fails the build instead of shipping a binary without its page.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "cargo speaks to build scripts through the environment"
+)]
+
 use std::error::Error;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -34,7 +39,8 @@ fn mime(path: &str) -> &'static str {
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-env-changed=OBSERVATORY_UI_DIST");
     let manifest = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
-    let dist = env::var("OBSERVATORY_UI_DIST").map_or_else(|_| manifest.join("dist"), PathBuf::from);
+    let dist =
+        env::var("OBSERVATORY_UI_DIST").map_or_else(|_| manifest.join("dist"), PathBuf::from);
     println!("cargo:rerun-if-changed={}", dist.display());
     if !dist.join("index.html").is_file() {
         return Err(format!("{} has no index.html; run `make ui`", dist.display()).into());
@@ -52,15 +58,21 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut brotli = Vec::new();
         brotli::CompressorWriter::new(&mut brotli, 4096, 9, 22).write_all(&raw)?;
         // FNV-1a: an identity of the content, not a defence.
-        let hash = raw.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3));
+        let hash = raw.iter().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
+            (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3)
+        });
         for (suffix, bytes) in [("raw", &raw), ("gz", &gzip.finish()?), ("br", &brotli)] {
             fs::write(out_dir.join(format!("{i}.{suffix}")), bytes)?;
         }
-        let include = |suffix: &str| format!("include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{i}.{suffix}\"))");
+        let include =
+            |suffix: &str| format!("include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{i}.{suffix}\"))");
         writeln!(
             table,
             "({name:?}, Asset {{ mime: {:?}, etag: \"\\\"{hash:016x}\\\"\", raw: {}, gzip: {}, brotli: {} }}),",
-            mime(&name), include("raw"), include("gz"), include("br")
+            mime(&name),
+            include("raw"),
+            include("gz"),
+            include("br")
         )?;
     }
     table.push_str("];\n");

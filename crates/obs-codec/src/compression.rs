@@ -36,7 +36,12 @@ pub fn decompress(encoding: &str, body: &[u8], max: usize) -> Result<Vec<u8>, De
                 d.window_log_max(23)?;
                 Ok(d)
             });
-            read_capped(reader.map_err(|_| DecompressError::Damaged { encoding: "zstd" })?, max, &eaten, "zstd")
+            read_capped(
+                reader.map_err(|_| DecompressError::Damaged { encoding: "zstd" })?,
+                max,
+                &eaten,
+                "zstd",
+            )
         }
         "snappy" => snappy(body, max),
         other => Err(DecompressError::Unsupported(other.to_owned())),
@@ -84,7 +89,12 @@ pub fn snappy(body: &[u8], max: usize) -> Result<Vec<u8>, DecompressError> {
 
 /// Reads until the end, `cap` bytes, or a ratio that no telemetry has: a bomb is refused after its
 /// first megabytes, whatever it would expand to.
-fn read_capped(mut reader: impl Read, cap: usize, eaten: &Cell<usize>, encoding: &'static str) -> Result<Vec<u8>, DecompressError> {
+fn read_capped(
+    mut reader: impl Read,
+    cap: usize,
+    eaten: &Cell<usize>,
+    encoding: &'static str,
+) -> Result<Vec<u8>, DecompressError> {
     let mut out = Vec::new();
     let mut block = [0; 32 * 1024];
     loop {
@@ -117,20 +127,35 @@ mod tests {
     fn bodies_come_back_and_bombs_do_not_expand() {
         let text = b"hello telemetry ".repeat(100);
         assert_eq!(decompress("gzip", &gzip(&text), 1 << 20).unwrap(), text);
-        assert_eq!(decompress("zstd", &zstd::encode_all(&text[..], 1).unwrap(), 1 << 20).unwrap(), text);
+        assert_eq!(
+            decompress("zstd", &zstd::encode_all(&text[..], 1).unwrap(), 1 << 20).unwrap(),
+            text
+        );
         assert_eq!(decompress("", &text, 10).unwrap(), text);
         let bomb = gzip(&vec![0; 64 << 20]);
-        assert!(matches!(decompress("gzip", &bomb, 256 << 20), Err(DecompressError::TooLarge { .. })));
+        assert!(matches!(
+            decompress("gzip", &bomb, 256 << 20),
+            Err(DecompressError::TooLarge { .. })
+        ));
         let bomb = zstd::encode_all(&vec![0; 64 << 20][..], 1).unwrap();
-        assert!(matches!(decompress("zstd", &bomb, 256 << 20), Err(DecompressError::TooLarge { .. })));
+        assert!(matches!(
+            decompress("zstd", &bomb, 256 << 20),
+            Err(DecompressError::TooLarge { .. })
+        ));
     }
 
     #[test]
     fn damage_and_unknown_encodings_are_told_apart() {
         let whole = gzip(b"hello");
         let cut = whole.get(..whole.len() - 6).unwrap();
-        assert_eq!(decompress("gzip", cut, 100), Err(DecompressError::Damaged { encoding: "gzip" }));
+        assert_eq!(
+            decompress("gzip", cut, 100),
+            Err(DecompressError::Damaged { encoding: "gzip" })
+        );
         assert!(matches!(decompress("br", b"", 100), Err(DecompressError::Unsupported(_))));
-        assert!(matches!(snappy(&[0xff; 5], 100), Err(DecompressError::Damaged { .. } | DecompressError::TooLarge { .. })));
+        assert!(matches!(
+            snappy(&[0xff; 5], 100),
+            Err(DecompressError::Damaged { .. } | DecompressError::TooLarge { .. })
+        ));
     }
 }

@@ -1,7 +1,9 @@
 //! Loki push: JSON and snappy-compressed protobuf.
 
 use crate::{DecodeError, Decoded, Rejected};
-use obs_model::{Attributes, Labels, LabelsBuilder, LogRecord, Resource, SpanId, TimestampNs, TraceId};
+use obs_model::{
+    Attributes, Labels, LabelsBuilder, LogRecord, Resource, SpanId, TimestampNs, TraceId,
+};
 use prost::Message;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -66,14 +68,17 @@ struct LabelPair {
 /// # Errors
 /// When the body is not a push at all; single bad entries are counted.
 pub fn decode_json(body: &[u8]) -> Result<Decoded<Vec<LogRecord>>, DecodeError> {
-    let push: JsonPush = serde_json::from_slice(body).map_err(|e| DecodeError { format: "Loki push JSON", reason: e.to_string() })?;
+    let push: JsonPush = serde_json::from_slice(body)
+        .map_err(|e| DecodeError { format: "Loki push JSON", reason: e.to_string() })?;
     let mut out = Builder::default();
     for s in push.streams {
         let stream = Labels::from_pairs(&s.stream);
         for entry in s.values {
             match json_entry(&entry) {
                 Some((t, line, metadata)) => out.push(&stream, t, line, metadata),
-                None => out.rejected.add("entry is not [\"<unix nanoseconds>\", \"<line>\", {metadata}?]"),
+                None => out
+                    .rejected
+                    .add("entry is not [\"<unix nanoseconds>\", \"<line>\", {metadata}?]"),
             }
         }
     }
@@ -97,17 +102,24 @@ fn json_entry(entry: &[serde_json::Value]) -> Option<(i64, String, Attributes)> 
 /// # Errors
 /// When the body is not a push at all; single bad streams and entries are counted.
 pub fn decode_protobuf(body: &[u8]) -> Result<Decoded<Vec<LogRecord>>, DecodeError> {
-    let push = PushRequest::decode(body).map_err(|e| DecodeError { format: "Loki push protobuf", reason: e.to_string() })?;
+    let push = PushRequest::decode(body)
+        .map_err(|e| DecodeError { format: "Loki push protobuf", reason: e.to_string() })?;
     let mut out = Builder::default();
     for s in push.streams {
         let Some(stream) = parse_labels(&s.labels) else {
-            out.rejected.add_many(s.entries.len() as u64, format!("error parsing labels {:?}", s.labels));
+            out.rejected
+                .add_many(s.entries.len() as u64, format!("error parsing labels {:?}", s.labels));
             continue;
         };
         for e in s.entries {
             let t = e.timestamp.unwrap_or_default();
             match t.seconds.checked_mul(1_000_000_000).and_then(|s| s.checked_add(t.nanos.into())) {
-                Some(ns) => out.push(&stream, ns, e.line, e.metadata.into_iter().map(|p| (p.name, p.value)).collect()),
+                Some(ns) => out.push(
+                    &stream,
+                    ns,
+                    e.line,
+                    e.metadata.into_iter().map(|p| (p.name, p.value)).collect(),
+                ),
                 None => out.rejected.add("timestamp is out of range"),
             }
         }
@@ -128,13 +140,20 @@ impl Builder {
             return self.rejected.add("error at least one label pair is required per stream");
         }
         if line.len() > LINE_BYTES_MAX {
-            return self.rejected.add(format!("line of {} bytes is longer than {LINE_BYTES_MAX}", line.len()));
+            return self
+                .rejected
+                .add(format!("line of {} bytes is longer than {LINE_BYTES_MAX}", line.len()));
         }
-        let text = |names: [&str; 3]| names.iter().find_map(|n| attributes.get_str(n)).map(str::to_owned);
+        let text =
+            |names: [&str; 3]| names.iter().find_map(|n| attributes.get_str(n)).map(str::to_owned);
         let trace_id = text(["trace_id", "traceID", "traceId"]).and_then(|t| TraceId::parse(&t));
         let span_id = text(["span_id", "spanID", "spanId"]).and_then(|t| SpanId::parse(&t));
         let level = stream.get("level");
-        let severity_text = if level.is_empty() { text(["level", "detected_level", "severity_text"]).unwrap_or_default() } else { level.to_owned() };
+        let severity_text = if level.is_empty() {
+            text(["level", "detected_level", "severity_text"]).unwrap_or_default()
+        } else {
+            level.to_owned()
+        };
         let timestamp = TimestampNs::from_nanos(ns);
         self.items.push(LogRecord {
             stream: stream.clone(),
@@ -180,7 +199,10 @@ mod tests {
     fn both_forms_carry_labels_lines_and_metadata() {
         let json = r#"{"streams":[{"stream":{"app":"a"},"values":[["5","hello"],["6","meta",{"trace_id":"0af7651916cd43dd8448eb211c80319c","x":"y"}],[7,"number"],["8"]]},{"stream":{},"values":[["1","no labels"]]}]}"#;
         let d = decode_json(json.as_bytes()).unwrap();
-        assert_eq!(d.items.iter().map(|r| (r.timestamp.nanos(), r.line.as_str())).collect::<Vec<_>>(), [(5, "hello"), (6, "meta")]);
+        assert_eq!(
+            d.items.iter().map(|r| (r.timestamp.nanos(), r.line.as_str())).collect::<Vec<_>>(),
+            [(5, "hello"), (6, "meta")]
+        );
         assert!(d.items[1].trace_id.is_some());
         assert_eq!(d.rejected.count, 3);
 
@@ -188,7 +210,11 @@ mod tests {
             streams: vec![
                 StreamAdapter {
                     labels: r#"{app="a\"b", env="x"}"#.into(),
-                    entries: vec![EntryAdapter { timestamp: Some(Timestamp { seconds: 1, nanos: 2 }), line: "l".into(), metadata: vec![] }],
+                    entries: vec![EntryAdapter {
+                        timestamp: Some(Timestamp { seconds: 1, nanos: 2 }),
+                        line: "l".into(),
+                        metadata: vec![],
+                    }],
                 },
                 StreamAdapter { labels: "{oops".into(), entries: vec![EntryAdapter::default()] },
             ],

@@ -26,7 +26,12 @@ impl Deltas {
     /// [`Deltas::undo`] needs if the samples could not be stored.
     ///
     /// A new series begins with a zero just before its first increment, so that rates see it.
-    pub(crate) fn add(&mut self, tenant: &TenantId, deltas: Vec<Series>, series_max: usize) -> (Vec<Series>, Vec<&'static str>, Undo) {
+    pub(crate) fn add(
+        &mut self,
+        tenant: &TenantId,
+        deltas: Vec<Series>,
+        series_max: usize,
+    ) -> (Vec<Series>, Vec<&'static str>, Undo) {
         let (mut out, mut refused, mut undo) = (Vec::new(), Vec::new(), Vec::new());
         for s in deltas {
             let key = (tenant.clone(), s.labels.clone());
@@ -38,12 +43,18 @@ impl Deltas {
                     None if is_full => refused.push("too many delta series"),
                     None => {
                         if let SampleValue::Float(_) = x.value {
-                            samples.push(Sample { timestamp: x.timestamp.add_millis(-1), value: SampleValue::Float(0.0) });
+                            samples.push(Sample {
+                                timestamp: x.timestamp.add_millis(-1),
+                                value: SampleValue::Float(0.0),
+                            });
                         }
-                        self.sums.insert(key.clone(), Sum { value: x.value.clone(), last: x.timestamp });
+                        self.sums
+                            .insert(key.clone(), Sum { value: x.value.clone(), last: x.timestamp });
                         samples.push(x);
                     }
-                    Some(sum) if x.timestamp <= sum.last => refused.push("delta point is out of order"),
+                    Some(sum) if x.timestamp <= sum.last => {
+                        refused.push("delta point is out of order")
+                    }
                     Some(sum) => match add(&sum.value, &x.value) {
                         None => refused.push("delta point changes its type or bucket layout"),
                         Some(value) => {
@@ -95,15 +106,26 @@ mod tests {
     fn increments_add_up_and_repeats_are_refused() {
         let mut d = Deltas::default();
         let t = TenantId::default();
-        let point = |time, v| vec![Series { labels: Labels::from_pairs([("__name__", "c")]), samples: vec![Sample::float(time, v)] }];
-        assert_eq!(d.add(&t, point(1000, 2.0), 10).0[0].samples, [Sample::float(999, 0.0), Sample::float(1000, 2.0)]);
+        let point = |time, v| {
+            vec![Series {
+                labels: Labels::from_pairs([("__name__", "c")]),
+                samples: vec![Sample::float(time, v)],
+            }]
+        };
+        assert_eq!(
+            d.add(&t, point(1000, 2.0), 10).0[0].samples,
+            [Sample::float(999, 0.0), Sample::float(1000, 2.0)]
+        );
         assert_eq!(d.add(&t, point(2000, 3.0), 10).0[0].samples, [Sample::float(2000, 5.0)]);
         let (none, refused, _) = d.add(&t, point(2000, 3.0), 10);
         assert!(none.is_empty() && refused.len() == 1);
         let (_, _, undo) = d.add(&t, point(3000, 4.0), 10);
         d.undo(undo);
         assert_eq!(d.add(&t, point(3000, 4.0), 10).0[0].samples, [Sample::float(3000, 9.0)]);
-        let other = vec![Series { labels: Labels::from_pairs([("__name__", "d")]), samples: vec![Sample::float(1, 1.0)] }];
+        let other = vec![Series {
+            labels: Labels::from_pairs([("__name__", "d")]),
+            samples: vec![Sample::float(1, 1.0)],
+        }];
         assert_eq!(d.add(&t, other, 1).1, ["too many delta series"]);
     }
 }

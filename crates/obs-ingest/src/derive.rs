@@ -10,7 +10,8 @@ use obs_model::{
 use rust_decimal::prelude::ToPrimitive;
 use std::collections::HashMap;
 
-const DURATION_BUCKETS: [f64; 16] = [0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0];
+const DURATION_BUCKETS: [f64; 16] =
+    [0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0];
 const PER_TOKEN_BUCKETS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 1.0];
 /// Series of one tenant past which new label sets are dropped and counted.
 const SERIES_MAX: usize = 50_000;
@@ -41,13 +42,37 @@ pub struct Derived {
 const FAMILIES: [(&str, MetricKind, &str); 9] = [
     ("llm_requests_total", MetricKind::Counter, "Requests to language models."),
     ("llm_tokens_total", MetricKind::Counter, "Tokens by type; the types do not overlap."),
-    ("llm_cost_usd_total", MetricKind::Counter, "Cost in USD by kind of usage, from the price book."),
+    (
+        "llm_cost_usd_total",
+        MetricKind::Counter,
+        "Cost in USD by kind of usage, from the price book.",
+    ),
     ("llm_duration_seconds", MetricKind::Histogram, "Duration of requests to language models."),
-    ("llm_time_to_first_token_seconds", MetricKind::Histogram, "Time to the first token of streamed answers."),
-    ("llm_time_per_output_token_seconds", MetricKind::Histogram, "Time for an output token after the first."),
-    ("llm_unpriced_requests_total", MetricKind::Counter, "Requests for which the price book has no price."),
-    ("llm_api_calls_total", MetricKind::Counter, "Alias of llm_requests_total by provider and model."),
-    ("llm_total_cost_tracked_dollars", MetricKind::Counter, "Alias of llm_cost_usd_total over everything."),
+    (
+        "llm_time_to_first_token_seconds",
+        MetricKind::Histogram,
+        "Time to the first token of streamed answers.",
+    ),
+    (
+        "llm_time_per_output_token_seconds",
+        MetricKind::Histogram,
+        "Time for an output token after the first.",
+    ),
+    (
+        "llm_unpriced_requests_total",
+        MetricKind::Counter,
+        "Requests for which the price book has no price.",
+    ),
+    (
+        "llm_api_calls_total",
+        MetricKind::Counter,
+        "Alias of llm_requests_total by provider and model.",
+    ),
+    (
+        "llm_total_cost_tracked_dollars",
+        MetricKind::Counter,
+        "Alias of llm_cost_usd_total over everything.",
+    ),
 ];
 
 impl Derived {
@@ -58,19 +83,38 @@ impl Derived {
         }
         let model = c.model();
         let base = [("provider", c.provider.as_str()), ("model", model)];
-        let mut add = |name: &str, extra: &[(&str, &str)], v: Counter| self.add(tenant, name, &base, extra, v, now);
+        let mut add = |name: &str, extra: &[(&str, &str)], v: Counter| {
+            self.add(tenant, name, &base, extra, v, now)
+        };
         let one = || Counter::Number(1.0);
-        let request = [("operation", c.operation.as_str()), ("status", c.status.as_str()), ("service", &c.service), ("environment", &c.environment)];
+        let request = [
+            ("operation", c.operation.as_str()),
+            ("status", c.status.as_str()),
+            ("service", &c.service),
+            ("environment", &c.environment),
+        ];
         add("llm_requests_total", &request, one());
         add("llm_api_calls_total", &[], one());
         let t = &c.tokens;
-        let tokens = [("prompt", t.input + t.audio_input), ("completion", t.output + t.audio_output), ("cached", t.cache_read), ("cache_write", t.cache_write + t.cache_write_1h), ("reasoning", t.reasoning)];
+        let tokens = [
+            ("prompt", t.input + t.audio_input),
+            ("completion", t.output + t.audio_output),
+            ("cached", t.cache_read),
+            ("cache_write", t.cache_write + t.cache_write_1h),
+            ("reasoning", t.reasoning),
+        ];
         for (kind, n) in tokens.into_iter().filter(|(_, n)| *n > 0) {
             add("llm_tokens_total", &[("token_type", kind)], Counter::Number(n as f64));
         }
         match (&c.cost, c.cost_state) {
             (Some(cost), _) => {
-                let parts = [("input", cost.input), ("output", cost.output), ("cached", cost.cache_read), ("cache_write", cost.cache_write), ("request", cost.request)];
+                let parts = [
+                    ("input", cost.input),
+                    ("output", cost.output),
+                    ("cached", cost.cache_read),
+                    ("cache_write", cost.cache_write),
+                    ("request", cost.request),
+                ];
                 for (kind, usd) in parts.into_iter().filter(|(_, m)| !m.is_zero()) {
                     add("llm_cost_usd_total", &[("cost_type", kind)], Counter::Dollars(usd));
                 }
@@ -78,33 +122,84 @@ impl Derived {
             (None, _) => add("llm_unpriced_requests_total", &[], one()),
         }
         if let Some(cost) = &c.cost {
-            self.add(tenant, "llm_total_cost_tracked_dollars", &[], &[], Counter::Dollars(cost.total()), now);
+            self.add(
+                tenant,
+                "llm_total_cost_tracked_dollars",
+                &[],
+                &[],
+                Counter::Dollars(cost.total()),
+                now,
+            );
         }
         let seconds = c.duration_ms() / 1000.0;
         self.histogram(tenant, "llm_duration_seconds", &base, &DURATION_BUCKETS, seconds, now);
         if c.status == CallStatus::Ok
             && let Some(first) = c.time_to_first_token_ms
         {
-            self.histogram(tenant, "llm_time_to_first_token_seconds", &base, &DURATION_BUCKETS, first / 1000.0, now);
+            self.histogram(
+                tenant,
+                "llm_time_to_first_token_seconds",
+                &base,
+                &DURATION_BUCKETS,
+                first / 1000.0,
+                now,
+            );
             let later = c.tokens.output_total().saturating_sub(1);
             if later > 0 {
                 let each = (seconds - first / 1000.0).max(0.0) / later as f64;
-                self.histogram(tenant, "llm_time_per_output_token_seconds", &base, &PER_TOKEN_BUCKETS, each, now);
+                self.histogram(
+                    tenant,
+                    "llm_time_per_output_token_seconds",
+                    &base,
+                    &PER_TOKEN_BUCKETS,
+                    each,
+                    now,
+                );
             }
         }
     }
 
-    fn histogram(&mut self, tenant: &TenantId, name: &str, base: &[(&str, &str)], buckets: &[f64], v: f64, now: TimestampMs) {
+    fn histogram(
+        &mut self,
+        tenant: &TenantId,
+        name: &str,
+        base: &[(&str, &str)],
+        buckets: &[f64],
+        v: f64,
+        now: TimestampMs,
+    ) {
         for b in buckets {
             let hit = if v <= *b { 1.0 } else { 0.0 };
-            self.add(tenant, &format!("{name}_bucket"), base, &[("le", &b.to_string())], Counter::Number(hit), now);
+            self.add(
+                tenant,
+                &format!("{name}_bucket"),
+                base,
+                &[("le", &b.to_string())],
+                Counter::Number(hit),
+                now,
+            );
         }
-        self.add(tenant, &format!("{name}_bucket"), base, &[("le", "+Inf")], Counter::Number(1.0), now);
+        self.add(
+            tenant,
+            &format!("{name}_bucket"),
+            base,
+            &[("le", "+Inf")],
+            Counter::Number(1.0),
+            now,
+        );
         self.add(tenant, &format!("{name}_count"), base, &[], Counter::Number(1.0), now);
         self.add(tenant, &format!("{name}_sum"), base, &[], Counter::Number(v), now);
     }
 
-    fn add(&mut self, tenant: &TenantId, name: &str, base: &[(&str, &str)], extra: &[(&str, &str)], v: Counter, now: TimestampMs) {
+    fn add(
+        &mut self,
+        tenant: &TenantId,
+        name: &str,
+        base: &[(&str, &str)],
+        extra: &[(&str, &str)],
+        v: Counter,
+        now: TimestampMs,
+    ) {
         let mut b = LabelsBuilder::default();
         b.set(METRIC_NAME, name);
         for (n, v) in base.iter().chain(extra) {
@@ -146,9 +241,22 @@ impl Derived {
                 samples.push(Sample::float(before.millis(), 0.0));
             }
             samples.push(Sample::float(now.millis(), value));
-            by_tenant.entry(tenant.clone()).or_default().push(Series { labels: labels.clone(), samples });
+            by_tenant
+                .entry(tenant.clone())
+                .or_default()
+                .push(Series { labels: labels.clone(), samples });
         }
-        let metadata = || FAMILIES.iter().map(|(name, kind, help)| MetricMetadata { name: (*name).into(), kind: *kind, help: (*help).into(), unit: String::new() }).collect();
+        let metadata = || {
+            FAMILIES
+                .iter()
+                .map(|(name, kind, help)| MetricMetadata {
+                    name: (*name).into(),
+                    kind: *kind,
+                    help: (*help).into(),
+                    unit: String::new(),
+                })
+                .collect()
+        };
         by_tenant.into_iter().map(|(t, s)| (t, s, metadata())).collect()
     }
 }

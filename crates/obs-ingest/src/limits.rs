@@ -33,38 +33,64 @@ impl Default for Limits {
 impl Limits {
     fn time(&self, t: TimestampNs, now: TimestampNs) -> Result<(), String> {
         if t > now.add_nanos(self.future_ns) {
-            return Err(format!("time {t} is more than {} s in the future", self.future_ns / 1_000_000_000));
+            return Err(format!(
+                "time {t} is more than {} s in the future",
+                self.future_ns / 1_000_000_000
+            ));
         }
         Ok(())
     }
 
     pub(crate) fn span(&self, s: &Span, now: TimestampNs) -> Result<(), String> {
         if s.attributes.len() > self.attributes_max {
-            return Err(format!("span has {} attributes, at most {} are allowed", s.attributes.len(), self.attributes_max));
+            return Err(format!(
+                "span has {} attributes, at most {} are allowed",
+                s.attributes.len(),
+                self.attributes_max
+            ));
         }
         self.time(s.start, now)
     }
 
     pub(crate) fn log(&self, r: &LogRecord, now: TimestampNs) -> Result<(), String> {
         if r.line.len() > self.log_line_bytes_max {
-            return Err(format!("line of {} bytes is longer than {}", r.line.len(), self.log_line_bytes_max));
+            return Err(format!(
+                "line of {} bytes is longer than {}",
+                r.line.len(),
+                self.log_line_bytes_max
+            ));
         }
         if r.attributes.len() > self.attributes_max {
-            return Err(format!("record has {} attributes, at most {} are allowed", r.attributes.len(), self.attributes_max));
+            return Err(format!(
+                "record has {} attributes, at most {} are allowed",
+                r.attributes.len(),
+                self.attributes_max
+            ));
         }
         self.time(r.timestamp, now)
     }
 
     pub(crate) fn series(&self, s: &Series, now: TimestampNs) -> Result<(), String> {
         if s.labels.len() > self.labels_max {
-            return Err(format!("series has {} labels, at most {} are allowed", s.labels.len(), self.labels_max));
+            return Err(format!(
+                "series has {} labels, at most {} are allowed",
+                s.labels.len(),
+                self.labels_max
+            ));
         }
         for (n, v) in s.labels.iter() {
             if n.len() > self.label_name_bytes_max {
-                return Err(format!("label name of {} bytes is longer than {}", n.len(), self.label_name_bytes_max));
+                return Err(format!(
+                    "label name of {} bytes is longer than {}",
+                    n.len(),
+                    self.label_name_bytes_max
+                ));
             }
             if v.len() > self.label_value_bytes_max {
-                return Err(format!("value of label {n:?} is longer than {} bytes", self.label_value_bytes_max));
+                return Err(format!(
+                    "value of label {n:?} is longer than {} bytes",
+                    self.label_value_bytes_max
+                ));
             }
         }
         s.samples.iter().try_for_each(|x| self.time(x.timestamp.to_nanos(), now))

@@ -57,9 +57,25 @@ pub struct Ingest {
 const SEEN_MAX: usize = 100_000;
 
 impl Ingest {
-    pub fn new(store: Arc<dyn Append>, limits: Limits, prices: PriceBook, telemetry: Telemetry) -> Self {
-        let state = State { deltas: Deltas::default(), derived: Derived::default(), spans: Seen::new(SEEN_MAX), responses: Seen::new(SEEN_MAX) };
-        Self { store, limits, prices: Arc::new(RwLock::new(Arc::new(prices))), telemetry, state: Arc::new(Mutex::new(state)) }
+    pub fn new(
+        store: Arc<dyn Append>,
+        limits: Limits,
+        prices: PriceBook,
+        telemetry: Telemetry,
+    ) -> Self {
+        let state = State {
+            deltas: Deltas::default(),
+            derived: Derived::default(),
+            spans: Seen::new(SEEN_MAX),
+            responses: Seen::new(SEEN_MAX),
+        };
+        Self {
+            store,
+            limits,
+            prices: Arc::new(RwLock::new(Arc::new(prices))),
+            telemetry,
+            state: Arc::new(Mutex::new(state)),
+        }
     }
 
     /// Returns the price book in force.
@@ -80,7 +96,13 @@ impl Ingest {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn append(&self, tenant: &TenantId, writer: &str, items: (&str, u64), batch: WriteBatch) -> Result<(), AppendError> {
+    async fn append(
+        &self,
+        tenant: &TenantId,
+        writer: &str,
+        items: (&str, u64),
+        batch: WriteBatch,
+    ) -> Result<(), AppendError> {
         let t = &self.telemetry;
         let timer = t.write_seconds.with_label_values(&[writer, "insert"]).start_timer();
         let result = self.store.append(tenant, batch).await;
@@ -104,7 +126,12 @@ impl Ingest {
     ///
     /// # Errors
     /// When the store refuses the batch; then nothing was stored.
-    pub async fn spans(&self, tenant: &TenantId, spans: Vec<Span>, now: TimestampNs) -> Result<Outcome, AppendError> {
+    pub async fn spans(
+        &self,
+        tenant: &TenantId,
+        spans: Vec<Span>,
+        now: TimestampNs,
+    ) -> Result<Outcome, AppendError> {
         self.telemetry.spans_received.with_label_values(&["otlp"]).inc_by(spans.len() as u64);
         let mut outcome = Outcome::default();
         let mut batch = WriteBatch::default();
@@ -133,14 +160,18 @@ impl Ingest {
 
     fn calls(&self, tenant: &TenantId, spans: &[Span]) -> Vec<LlmCall> {
         let prices = self.prices();
-        let mut calls: Vec<LlmCall> = spans.iter().filter_map(|s| call_from_span(s, &prices)).collect();
+        let mut calls: Vec<LlmCall> =
+            spans.iter().filter_map(|s| call_from_span(s, &prices)).collect();
         if calls.is_empty() {
             return calls;
         }
         let state = self.state();
         let mut here_spans = HashSet::new();
         let mut here_responses = HashSet::new();
-        calls.retain(|c| !state.spans.contains(&(tenant.clone(), c.trace_id, c.span_id)) && here_spans.insert((c.trace_id, c.span_id)));
+        calls.retain(|c| {
+            !state.spans.contains(&(tenant.clone(), c.trace_id, c.span_id))
+                && here_spans.insert((c.trace_id, c.span_id))
+        });
         for c in calls.iter_mut().filter(|c| !c.call_id.is_empty()) {
             let key = (tenant.clone(), c.trace_id, c.call_id.clone());
             if state.responses.contains(&key) || !here_responses.insert(key) {
@@ -155,7 +186,12 @@ impl Ingest {
     ///
     /// # Errors
     /// When the store refuses the batch; then nothing was stored.
-    pub async fn logs(&self, tenant: &TenantId, logs: Vec<LogRecord>, now: TimestampNs) -> Result<Outcome, AppendError> {
+    pub async fn logs(
+        &self,
+        tenant: &TenantId,
+        logs: Vec<LogRecord>,
+        now: TimestampNs,
+    ) -> Result<Outcome, AppendError> {
         let mut outcome = Outcome::default();
         let mut batch = WriteBatch::default();
         for r in logs {
@@ -174,7 +210,14 @@ impl Ingest {
     ///
     /// # Errors
     /// When the store refuses the batch; then nothing was stored.
-    pub async fn metrics(&self, tenant: &TenantId, series: Vec<Series>, deltas: Vec<Series>, metadata: Vec<MetricMetadata>, now: TimestampNs) -> Result<Outcome, AppendError> {
+    pub async fn metrics(
+        &self,
+        tenant: &TenantId,
+        series: Vec<Series>,
+        deltas: Vec<Series>,
+        metadata: Vec<MetricMetadata>,
+        now: TimestampNs,
+    ) -> Result<Outcome, AppendError> {
         let mut outcome = Outcome::default();
         let mut keep = |list: Vec<Series>| -> Vec<Series> {
             list.into_iter()
@@ -190,7 +233,8 @@ impl Ingest {
         let (mut series, deltas) = (keep(series), keep(deltas));
         let mut undo = None;
         if !deltas.is_empty() {
-            let (sums, refused, taken) = self.state().deltas.add(tenant, deltas, self.limits.delta_series_max);
+            let (sums, refused, taken) =
+                self.state().deltas.add(tenant, deltas, self.limits.delta_series_max);
             series.extend(sums);
             undo = Some(taken);
             refused.into_iter().for_each(|r| outcome.refuse(r.to_owned()));
@@ -218,7 +262,13 @@ impl Ingest {
         };
         for (tenant, series, metadata) in emitted {
             let n = series.len() as u64;
-            self.append(&tenant, "metric", ("data_points", n), WriteBatch { series, metadata, ..WriteBatch::default() }).await?;
+            self.append(
+                &tenant,
+                "metric",
+                ("data_points", n),
+                WriteBatch { series, metadata, ..WriteBatch::default() },
+            )
+            .await?;
         }
         Ok(())
     }

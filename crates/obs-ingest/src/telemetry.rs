@@ -1,12 +1,15 @@
 //! The program's own metrics: one registry, names of the storage and collector catalogue.
 
-use obs_model::{Labels, LabelsBuilder, METRIC_NAME, MetricKind, MetricMetadata, Sample, Series, TimestampMs};
+use obs_model::{
+    Labels, LabelsBuilder, METRIC_NAME, MetricKind, MetricMetadata, Sample, Series, TimestampMs,
+};
 use prometheus::proto::{Metric, MetricType};
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry};
 use std::sync::Arc;
 
 const SECONDS: [f64; 12] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
-const COUNTS: [f64; 10] = [1.0, 10.0, 50.0, 100.0, 500.0, 1000.0, 5000.0, 10_000.0, 50_000.0, 100_000.0];
+const COUNTS: [f64; 10] =
+    [1.0, 10.0, 50.0, 100.0, 500.0, 1000.0, 5000.0, 10_000.0, 50_000.0, 100_000.0];
 
 /// Handles of all own metrics; cheap to clone.
 #[derive(Debug, Clone)]
@@ -44,25 +47,69 @@ impl Telemetry {
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let histogram = |name: &str, help: &str, labels: &[&str], buckets: &[f64]| {
-            let h = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)?;
+            let h = HistogramVec::new(
+                HistogramOpts::new(name, help).buckets(buckets.to_vec()),
+                labels,
+            )?;
             registry.register(Box::new(h.clone())).map(|()| h)
         };
         let counter = |name: &str, help: &str, labels: &[&str]| {
             let c = IntCounterVec::new(Opts::new(name, help), labels)?;
             registry.register(Box::new(c.clone())).map(|()| c)
         };
-        let gauges = IntGaugeVec::new(Opts::new("observatory_store_usage", "Bytes and counts of the embedded store, by kind."), &["kind"])?;
+        let gauges = IntGaugeVec::new(
+            Opts::new(
+                "observatory_store_usage",
+                "Bytes and counts of the embedded store, by kind.",
+            ),
+            &["kind"],
+        )?;
         registry.register(Box::new(gauges.clone()))?;
         let handles = Handles {
-            write_seconds: histogram("storage_write_duration_seconds", "Time until a write is durable.", &["writer_type", "operation"], &SECONDS)?,
-            writes: counter("storage_writes_total", "Writes by outcome.", &["writer_type", "operation", "status"])?,
-            batch_size: histogram("storage_batch_size", "Records of a write.", &["writer_type", "operation"], &COUNTS)?,
-            items_written: counter("storage_items_written_total", "Records written.", &["writer_type", "item_type"])?,
+            write_seconds: histogram(
+                "storage_write_duration_seconds",
+                "Time until a write is durable.",
+                &["writer_type", "operation"],
+                &SECONDS,
+            )?,
+            writes: counter(
+                "storage_writes_total",
+                "Writes by outcome.",
+                &["writer_type", "operation", "status"],
+            )?,
+            batch_size: histogram(
+                "storage_batch_size",
+                "Records of a write.",
+                &["writer_type", "operation"],
+                &COUNTS,
+            )?,
+            items_written: counter(
+                "storage_items_written_total",
+                "Records written.",
+                &["writer_type", "item_type"],
+            )?,
             rejected: counter("obs_rejected_total", "Records refused.", &["signal", "reason"])?,
-            spans_received: counter("collector_spans_received_total", "Spans received.", &["instance"])?,
-            query_seconds: histogram("storage_query_duration_seconds", "Time of queries.", &["repository", "method"], &SECONDS)?,
-            http_requests: counter("http_requests_total", "HTTP requests answered.", &["listener", "method", "status"])?,
-            counters: counter("observatory_store_events_total", "Events of the embedded store, by kind.", &["kind"])?,
+            spans_received: counter(
+                "collector_spans_received_total",
+                "Spans received.",
+                &["instance"],
+            )?,
+            query_seconds: histogram(
+                "storage_query_duration_seconds",
+                "Time of queries.",
+                &["repository", "method"],
+                &SECONDS,
+            )?,
+            http_requests: counter(
+                "http_requests_total",
+                "HTTP requests answered.",
+                &["listener", "method", "status"],
+            )?,
+            counters: counter(
+                "observatory_store_events_total",
+                "Events of the embedded store, by kind.",
+                &["kind"],
+            )?,
             gauges,
             registry: registry.clone(),
         };
@@ -86,7 +133,12 @@ impl Telemetry {
                 MetricType::UNTYPED => MetricKind::Unknown,
             };
             let name = family.name();
-            metadata.push(MetricMetadata { name: name.to_owned(), kind, help: family.help().to_owned(), unit: String::new() });
+            metadata.push(MetricMetadata {
+                name: name.to_owned(),
+                kind,
+                help: family.help().to_owned(),
+                unit: String::new(),
+            });
             for m in family.get_metric() {
                 let mut push = |suffix: &str, extra: &[(&str, &str)], v: f64| {
                     let labels = labels_of(m, &format!("{name}{suffix}"), extra, instance);
@@ -96,7 +148,11 @@ impl Telemetry {
                     MetricKind::Histogram => {
                         let h = m.get_histogram();
                         for b in h.get_bucket() {
-                            push("_bucket", &[("le", &b.upper_bound().to_string())], b.cumulative_count() as f64);
+                            push(
+                                "_bucket",
+                                &[("le", &b.upper_bound().to_string())],
+                                b.cumulative_count() as f64,
+                            );
                         }
                         push("_bucket", &[("le", "+Inf")], h.get_sample_count() as f64);
                         push("_sum", &[], h.get_sample_sum());
@@ -133,11 +189,17 @@ mod tests {
         let t = Telemetry::new().unwrap();
         t.writes.with_label_values(&["log", "insert", "success"]).inc();
         t.write_seconds.with_label_values(&["log", "insert"]).observe(0.02);
-        assert!(t.text().contains("storage_writes_total{operation=\"insert\",status=\"success\",writer_type=\"log\"} 1"));
+        assert!(t.text().contains(
+            "storage_writes_total{operation=\"insert\",status=\"success\",writer_type=\"log\"} 1"
+        ));
         let (series, metadata) = t.series("me", TimestampMs::from_millis(5));
         let find = |name: &str| series.iter().find(|s| s.labels.metric_name() == name).unwrap();
         assert_eq!(find("storage_writes_total").samples, [Sample::float(5, 1.0)]);
         assert_eq!(find("storage_write_duration_seconds_count").labels.get("instance"), "me");
-        assert!(metadata.iter().any(|m| m.name == "storage_writes_total" && m.kind == MetricKind::Counter));
+        assert!(
+            metadata
+                .iter()
+                .any(|m| m.name == "storage_writes_total" && m.kind == MetricKind::Counter)
+        );
     }
 }

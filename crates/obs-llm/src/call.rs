@@ -18,7 +18,9 @@ fn first<'a>(a: &'a Attributes, keys: &[&str]) -> &'a str {
 }
 
 fn text(a: &Attributes, keys: &[&str]) -> String {
-    keys.iter().find_map(|k| a.get(k).map(ToString::to_string).filter(|s| !s.is_empty())).unwrap_or_default()
+    keys.iter()
+        .find_map(|k| a.get(k).map(ToString::to_string).filter(|s| !s.is_empty()))
+        .unwrap_or_default()
 }
 
 /// Finds the convention and the operation; `None` if the span is no call of a model (agents,
@@ -44,10 +46,17 @@ fn classify(span: &Span) -> Option<(Dialect, Operation)> {
     if let Some(id) = a.get_str("ai.operationId") {
         let operation = if id.contains("embed") { Operation::Embeddings } else { Operation::Chat };
         // The outer span repeats the sum of its inner ones.
-        return (id.ends_with(".doGenerate") || id.ends_with(".doStream") || id.ends_with(".doEmbed")).then_some((Dialect::VercelAi, operation));
+        return (id.ends_with(".doGenerate")
+            || id.ends_with(".doStream")
+            || id.ends_with(".doEmbed"))
+        .then_some((Dialect::VercelAi, operation));
     }
-    let openllmetry = a.iter().any(|(k, _)| k.starts_with("traceloop.") || k.starts_with("llm.request.type") || k == "gen_ai.is_streaming")
-        || (span.scope.name.starts_with("opentelemetry.instrumentation.") && !span.scope.name.ends_with("openai_v2"));
+    let openllmetry = a.iter().any(|(k, _)| {
+        k.starts_with("traceloop.")
+            || k.starts_with("llm.request.type")
+            || k == "gen_ai.is_streaming"
+    }) || (span.scope.name.starts_with("opentelemetry.instrumentation.")
+        && !span.scope.name.ends_with("openai_v2"));
     let dialect = if openllmetry { Dialect::OpenLlmetry } else { Dialect::OtelGenAi };
     if let Some(operation) = a.get_str("gen_ai.operation.name") {
         return Operation::parse(operation).map(|o| (dialect, o));
@@ -57,7 +66,9 @@ fn classify(span: &Span) -> Option<(Dialect, Operation)> {
     }
     // Without a name a span is a call when it names a model and tells its usage or outcome.
     let names_model = a.get_str("gen_ai.request.model").is_some();
-    (names_model && (tokens::usage(a, dialect).is_some() || a.get("gen_ai.response.model").is_some())).then_some((dialect, Operation::Chat))
+    (names_model
+        && (tokens::usage(a, dialect).is_some() || a.get("gen_ai.response.model").is_some()))
+    .then_some((dialect, Operation::Chat))
 }
 
 /// What some dialects leave inside a JSON copy of the provider's answer.
@@ -69,7 +80,10 @@ struct Answer {
 }
 
 fn answer(a: &Attributes) -> Answer {
-    let Some(json) = a.get_str("output.value").and_then(|t| serde_json::from_str::<Json>(t).ok()) else { return Answer::default() };
+    let Some(json) = a.get_str("output.value").and_then(|t| serde_json::from_str::<Json>(t).ok())
+    else {
+        return Answer::default();
+    };
     let string = |v: Option<&Json>| v.and_then(Json::as_str).unwrap_or_default().to_owned();
     let choice = json.get("choices").and_then(|c| c.get(0)).and_then(|c| c.get("finish_reason"));
     Answer {
@@ -82,17 +96,34 @@ fn answer(a: &Attributes) -> Answer {
 /// The model that was asked for. OpenInference's `llm.model_name` is the served one once an answer
 /// came; the request is among the parameters.
 fn request_model(a: &Attributes) -> String {
-    let parameters = ["llm.invocation_parameters", "embedding.invocation_parameters"].iter().find_map(|k| a.get_str(k));
-    let asked = parameters.and_then(|t| serde_json::from_str::<Json>(t).ok()).and_then(|j| j.get("model")?.as_str().map(str::to_owned));
+    let parameters = ["llm.invocation_parameters", "embedding.invocation_parameters"]
+        .iter()
+        .find_map(|k| a.get_str(k));
+    let asked = parameters
+        .and_then(|t| serde_json::from_str::<Json>(t).ok())
+        .and_then(|j| j.get("model")?.as_str().map(str::to_owned));
     let explicit = text(a, &["gen_ai.request.model", "llm.request.model_name"]);
-    let named = || text(a, &["llm.model_name", "embedding.model_name", "reranker.model_name", "ai.model.id", "langfuse.observation.model.name"]);
+    let named = || {
+        text(
+            a,
+            &[
+                "llm.model_name",
+                "embedding.model_name",
+                "reranker.model_name",
+                "ai.model.id",
+                "langfuse.observation.model.name",
+            ],
+        )
+    };
     if explicit.is_empty() { asked.unwrap_or_else(named) } else { explicit }
 }
 
 /// Returns one vocabulary for the reasons of all providers.
 fn finish_reason(raw: &str) -> String {
     match raw.to_ascii_lowercase().as_str() {
-        "tool_calls" | "tool_use" | "function_call" | "tool-calls" | "tool_call" => "tool_call".to_owned(),
+        "tool_calls" | "tool_use" | "function_call" | "tool-calls" | "tool_call" => {
+            "tool_call".to_owned()
+        }
         "end_turn" | "stop_sequence" | "stop" | "completed" | "complete" => "stop".to_owned(),
         "max_tokens" | "length" | "max_output_tokens" => "length".to_owned(),
         "content_filter" | "content-filter" | "safety" | "refusal" => "content_filter".to_owned(),
@@ -101,11 +132,21 @@ fn finish_reason(raw: &str) -> String {
 }
 
 fn raw_finish_reason(a: &Attributes, answer: &Answer) -> String {
-    let keys = ["gen_ai.response.finish_reasons", "llm.finish_reason", "gen_ai.response.finish_reason", "gen_ai.response.stop_reason", "gen_ai.completion.0.finish_reason", "ai.response.finishReason", "gen_ai.finishReason"];
+    let keys = [
+        "gen_ai.response.finish_reasons",
+        "llm.finish_reason",
+        "gen_ai.response.finish_reason",
+        "gen_ai.response.stop_reason",
+        "gen_ai.completion.0.finish_reason",
+        "ai.response.finishReason",
+        "gen_ai.finishReason",
+    ];
     for key in keys {
         let found = match a.get(key) {
             Some(AttributeValue::Array(list)) => list.first().map(ToString::to_string),
-            Some(AttributeValue::String(s)) if s.starts_with('[') => serde_json::from_str::<Vec<String>>(s).ok().and_then(|v| v.into_iter().next()),
+            Some(AttributeValue::String(s)) if s.starts_with('[') => {
+                serde_json::from_str::<Vec<String>>(s).ok().and_then(|v| v.into_iter().next())
+            }
             Some(AttributeValue::String(s)) => Some(s.clone()),
             _ => None,
         };
@@ -114,8 +155,15 @@ fn raw_finish_reason(a: &Attributes, answer: &Answer) -> String {
         }
     }
     // Inside the messages, as OTel's output schema has it.
-    let inside = a.get("gen_ai.output.messages").map(ToString::to_string).and_then(|t| serde_json::from_str::<Json>(&t).ok());
-    let reason = inside.as_ref().and_then(|m| m.get(0)).and_then(|m| m.get("finish_reason")).and_then(Json::as_str);
+    let inside = a
+        .get("gen_ai.output.messages")
+        .map(ToString::to_string)
+        .and_then(|t| serde_json::from_str::<Json>(&t).ok());
+    let reason = inside
+        .as_ref()
+        .and_then(|m| m.get(0))
+        .and_then(|m| m.get("finish_reason"))
+        .and_then(Json::as_str);
     reason.map_or_else(|| answer.finish_reason.clone(), str::to_owned)
 }
 
@@ -129,7 +177,15 @@ fn first_token_ms(span: &Span) -> Option<f64> {
             return Some(ms);
         }
     }
-    let is_chunk = |name: &str| matches!(name, "First Token Stream Event" | "gen_ai.content.completion.chunk" | "llm.content.completion.chunk" | "ai.stream.firstChunk");
+    let is_chunk = |name: &str| {
+        matches!(
+            name,
+            "First Token Stream Event"
+                | "gen_ai.content.completion.chunk"
+                | "llm.content.completion.chunk"
+                | "ai.stream.firstChunk"
+        )
+    };
     let event = span.events.iter().filter(|e| is_chunk(&e.name)).map(|e| e.timestamp).min()?;
     let ns = event.nanos().checked_sub(span.start.nanos()).filter(|ns| *ns >= 0)?;
     Some(ns as f64 / 1e6)
@@ -149,10 +205,14 @@ fn error_type(span: &Span) -> String {
 }
 
 fn tags(a: &Attributes) -> Vec<String> {
-    let raw = ["tag.tags", "langfuse.trace.tags", "ai.telemetry.metadata.tags"].iter().find_map(|k| a.get(k));
+    let raw = ["tag.tags", "langfuse.trace.tags", "ai.telemetry.metadata.tags"]
+        .iter()
+        .find_map(|k| a.get(k));
     match raw {
         Some(AttributeValue::Array(list)) => list.iter().map(ToString::to_string).collect(),
-        Some(AttributeValue::String(s)) => serde_json::from_str(s).unwrap_or_else(|_| vec![s.clone()]),
+        Some(AttributeValue::String(s)) => {
+            serde_json::from_str(s).unwrap_or_else(|_| vec![s.clone()])
+        }
         _ => Vec::new(),
     }
 }
@@ -161,7 +221,10 @@ fn reported_cost(a: &Attributes) -> Option<Money> {
     let keys = ["gen_ai.usage.cost", "gen_ai.cost.total_cost", "llm.cost.total"];
     let value = keys.iter().find_map(|k| a.get(k))?;
     let text = value.to_string();
-    Money::from_str_exact(&text).or_else(|_| Money::from_scientific(&text)).ok().or_else(|| Money::try_from(value.as_f64()?).ok())
+    Money::from_str_exact(&text)
+        .or_else(|_| Money::from_scientific(&text))
+        .ok()
+        .or_else(|| Money::try_from(value.as_f64()?).ok())
 }
 
 /// Translates a span into a priced call; `None` if it is no call of a model.
@@ -173,7 +236,16 @@ pub fn call_from_span(span: &Span, prices: &PriceBook) -> Option<LlmCall> {
     let is_error = span.status.is_error() || a.get_str("error.type").is_some();
     let or = |text: String, other: &str| if text.is_empty() { other.to_owned() } else { text };
     let anywhere = |keys: &[&str]| or(text(a, keys), &text(r, keys));
-    let raw_provider = first(a, &["gen_ai.provider.name", "gen_ai.system", "llm.provider", "llm.system", "ai.model.provider"]);
+    let raw_provider = first(
+        a,
+        &[
+            "gen_ai.provider.name",
+            "gen_ai.system",
+            "llm.provider",
+            "llm.system",
+            "ai.model.provider",
+        ],
+    );
     let usage = tokens::usage(a, dialect);
     let mut call = LlmCall {
         start: span.start,
@@ -185,18 +257,67 @@ pub fn call_from_span(span: &Span, prices: &PriceBook) -> Option<LlmCall> {
         environment: span.resource.environment().unwrap_or_default().to_owned(),
         provider: provider::canonical(raw_provider, first(a, &["llm.system", "gen_ai.system"])),
         request_model: request_model(a),
-        response_model: or(text(a, &["gen_ai.response.model", "llm.response.model", "llm.response.model_name", "ai.response.model"]), if answer.model.is_empty() { first(a, &["llm.model_name"]) } else { &answer.model }),
+        response_model: or(
+            text(
+                a,
+                &[
+                    "gen_ai.response.model",
+                    "llm.response.model",
+                    "llm.response.model_name",
+                    "ai.response.model",
+                ],
+            ),
+            if answer.model.is_empty() { first(a, &["llm.model_name"]) } else { &answer.model },
+        ),
         operation,
         status: if is_error { CallStatus::Error } else { CallStatus::Ok },
         error_type: if is_error { error_type(span) } else { String::new() },
-        finish_reason: if is_error { String::new() } else { finish_reason(&raw_finish_reason(a, &answer)) },
-        user_id: anywhere(&["user.id", "enduser.id", "langfuse.user.id", "traceloop.association.properties.user_id", "gen_ai.user", "llm.user", "ai.telemetry.metadata.userId"]),
-        session_id: anywhere(&["gen_ai.conversation.id", "session.id", "langfuse.session.id", "traceloop.association.properties.session_id", "ai.telemetry.metadata.sessionId"]),
+        finish_reason: if is_error {
+            String::new()
+        } else {
+            finish_reason(&raw_finish_reason(a, &answer))
+        },
+        user_id: anywhere(&[
+            "user.id",
+            "enduser.id",
+            "langfuse.user.id",
+            "traceloop.association.properties.user_id",
+            "gen_ai.user",
+            "llm.user",
+            "ai.telemetry.metadata.userId",
+        ]),
+        session_id: anywhere(&[
+            "gen_ai.conversation.id",
+            "session.id",
+            "langfuse.session.id",
+            "traceloop.association.properties.session_id",
+            "ai.telemetry.metadata.sessionId",
+        ]),
         team: anywhere(&["team", "llm.team", "traceloop.association.properties.team"]),
-        project: anywhere(&["project", "llm.project", "openinference.project.name", "traceloop.association.properties.project"]),
+        project: anywhere(&[
+            "project",
+            "llm.project",
+            "openinference.project.name",
+            "traceloop.association.properties.project",
+        ]),
         agent: text(a, &["gen_ai.agent.name", "agent.name"]),
-        prompt_name: text(a, &["gen_ai.prompt.name", "langfuse.observation.prompt.name", "prompt.id", "traceloop.prompt.key"]),
-        prompt_version: text(a, &["langfuse.observation.prompt.version", "llm.prompt_template.version", "traceloop.prompt.version"]),
+        prompt_name: text(
+            a,
+            &[
+                "gen_ai.prompt.name",
+                "langfuse.observation.prompt.name",
+                "prompt.id",
+                "traceloop.prompt.key",
+            ],
+        ),
+        prompt_version: text(
+            a,
+            &[
+                "langfuse.observation.prompt.version",
+                "llm.prompt_template.version",
+                "traceloop.prompt.version",
+            ],
+        ),
         tags: tags(a),
         tokens: usage.map_or(TokenUsage::default(), |u| u.tokens),
         time_to_first_token_ms: first_token_ms(span),
@@ -209,7 +330,11 @@ pub fn call_from_span(span: &Span, prices: &PriceBook) -> Option<LlmCall> {
         price(&mut call, u, prices);
     } else if is_error {
         // A refused request has no usage and costs nothing; that is known, not missing.
-        price(&mut call, tokens::Usage { tokens: TokenUsage::default(), alternative: None }, prices);
+        price(
+            &mut call,
+            tokens::Usage { tokens: TokenUsage::default(), alternative: None },
+            prices,
+        );
     }
     Some(call)
 }
@@ -228,7 +353,9 @@ fn price(call: &mut LlmCall, usage: tokens::Usage, prices: &PriceBook) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use obs_model::{Resource, Scope, SpanEvent, SpanId, SpanKind, SpanStatus, TimestampNs, TraceId};
+    use obs_model::{
+        Resource, Scope, SpanEvent, SpanId, SpanKind, SpanStatus, TimestampNs, TraceId,
+    };
     use std::sync::Arc;
 
     fn span(scope: &str, pairs: Vec<(&str, AttributeValue)>) -> Span {
@@ -245,7 +372,9 @@ mod tests {
             attributes: pairs.into_iter().collect(),
             events: vec![],
             links: vec![],
-            resource: Arc::new(Resource { attributes: Attributes::from_iter([("service.name", "app")]) }),
+            resource: Arc::new(Resource {
+                attributes: Attributes::from_iter([("service.name", "app")]),
+            }),
             scope: Arc::new(Scope { name: scope.into(), ..Scope::default() }),
         }
     }
@@ -256,10 +385,18 @@ mod tests {
         let otel = span(
             "opentelemetry.instrumentation.openai_v2",
             vec![
-                ("gen_ai.operation.name", "chat".into()), ("gen_ai.system", "openai".into()), ("gen_ai.request.model", "gpt-4o-mini".into()),
-                ("gen_ai.response.model", "gpt-4o-mini-2024-07-18".into()), ("gen_ai.response.id", "r1".into()),
-                ("gen_ai.response.finish_reasons", AttributeValue::Array(vec!["tool_calls".into()])),
-                ("gen_ai.usage.input_tokens", 24.into()), ("gen_ai.usage.output_tokens", 9.into()), ("gen_ai.usage.cache_read.input_tokens", 8.into()),
+                ("gen_ai.operation.name", "chat".into()),
+                ("gen_ai.system", "openai".into()),
+                ("gen_ai.request.model", "gpt-4o-mini".into()),
+                ("gen_ai.response.model", "gpt-4o-mini-2024-07-18".into()),
+                ("gen_ai.response.id", "r1".into()),
+                (
+                    "gen_ai.response.finish_reasons",
+                    AttributeValue::Array(vec!["tool_calls".into()]),
+                ),
+                ("gen_ai.usage.input_tokens", 24.into()),
+                ("gen_ai.usage.output_tokens", 9.into()),
+                ("gen_ai.usage.cache_read.input_tokens", 8.into()),
             ],
         );
         let inference = span(
@@ -275,17 +412,30 @@ mod tests {
         let traceloop = span(
             "opentelemetry.instrumentation.openai.v1",
             vec![
-                ("llm.request.type", "chat".into()), ("gen_ai.system", "OpenAI".into()), ("gen_ai.request.model", "gpt-4o-mini".into()),
-                ("gen_ai.response.model", "gpt-4o-mini-2024-07-18".into()), ("gen_ai.response.id", "r1".into()),
-                ("gen_ai.usage.prompt_tokens", 24.into()), ("gen_ai.usage.completion_tokens", 9.into()), ("llm.usage.total_tokens", 33.into()),
-                ("gen_ai.usage.cache_read_input_tokens", 8.into()), ("gen_ai.completion.0.finish_reason", "tool_calls".into()),
+                ("llm.request.type", "chat".into()),
+                ("gen_ai.system", "OpenAI".into()),
+                ("gen_ai.request.model", "gpt-4o-mini".into()),
+                ("gen_ai.response.model", "gpt-4o-mini-2024-07-18".into()),
+                ("gen_ai.response.id", "r1".into()),
+                ("gen_ai.usage.prompt_tokens", 24.into()),
+                ("gen_ai.usage.completion_tokens", 9.into()),
+                ("llm.usage.total_tokens", 33.into()),
+                ("gen_ai.usage.cache_read_input_tokens", 8.into()),
+                ("gen_ai.completion.0.finish_reason", "tool_calls".into()),
             ],
         );
-        for (s, dialect) in [(otel, Dialect::OtelGenAi), (inference, Dialect::OpenInference), (traceloop, Dialect::OpenLlmetry)] {
+        for (s, dialect) in [
+            (otel, Dialect::OtelGenAi),
+            (inference, Dialect::OpenInference),
+            (traceloop, Dialect::OpenLlmetry),
+        ] {
             let c = call_from_span(&s, &prices).unwrap();
             assert_eq!(c.dialect, dialect);
             assert_eq!(c.request_model, "gpt-4o-mini");
-            assert_eq!((c.provider.as_str(), c.model(), c.finish_reason.as_str(), c.call_id.as_str()), ("openai", "gpt-4o-mini-2024-07-18", "tool_call", "r1"));
+            assert_eq!(
+                (c.provider.as_str(), c.model(), c.finish_reason.as_str(), c.call_id.as_str()),
+                ("openai", "gpt-4o-mini-2024-07-18", "tool_call", "r1")
+            );
             // 16 × 0.15 + 8 × 0.075 + 9 × 0.60 dollars a million: LiteLLM's figure too.
             assert_eq!(c.cost.unwrap().total().normalize().to_string(), "0.0000084");
         }
@@ -295,9 +445,15 @@ mod tests {
     fn agents_and_outer_spans_are_no_calls() {
         let prices = PriceBook::embedded();
         for pairs in [
-            vec![("gen_ai.operation.name", "invoke_agent".into()), ("gen_ai.usage.input_tokens", 5.into())],
+            vec![
+                ("gen_ai.operation.name", "invoke_agent".into()),
+                ("gen_ai.usage.input_tokens", 5.into()),
+            ],
             vec![("openinference.span.kind", "CHAIN".into())],
-            vec![("ai.operationId", "ai.generateText".into()), ("ai.usage.promptTokens", 48.into())],
+            vec![
+                ("ai.operationId", "ai.generateText".into()),
+                ("ai.usage.promptTokens", 48.into()),
+            ],
             vec![("http.method", "GET".into())],
         ] {
             assert!(call_from_span(&span("x", pairs), &prices).is_none());
@@ -307,16 +463,29 @@ mod tests {
     #[test]
     fn unknown_models_are_unpriced_and_errors_cost_nothing() {
         let prices = PriceBook::embedded();
-        let base = |model: &str| vec![("gen_ai.operation.name", "chat".into()), ("gen_ai.provider.name", "openai".into()), ("gen_ai.request.model", model.into())];
+        let base = |model: &str| {
+            vec![
+                ("gen_ai.operation.name", "chat".into()),
+                ("gen_ai.provider.name", "openai".into()),
+                ("gen_ai.request.model", model.into()),
+            ]
+        };
         let mut pairs = base("gpt-99-ultra");
         pairs.push(("gen_ai.usage.input_tokens", 5.into()));
         let c = call_from_span(&span("x", pairs), &prices).unwrap();
         assert_eq!((c.cost_state, c.cost), (CostState::Unpriced, None));
         let mut s = span("x", base("gpt-4o"));
         s.status = SpanStatus::Error("boom".into());
-        s.events.push(SpanEvent { timestamp: s.start, name: "exception".into(), attributes: Attributes::from_iter([("exception.type", "RateLimitError")]) });
+        s.events.push(SpanEvent {
+            timestamp: s.start,
+            name: "exception".into(),
+            attributes: Attributes::from_iter([("exception.type", "RateLimitError")]),
+        });
         let c = call_from_span(&s, &prices).unwrap();
-        assert_eq!((c.status, c.error_type.as_str(), c.cost_state), (CallStatus::Error, "RateLimitError", CostState::Priced));
+        assert_eq!(
+            (c.status, c.error_type.as_str(), c.cost_state),
+            (CallStatus::Error, "RateLimitError", CostState::Priced)
+        );
         assert_eq!(c.cost.unwrap().total(), Money::ZERO);
     }
 }

@@ -45,7 +45,8 @@ fn json_of(a: &Attributes, key: &str) -> Option<Json> {
 }
 
 fn string(v: &Json) -> String {
-    v.as_str().map_or_else(|| if v.is_null() { String::new() } else { v.to_string() }, str::to_owned)
+    v.as_str()
+        .map_or_else(|| if v.is_null() { String::new() } else { v.to_string() }, str::to_owned)
 }
 
 fn field(v: &Json, keys: &[&str]) -> String {
@@ -60,15 +61,25 @@ fn part(v: &Json) -> MessagePart {
     let kind = v.get("type").and_then(Json::as_str).unwrap_or("text");
     match kind {
         "text" | "input_text" | "output_text" => MessagePart::Text(field(v, &["content", "text"])),
-        "reasoning" | "thinking" => MessagePart::Reasoning(field(v, &["content", "text", "thinking"])),
+        "reasoning" | "thinking" => {
+            MessagePart::Reasoning(field(v, &["content", "text", "thinking"]))
+        }
         "tool_call" | "tool_use" | "tool-call" | "function" | "function_call" => {
             let f = v.get("function").unwrap_or(v);
-            MessagePart::ToolCall { id: field(v, &["id", "toolCallId", "call_id"]), name: field(f, &["name", "toolName"]), arguments: field(f, &["arguments", "input", "args"]) }
+            MessagePart::ToolCall {
+                id: field(v, &["id", "toolCallId", "call_id"]),
+                name: field(f, &["name", "toolName"]),
+                arguments: field(f, &["arguments", "input", "args"]),
+            }
         }
-        "tool_call_response" | "tool_result" | "tool-result" => {
-            MessagePart::ToolResult { id: field(v, &["id", "tool_use_id", "toolCallId"]), content: field(v, &["response", "result", "content", "output"]) }
-        }
-        other => MessagePart::Other { kind: other.to_owned(), detail: field(v, &["uri", "file_id", "mime_type", "modality"]) },
+        "tool_call_response" | "tool_result" | "tool-result" => MessagePart::ToolResult {
+            id: field(v, &["id", "tool_use_id", "toolCallId"]),
+            content: field(v, &["response", "result", "content", "output"]),
+        },
+        other => MessagePart::Other {
+            kind: other.to_owned(),
+            detail: field(v, &["uri", "file_id", "mime_type", "modality"]),
+        },
     }
 }
 
@@ -87,8 +98,13 @@ fn message(v: &Json, default_role: &str) -> Message {
     if list.is_empty() {
         list = v.get("content").map(parts).unwrap_or_default();
     }
-    if role == "tool" && let [MessagePart::Text(content)] = list.as_slice() {
-        list = vec![MessagePart::ToolResult { id: field(v, &["tool_call_id", "id"]), content: content.clone() }];
+    if role == "tool"
+        && let [MessagePart::Text(content)] = list.as_slice()
+    {
+        list = vec![MessagePart::ToolResult {
+            id: field(v, &["tool_call_id", "id"]),
+            content: content.clone(),
+        }];
     }
     list.extend(v.get("tool_calls").and_then(Json::as_array).into_iter().flatten().map(part));
     Message { role, parts: list, finish_reason: field(v, &["finish_reason"]) }
@@ -96,17 +112,29 @@ fn message(v: &Json, default_role: &str) -> Message {
 
 fn structured(a: &Attributes) -> Conversation {
     let list = |key: &str, role: &str| -> Vec<Message> {
-        json_of(a, key).as_ref().and_then(Json::as_array).into_iter().flatten().map(|m| message(m, role)).collect()
+        json_of(a, key)
+            .as_ref()
+            .and_then(Json::as_array)
+            .into_iter()
+            .flatten()
+            .map(|m| message(m, role))
+            .collect()
     };
     let mut input = list("gen_ai.input.messages", "user");
     if let Some(system) = json_of(a, "gen_ai.system_instructions") {
-        input.insert(0, Message { role: "system".into(), parts: parts(&system), finish_reason: String::new() });
+        input.insert(
+            0,
+            Message { role: "system".into(), parts: parts(&system), finish_reason: String::new() },
+        );
     }
     Conversation { input, output: list("gen_ai.output.messages", "assistant"), tools: Vec::new() }
 }
 
 /// `prefix.{i}.rest` keys as one map an index.
-fn indexed<'a>(a: &'a Attributes, prefix: &str) -> BTreeMap<usize, Vec<(&'a str, &'a AttributeValue)>> {
+fn indexed<'a>(
+    a: &'a Attributes,
+    prefix: &str,
+) -> BTreeMap<usize, Vec<(&'a str, &'a AttributeValue)>> {
     let mut out: BTreeMap<usize, Vec<(&str, &AttributeValue)>> = BTreeMap::new();
     for (k, v) in a.iter() {
         let Some(rest) = k.strip_prefix(prefix).and_then(|r| r.strip_prefix('.')) else { continue };
@@ -126,13 +154,27 @@ fn flattened(a: &Attributes, input: &str, output: &str, separator: &str) -> Conv
         indexed(a, prefix)
             .into_values()
             .map(|fields| {
-                let strip = |k: &str| if inner.is_empty() { k.to_owned() } else { k.strip_prefix(inner).and_then(|k| k.strip_prefix('.')).unwrap_or(k).to_owned() };
-                let fields: Attributes = fields.into_iter().map(|(k, v)| (strip(k), v.clone())).collect();
+                let strip = |k: &str| {
+                    if inner.is_empty() {
+                        k.to_owned()
+                    } else {
+                        k.strip_prefix(inner)
+                            .and_then(|k| k.strip_prefix('.'))
+                            .unwrap_or(k)
+                            .to_owned()
+                    }
+                };
+                let fields: Attributes =
+                    fields.into_iter().map(|(k, v)| (strip(k), v.clone())).collect();
                 flat_message(&fields, role)
             })
             .collect()
     };
-    Conversation { input: list(input, "user"), output: list(output, "assistant"), tools: Vec::new() }
+    Conversation {
+        input: list(input, "user"),
+        output: list(output, "assistant"),
+        tools: Vec::new(),
+    }
 }
 
 fn flat_message(f: &Attributes, default_role: &str) -> Message {
@@ -143,26 +185,49 @@ fn flat_message(f: &Attributes, default_role: &str) -> Message {
     }
     let mut list = Vec::new();
     for fields in indexed(f, "contents").into_values() {
-        let fields: Attributes = fields.into_iter().map(|(k, v)| (k.trim_start_matches("message_content.").to_owned(), v.clone())).collect();
+        let fields: Attributes = fields
+            .into_iter()
+            .map(|(k, v)| (k.trim_start_matches("message_content.").to_owned(), v.clone()))
+            .collect();
         match (fields.get_str("type"), fields.get_str("text")) {
-            (Some("reasoning" | "thinking"), Some(t)) => list.push(MessagePart::Reasoning(t.to_owned())),
+            (Some("reasoning" | "thinking"), Some(t)) => {
+                list.push(MessagePart::Reasoning(t.to_owned()))
+            }
             (_, Some(t)) => list.push(MessagePart::Text(t.to_owned())),
-            (kind, None) => list.push(MessagePart::Other { kind: kind.unwrap_or("content").to_owned(), detail: String::new() }),
+            (kind, None) => list.push(MessagePart::Other {
+                kind: kind.unwrap_or("content").to_owned(),
+                detail: String::new(),
+            }),
         }
     }
     let content = get("content");
     if list.is_empty() && !content.is_empty() {
         // A JSON array of parts, where an SDK could not flatten further.
-        let json = content.starts_with('[').then(|| serde_json::from_str::<Json>(&content).ok()).flatten();
+        let json =
+            content.starts_with('[').then(|| serde_json::from_str::<Json>(&content).ok()).flatten();
         list = json.map_or_else(|| vec![MessagePart::Text(content.clone())], |j| parts(&j));
     }
-    if role == "tool" && let [MessagePart::Text(content)] = list.as_slice() {
+    if role == "tool"
+        && let [MessagePart::Text(content)] = list.as_slice()
+    {
         list = vec![MessagePart::ToolResult { id: get("tool_call_id"), content: content.clone() }];
     }
     for fields in indexed(f, "tool_calls").into_values() {
-        let fields: Attributes = fields.into_iter().map(|(k, v)| (k.trim_start_matches("tool_call.").trim_start_matches("function.").to_owned(), v.clone())).collect();
+        let fields: Attributes = fields
+            .into_iter()
+            .map(|(k, v)| {
+                (
+                    k.trim_start_matches("tool_call.").trim_start_matches("function.").to_owned(),
+                    v.clone(),
+                )
+            })
+            .collect();
         let get = |k: &str| fields.get(k).map(ToString::to_string).unwrap_or_default();
-        list.push(MessagePart::ToolCall { id: get("id"), name: get("name"), arguments: get("arguments") });
+        list.push(MessagePart::ToolCall {
+            id: get("id"),
+            name: get("name"),
+            arguments: get("arguments"),
+        });
     }
     Message { role, parts: list, finish_reason: get("finish_reason") }
 }
@@ -171,8 +236,13 @@ fn flat_message(f: &Attributes, default_role: &str) -> Message {
 fn from_events<'a>(logs: impl Iterator<Item = &'a LogRecord>) -> Conversation {
     let mut c = Conversation::default();
     for log in logs {
-        let name = if log.event_name.is_empty() { log.attributes.get_str("event.name").unwrap_or_default() } else { &log.event_name };
-        let body: Json = serde_json::from_str(&log.line).unwrap_or_else(|_| Json::String(log.line.clone()));
+        let name = if log.event_name.is_empty() {
+            log.attributes.get_str("event.name").unwrap_or_default()
+        } else {
+            &log.event_name
+        };
+        let body: Json =
+            serde_json::from_str(&log.line).unwrap_or_else(|_| Json::String(log.line.clone()));
         match name {
             "gen_ai.system.message" => c.input.push(message(&body, "system")),
             "gen_ai.user.message" => c.input.push(message(&body, "user")),
@@ -192,22 +262,53 @@ fn from_events<'a>(logs: impl Iterator<Item = &'a LogRecord>) -> Conversation {
 
 fn vercel(a: &Attributes) -> Conversation {
     let list = json_of(a, "ai.prompt.messages");
-    let input = list.as_ref().and_then(Json::as_array).into_iter().flatten().map(|m| message(m, "user")).collect();
-    let mut answer: Vec<MessagePart> = a.get_str("ai.response.text").map(|t| MessagePart::Text(t.to_owned())).into_iter().collect();
-    answer.extend(json_of(a, "ai.response.toolCalls").as_ref().and_then(Json::as_array).into_iter().flatten().map(part));
-    let output = if answer.is_empty() { Vec::new() } else { vec![Message { role: "assistant".into(), parts: answer, finish_reason: String::new() }] };
+    let input = list
+        .as_ref()
+        .and_then(Json::as_array)
+        .into_iter()
+        .flatten()
+        .map(|m| message(m, "user"))
+        .collect();
+    let mut answer: Vec<MessagePart> = a
+        .get_str("ai.response.text")
+        .map(|t| MessagePart::Text(t.to_owned()))
+        .into_iter()
+        .collect();
+    answer.extend(
+        json_of(a, "ai.response.toolCalls")
+            .as_ref()
+            .and_then(Json::as_array)
+            .into_iter()
+            .flatten()
+            .map(part),
+    );
+    let output = if answer.is_empty() {
+        Vec::new()
+    } else {
+        vec![Message { role: "assistant".into(), parts: answer, finish_reason: String::new() }]
+    };
     Conversation { input, output, tools: Vec::new() }
 }
 
 /// Whole input and output values, when nothing finer was recorded.
 fn plain(a: &Attributes) -> Conversation {
     let one = |keys: [&str; 3], role: &str| -> Vec<Message> {
-        let text = keys.iter().find_map(|k| a.get(k)).map(ToString::to_string).filter(|t| !t.is_empty());
-        text.map(|t| Message { role: role.to_owned(), parts: vec![MessagePart::Text(t)], finish_reason: String::new() }).into_iter().collect()
+        let text =
+            keys.iter().find_map(|k| a.get(k)).map(ToString::to_string).filter(|t| !t.is_empty());
+        text.map(|t| Message {
+            role: role.to_owned(),
+            parts: vec![MessagePart::Text(t)],
+            finish_reason: String::new(),
+        })
+        .into_iter()
+        .collect()
     };
     Conversation {
         input: one(["input.value", "traceloop.entity.input", "langfuse.observation.input"], "user"),
-        output: one(["output.value", "traceloop.entity.output", "langfuse.observation.output"], "assistant"),
+        output: one(
+            ["output.value", "traceloop.entity.output", "langfuse.observation.output"],
+            "assistant",
+        ),
         tools: Vec::new(),
     }
 }
@@ -216,9 +317,12 @@ fn tools(a: &Attributes) -> Vec<String> {
     if let Some(list) = json_of(a, "gen_ai.tool.definitions").as_ref().and_then(Json::as_array) {
         return list.iter().map(Json::to_string).collect();
     }
-    let inference = indexed(a, "llm.tools").into_values().filter_map(|f| f.into_iter().find(|(k, _)| *k == "tool.json_schema").map(|(_, v)| v.to_string()));
+    let inference = indexed(a, "llm.tools").into_values().filter_map(|f| {
+        f.into_iter().find(|(k, _)| *k == "tool.json_schema").map(|(_, v)| v.to_string())
+    });
     let functions = indexed(a, "llm.request.functions").into_values().map(|f| {
-        let map: serde_json::Map<String, Json> = f.into_iter().map(|(k, v)| (k.to_owned(), Json::String(v.to_string()))).collect();
+        let map: serde_json::Map<String, Json> =
+            f.into_iter().map(|(k, v)| (k.to_owned(), Json::String(v.to_string()))).collect();
         Json::Object(map).to_string()
     });
     inference.chain(functions).collect()
@@ -229,7 +333,11 @@ mod tests {
     use super::*;
 
     fn text(role: &str, t: &str) -> Message {
-        Message { role: role.into(), parts: vec![MessagePart::Text(t.into())], finish_reason: String::new() }
+        Message {
+            role: role.into(),
+            parts: vec![MessagePart::Text(t.into())],
+            finish_reason: String::new(),
+        }
     }
 
     #[test]
@@ -244,26 +352,50 @@ mod tests {
         .collect();
         let c = structured(&otel);
         assert_eq!(c.input, input);
-        assert_eq!(c.output[0].parts, [MessagePart::ToolCall { id: "c1".into(), name: "f".into(), arguments: r#"{"a":1}"#.into() }]);
+        assert_eq!(
+            c.output[0].parts,
+            [MessagePart::ToolCall {
+                id: "c1".into(),
+                name: "f".into(),
+                arguments: r#"{"a":1}"#.into()
+            }]
+        );
 
         let inference: Attributes = [
-            ("llm.input_messages.0.message.role", "system"), ("llm.input_messages.0.message.content", "Be terse."),
-            ("llm.input_messages.1.message.role", "user"), ("llm.input_messages.1.message.contents.0.message_content.text", "Capital?"),
+            ("llm.input_messages.0.message.role", "system"),
+            ("llm.input_messages.0.message.content", "Be terse."),
+            ("llm.input_messages.1.message.role", "user"),
+            ("llm.input_messages.1.message.contents.0.message_content.text", "Capital?"),
             ("llm.input_messages.1.message.contents.0.message_content.type", "text"),
             ("llm.output_messages.0.message.role", "assistant"),
             ("llm.output_messages.0.message.tool_calls.0.tool_call.id", "c1"),
             ("llm.output_messages.0.message.tool_calls.0.tool_call.function.name", "f"),
-            ("llm.output_messages.0.message.tool_calls.0.tool_call.function.arguments", r#"{"a":1}"#),
+            (
+                "llm.output_messages.0.message.tool_calls.0.tool_call.function.arguments",
+                r#"{"a":1}"#,
+            ),
         ]
         .into_iter()
         .collect();
         let c = flattened(&inference, "llm.input_messages", "llm.output_messages", ".message.");
         assert_eq!(c.input, input);
-        assert_eq!(c.output[0].parts, [MessagePart::ToolCall { id: "c1".into(), name: "f".into(), arguments: r#"{"a":1}"#.into() }]);
+        assert_eq!(
+            c.output[0].parts,
+            [MessagePart::ToolCall {
+                id: "c1".into(),
+                name: "f".into(),
+                arguments: r#"{"a":1}"#.into()
+            }]
+        );
 
         let older: Attributes = [
-            ("gen_ai.prompt.0.role", "system"), ("gen_ai.prompt.0.content", "Be terse."), ("gen_ai.prompt.1.role", "user"), ("gen_ai.prompt.1.content", "Capital?"),
-            ("gen_ai.completion.0.role", "assistant"), ("gen_ai.completion.0.content", "Paris"), ("gen_ai.completion.0.finish_reason", "stop"),
+            ("gen_ai.prompt.0.role", "system"),
+            ("gen_ai.prompt.0.content", "Be terse."),
+            ("gen_ai.prompt.1.role", "user"),
+            ("gen_ai.prompt.1.content", "Capital?"),
+            ("gen_ai.completion.0.role", "assistant"),
+            ("gen_ai.completion.0.content", "Paris"),
+            ("gen_ai.completion.0.finish_reason", "stop"),
         ]
         .into_iter()
         .collect();
@@ -286,9 +418,18 @@ mod tests {
             attributes: Attributes::default(),
             resource: Default::default(),
         };
-        let logs = [log("gen_ai.user.message", r#"{"content":"hi"}"#), log("gen_ai.choice", r#"{"index":0,"finish_reason":"stop","message":{"role":"assistant","content":"hello"}}"#)];
+        let logs = [
+            log("gen_ai.user.message", r#"{"content":"hi"}"#),
+            log(
+                "gen_ai.choice",
+                r#"{"index":0,"finish_reason":"stop","message":{"role":"assistant","content":"hello"}}"#,
+            ),
+        ];
         let c = from_events(logs.iter());
         assert_eq!(c.input, [text("user", "hi")]);
-        assert_eq!(c.output, [Message { finish_reason: "stop".into(), ..text("assistant", "hello") }]);
+        assert_eq!(
+            c.output,
+            [Message { finish_reason: "stop".into(), ..text("assistant", "hello") }]
+        );
     }
 }

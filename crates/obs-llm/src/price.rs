@@ -122,7 +122,11 @@ impl PriceBook {
         let (provider, model) = (record.provider.clone(), record.model.clone());
         let bound = |text: &str, field, default: i64| match text {
             "" => Ok(default),
-            text => day(text).ok_or(PriceBookError::Date { provider: provider.clone(), model: model.clone(), field }),
+            text => day(text).ok_or(PriceBookError::Date {
+                provider: provider.clone(),
+                model: model.clone(),
+                field,
+            }),
         };
         let from = bound(&record.from, "from", i64::MIN)?;
         let to = bound(&record.to, "to", i64::MAX)?.saturating_add(DAY_NS);
@@ -134,7 +138,12 @@ impl PriceBook {
         let id = format!("{version}/{provider}/{model}");
         for name in record.aliases.iter().chain([&record.model]) {
             let key = (provider.clone(), name.to_ascii_lowercase());
-            self.by_name.entry(key).or_default().push(Entry { id: id.clone(), from, to, record: record.clone() });
+            self.by_name.entry(key).or_default().push(Entry {
+                id: id.clone(),
+                from,
+                to,
+                record: record.clone(),
+            });
         }
         self.records += 1;
         Ok(())
@@ -155,7 +164,8 @@ impl PriceBook {
 
     /// Returns every record with its id, sorted, for listing.
     pub fn records(&self) -> Vec<(&str, &PriceRecord)> {
-        let mut out: Vec<_> = self.by_name.values().flatten().map(|e| (e.id.as_str(), &e.record)).collect();
+        let mut out: Vec<_> =
+            self.by_name.values().flatten().map(|e| (e.id.as_str(), &e.record)).collect();
         out.sort_by(|a, b| a.0.cmp(b.0));
         out.dedup_by(|a, b| a.0 == b.0 && a.1 == b.1);
         out
@@ -164,8 +174,10 @@ impl PriceBook {
     /// Prices a call's tokens at its time. `None` when no record fits, or none of the record's
     /// prices covers a part of the usage.
     pub fn price(&self, call: &LlmCall, tokens: &TokenUsage) -> Option<CallCost> {
-        let found = [&call.response_model, &call.request_model].into_iter().filter(|m| !m.is_empty());
-        let entry = found.into_iter().find_map(|m| self.find(&call.provider, m, call.start.nanos()))?;
+        let found =
+            [&call.response_model, &call.request_model].into_iter().filter(|m| !m.is_empty());
+        let entry =
+            found.into_iter().find_map(|m| self.find(&call.provider, m, call.start.nanos()))?;
         compute(entry, tokens)
     }
 
@@ -201,8 +213,14 @@ fn bare_model(model: &str) -> String {
     let lower = model.to_ascii_lowercase();
     let tail = lower.rsplit('/').next().unwrap_or(&lower);
     let vendors = ["anthropic.", "meta.", "mistral.", "cohere.", "amazon.", "deepseek."];
-    let tail = vendors.iter().find_map(|v| tail.find(v).and_then(|i| tail.get(i + v.len()..))).unwrap_or(tail);
-    let cut = tail.rsplit_once("-v").filter(|(_, v)| v.starts_with(|c: char| c.is_ascii_digit()) && v.contains(':')).map_or(tail, |(m, _)| m);
+    let tail = vendors
+        .iter()
+        .find_map(|v| tail.find(v).and_then(|i| tail.get(i + v.len()..)))
+        .unwrap_or(tail);
+    let cut = tail
+        .rsplit_once("-v")
+        .filter(|(_, v)| v.starts_with(|c: char| c.is_ascii_digit()) && v.contains(':'))
+        .map_or(tail, |(m, _)| m);
     cut.to_owned()
 }
 
@@ -212,9 +230,15 @@ fn price_providers<'a>(provider: &'a str, model: &str) -> Vec<&'a str> {
         "anthropic"
     } else if model.starts_with("gemini") {
         "gcp.gemini"
-    } else if model.starts_with("mistral") || model.starts_with("codestral") || model.starts_with("ministral") {
+    } else if model.starts_with("mistral")
+        || model.starts_with("codestral")
+        || model.starts_with("ministral")
+    {
         "mistral_ai"
-    } else if model.starts_with("command") || model.starts_with("embed-") || model.starts_with("rerank-") {
+    } else if model.starts_with("command")
+        || model.starts_with("embed-")
+        || model.starts_with("rerank-")
+    {
         "cohere"
     } else {
         "openai"
@@ -236,7 +260,11 @@ fn is_version(suffix: &str) -> bool {
 
 fn compute(entry: &Entry, t: &TokenUsage) -> Option<CallCost> {
     let r = &entry.record;
-    let tier = r.tiers.iter().filter(|tier| t.input_total() > tier.above_input_tokens).max_by_key(|tier| tier.above_input_tokens);
+    let tier = r
+        .tiers
+        .iter()
+        .filter(|tier| t.input_total() > tier.above_input_tokens)
+        .max_by_key(|tier| tier.above_input_tokens);
     let (input, output) = tier.map_or((r.input, r.output), |t| (t.input, t.output));
     let cache_read = tier.map_or(r.cache_read, |t| t.cache_read).unwrap_or(input);
     let cache_write = tier.map_or(r.cache_write, |t| t.cache_write).unwrap_or(input);
@@ -252,8 +280,14 @@ fn compute(entry: &Entry, t: &TokenUsage) -> Option<CallCost> {
     Some(CallCost {
         input: sum(part(t.input, input)?, audio(t.audio_input, r.audio_input)?)?,
         cache_read: part(t.cache_read, cache_read)?,
-        cache_write: sum(part(t.cache_write, cache_write)?, part(t.cache_write_1h, cache_write_1h)?)?,
-        output: sum(sum(part(t.output, output)?, part(t.reasoning, reasoning)?)?, audio(t.audio_output, r.audio_output)?)?,
+        cache_write: sum(
+            part(t.cache_write, cache_write)?,
+            part(t.cache_write_1h, cache_write_1h)?,
+        )?,
+        output: sum(
+            sum(part(t.output, output)?, part(t.reasoning, reasoning)?)?,
+            audio(t.audio_output, r.audio_output)?,
+        )?,
         request: r.request.unwrap_or(Money::ZERO),
         price_id: entry.id.clone(),
     })
@@ -261,7 +295,8 @@ fn compute(entry: &Entry, t: &TokenUsage) -> Option<CallCost> {
 
 /// Tokens × price per million, in USD; `None` on overflow.
 fn part(tokens: u64, per_million: Money) -> Option<Money> {
-    let exact = Money::from(tokens).checked_mul(per_million)?.checked_div(Money::from(1_000_000))?;
+    let exact =
+        Money::from(tokens).checked_mul(per_million)?.checked_div(Money::from(1_000_000))?;
     Some(exact.round_dp(PLACES))
 }
 
@@ -278,11 +313,17 @@ mod tests {
         let b = PriceBook::embedded();
         assert!(b.len() >= 80, "{}", b.len());
         let cases = [
-            ("openai", "gpt-4o-mini-2024-07-18", "gpt-4o-mini"), ("azure.ai.openai", "gpt-4o", "gpt-4o"),
-            ("anthropic", "claude-sonnet-4-5-20250929", "claude-sonnet-4-5"), ("aws.bedrock", "us.anthropic.claude-sonnet-4-5-20250929-v1:0", "claude-sonnet-4-5"),
-            ("gcp.vertex_ai", "gemini-2.5-flash", "gemini-2.5-flash"), ("gcp.gemini", "models/gemini-2.5-pro", "gemini-2.5-pro"),
-            ("ollama", "llama3:8b", "*"), ("mistral_ai", "mistral-large-latest", "mistral-large"), ("deepseek", "deepseek-chat", "deepseek-chat"),
-            ("openai", "text-embedding-3-small", "text-embedding-3-small"), ("cohere", "command-r-plus", "command-r-plus"),
+            ("openai", "gpt-4o-mini-2024-07-18", "gpt-4o-mini"),
+            ("azure.ai.openai", "gpt-4o", "gpt-4o"),
+            ("anthropic", "claude-sonnet-4-5-20250929", "claude-sonnet-4-5"),
+            ("aws.bedrock", "us.anthropic.claude-sonnet-4-5-20250929-v1:0", "claude-sonnet-4-5"),
+            ("gcp.vertex_ai", "gemini-2.5-flash", "gemini-2.5-flash"),
+            ("gcp.gemini", "models/gemini-2.5-pro", "gemini-2.5-pro"),
+            ("ollama", "llama3:8b", "*"),
+            ("mistral_ai", "mistral-large-latest", "mistral-large"),
+            ("deepseek", "deepseek-chat", "deepseek-chat"),
+            ("openai", "text-embedding-3-small", "text-embedding-3-small"),
+            ("cohere", "command-r-plus", "command-r-plus"),
         ];
         for (provider, model, want) in cases {
             assert_eq!(find(&b, provider, model), Some(want), "{provider}/{model}");
@@ -310,7 +351,9 @@ mod tests {
 
     #[test]
     fn parts_tiers_and_missing_prices() {
-        let b = record(r#"{"provider":"p","model":"m","input":"1.25","output":"10","cache_read":"0.125","tiers":[{"above_input_tokens":100,"input":"2.5","output":"15","cache_read":"0.25"}]}"#);
+        let b = record(
+            r#"{"provider":"p","model":"m","input":"1.25","output":"10","cache_read":"0.125","tiers":[{"above_input_tokens":100,"input":"2.5","output":"15","cache_read":"0.25"}]}"#,
+        );
         let t = TokenUsage { input: 90, cache_read: 10, output: 10, ..TokenUsage::default() };
         assert_eq!(cost(&b, t).unwrap(), "0.00021375");
         // One token more, cached, puts the whole request into the upper tier.
@@ -321,8 +364,12 @@ mod tests {
 
     #[test]
     fn the_record_of_the_day_counts_and_files_override() {
-        let mut b = record(r#"{"provider":"p","model":"m","to":"2025-12-31","input":"1","output":"1"},{"provider":"p","model":"m","from":"2026-01-01","input":"2","output":"2"}"#);
-        let price = |b: &PriceBook, date: &str| b.find("p", "m", day(date).unwrap()).unwrap().record.input.to_string();
+        let mut b = record(
+            r#"{"provider":"p","model":"m","to":"2025-12-31","input":"1","output":"1"},{"provider":"p","model":"m","from":"2026-01-01","input":"2","output":"2"}"#,
+        );
+        let price = |b: &PriceBook, date: &str| {
+            b.find("p", "m", day(date).unwrap()).unwrap().record.input.to_string()
+        };
         assert_eq!((price(&b, "2025-12-31"), price(&b, "2026-01-01")), ("1".into(), "2".into()));
         b.add_json(r#"{"version":"mine","prices":[{"provider":"p","model":"m","input":"9","output":"9"}]}"#).unwrap();
         assert_eq!(price(&b, "2025-06-01"), "9");

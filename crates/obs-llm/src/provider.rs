@@ -5,7 +5,18 @@ pub(crate) fn canonical(raw: &str, system: &str) -> String {
     let lower = raw.trim().to_ascii_lowercase();
     // AI SDK: `openai.chat`, `openai.responses`, `anthropic.messages`.
     let head = lower.split('.').next().unwrap_or_default();
-    let sdk = matches!(head, "openai" | "anthropic" | "mistral" | "cohere" | "groq" | "google" | "deepseek" | "xai" | "perplexity");
+    let sdk = matches!(
+        head,
+        "openai"
+            | "anthropic"
+            | "mistral"
+            | "cohere"
+            | "groq"
+            | "google"
+            | "deepseek"
+            | "xai"
+            | "perplexity"
+    );
     let name = if sdk { head } else { lower.as_str() };
     let system = system.trim().to_ascii_lowercase();
     match name {
@@ -30,7 +41,15 @@ mod tests {
 
     #[test]
     fn names_of_every_dialect_meet() {
-        let cases = [("OpenAI", "", "openai"), ("openai.chat", "", "openai"), ("azure", "openai", "azure.ai.openai"), ("google", "vertexai", "gcp.vertex_ai"), ("xai", "", "x_ai"), ("ollama", "", "ollama"), ("aws.bedrock", "", "aws.bedrock")];
+        let cases = [
+            ("OpenAI", "", "openai"),
+            ("openai.chat", "", "openai"),
+            ("azure", "openai", "azure.ai.openai"),
+            ("google", "vertexai", "gcp.vertex_ai"),
+            ("xai", "", "x_ai"),
+            ("ollama", "", "ollama"),
+            ("aws.bedrock", "", "aws.bedrock"),
+        ];
         for (raw, system, want) in cases {
             assert_eq!(canonical(raw, system), want);
         }

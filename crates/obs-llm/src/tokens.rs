@@ -7,14 +7,58 @@
 
 use obs_model::{Attributes, Dialect, TokenUsage};
 
-const INPUT: &[&str] = &["gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens", "llm.token_count.prompt", "llm.usage.prompt_tokens", "ai.usage.promptTokens", "ai.usage.inputTokens", "ai.usage.tokens"];
-const OUTPUT: &[&str] = &["gen_ai.usage.output_tokens", "gen_ai.usage.completion_tokens", "llm.token_count.completion", "llm.usage.completion_tokens", "ai.usage.completionTokens", "ai.usage.outputTokens"];
-const TOTAL: &[&str] = &["gen_ai.usage.total_tokens", "llm.usage.total_tokens", "llm.token_count.total", "ai.usage.totalTokens"];
-const CACHE_READ: &[&str] = &["gen_ai.usage.cache_read.input_tokens", "gen_ai.usage.cache_read_input_tokens", "gen_ai.usage.cache_read_tokens", "gen_ai.usage.details.cache_read_tokens", "gen_ai.usage.details.cache_read_input_tokens", "gen_ai.usage.input_cached_tokens", "llm.token_count.prompt_details.cache_read", "ai.usage.cachedInputTokens"];
-const CACHE_WRITE: &[&str] = &["gen_ai.usage.cache_creation.input_tokens", "gen_ai.usage.cache_creation_input_tokens", "gen_ai.usage.cache_write_tokens", "gen_ai.usage.details.cache_write_tokens", "gen_ai.usage.details.cache_creation_input_tokens", "gen_ai.usage.input_cache_creation", "llm.token_count.prompt_details.cache_write"];
-const REASONING: &[&str] = &["gen_ai.usage.reasoning.output_tokens", "gen_ai.usage.reasoning_tokens", "llm.token_count.completion_details.reasoning", "ai.usage.reasoningTokens"];
-const AUDIO_IN: &[&str] = &["gen_ai.usage.audio.input_tokens", "llm.token_count.prompt_details.audio"];
-const AUDIO_OUT: &[&str] = &["gen_ai.usage.audio.output_tokens", "llm.token_count.completion_details.audio"];
+const INPUT: &[&str] = &[
+    "gen_ai.usage.input_tokens",
+    "gen_ai.usage.prompt_tokens",
+    "llm.token_count.prompt",
+    "llm.usage.prompt_tokens",
+    "ai.usage.promptTokens",
+    "ai.usage.inputTokens",
+    "ai.usage.tokens",
+];
+const OUTPUT: &[&str] = &[
+    "gen_ai.usage.output_tokens",
+    "gen_ai.usage.completion_tokens",
+    "llm.token_count.completion",
+    "llm.usage.completion_tokens",
+    "ai.usage.completionTokens",
+    "ai.usage.outputTokens",
+];
+const TOTAL: &[&str] = &[
+    "gen_ai.usage.total_tokens",
+    "llm.usage.total_tokens",
+    "llm.token_count.total",
+    "ai.usage.totalTokens",
+];
+const CACHE_READ: &[&str] = &[
+    "gen_ai.usage.cache_read.input_tokens",
+    "gen_ai.usage.cache_read_input_tokens",
+    "gen_ai.usage.cache_read_tokens",
+    "gen_ai.usage.details.cache_read_tokens",
+    "gen_ai.usage.details.cache_read_input_tokens",
+    "gen_ai.usage.input_cached_tokens",
+    "llm.token_count.prompt_details.cache_read",
+    "ai.usage.cachedInputTokens",
+];
+const CACHE_WRITE: &[&str] = &[
+    "gen_ai.usage.cache_creation.input_tokens",
+    "gen_ai.usage.cache_creation_input_tokens",
+    "gen_ai.usage.cache_write_tokens",
+    "gen_ai.usage.details.cache_write_tokens",
+    "gen_ai.usage.details.cache_creation_input_tokens",
+    "gen_ai.usage.input_cache_creation",
+    "llm.token_count.prompt_details.cache_write",
+];
+const REASONING: &[&str] = &[
+    "gen_ai.usage.reasoning.output_tokens",
+    "gen_ai.usage.reasoning_tokens",
+    "llm.token_count.completion_details.reasoning",
+    "ai.usage.reasoningTokens",
+];
+const AUDIO_IN: &[&str] =
+    &["gen_ai.usage.audio.input_tokens", "llm.token_count.prompt_details.audio"];
+const AUDIO_OUT: &[&str] =
+    &["gen_ai.usage.audio.output_tokens", "llm.token_count.completion_details.audio"];
 
 /// What was read, and how sure it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +115,9 @@ pub(crate) fn usage(a: &Attributes, dialect: Dialect) -> Option<Usage> {
 
 fn langfuse(json: &str) -> Option<Raw> {
     let v: serde_json::Value = serde_json::from_str(json).ok()?;
-    let n = |keys: &[&str]| keys.iter().find_map(|k| v.get(k).and_then(serde_json::Value::as_u64)).unwrap_or(0);
+    let n = |keys: &[&str]| {
+        keys.iter().find_map(|k| v.get(k).and_then(serde_json::Value::as_u64)).unwrap_or(0)
+    };
     Some(Raw {
         input: n(&["input"]),
         output: n(&["output"]),
@@ -101,10 +147,15 @@ fn solve(r: Raw) -> Usage {
             audio_output: r.audio_out,
         })
     };
-    let readings: Vec<TokenUsage> = [(r.exclusive, r.exclusive), (!r.exclusive, r.exclusive), (r.exclusive, !r.exclusive), (!r.exclusive, !r.exclusive)]
-        .into_iter()
-        .filter_map(|(i, o)| build(i, o))
-        .collect();
+    let readings: Vec<TokenUsage> = [
+        (r.exclusive, r.exclusive),
+        (!r.exclusive, r.exclusive),
+        (r.exclusive, !r.exclusive),
+        (!r.exclusive, !r.exclusive),
+    ]
+    .into_iter()
+    .filter_map(|(i, o)| build(i, o))
+    .collect();
     let fallback = TokenUsage { input: r.input, output: r.output, ..TokenUsage::default() };
     let first = readings.first().copied().unwrap_or(fallback);
     let certain = |tokens| Usage { tokens, alternative: None };
@@ -113,7 +164,10 @@ fn solve(r: Raw) -> Usage {
         Some(total) => match readings.iter().find(|u| u.total() == total) {
             Some(fits) => certain(*fits),
             // The total fits no reading: keep the convention's, and the other as the alternative.
-            None => Usage { tokens: first, alternative: readings.iter().find(|u| u.total() != first.total()).copied() },
+            None => Usage {
+                tokens: first,
+                alternative: readings.iter().find(|u| u.total() != first.total()).copied(),
+            },
         },
     }
 }
@@ -131,10 +185,33 @@ mod tests {
 
     #[test]
     fn three_conventions_give_the_same_vector() {
-        let want = TokenUsage { input: 16, cache_read: 8, output: 6, reasoning: 3, ..TokenUsage::default() };
-        let otel = of(&[("gen_ai.usage.input_tokens", 24), ("gen_ai.usage.output_tokens", 9), ("gen_ai.usage.cache_read.input_tokens", 8), ("gen_ai.usage.reasoning.output_tokens", 3)]);
-        let inference = of(&[("llm.token_count.prompt", 24), ("llm.token_count.completion", 9), ("llm.token_count.total", 33), ("llm.token_count.prompt_details.cache_read", 8), ("llm.token_count.completion_details.reasoning", 3)]);
-        let exclusive = of(&[("gen_ai.usage.input_tokens", 16), ("gen_ai.usage.output_tokens", 9), ("gen_ai.usage.total_tokens", 33), ("gen_ai.usage.cache_read_input_tokens", 8), ("gen_ai.usage.reasoning_tokens", 3)]);
+        let want = TokenUsage {
+            input: 16,
+            cache_read: 8,
+            output: 6,
+            reasoning: 3,
+            ..TokenUsage::default()
+        };
+        let otel = of(&[
+            ("gen_ai.usage.input_tokens", 24),
+            ("gen_ai.usage.output_tokens", 9),
+            ("gen_ai.usage.cache_read.input_tokens", 8),
+            ("gen_ai.usage.reasoning.output_tokens", 3),
+        ]);
+        let inference = of(&[
+            ("llm.token_count.prompt", 24),
+            ("llm.token_count.completion", 9),
+            ("llm.token_count.total", 33),
+            ("llm.token_count.prompt_details.cache_read", 8),
+            ("llm.token_count.completion_details.reasoning", 3),
+        ]);
+        let exclusive = of(&[
+            ("gen_ai.usage.input_tokens", 16),
+            ("gen_ai.usage.output_tokens", 9),
+            ("gen_ai.usage.total_tokens", 33),
+            ("gen_ai.usage.cache_read_input_tokens", 8),
+            ("gen_ai.usage.reasoning_tokens", 3),
+        ]);
         for got in [otel, inference, exclusive] {
             assert_eq!(got, Usage { tokens: want, alternative: None });
         }
@@ -142,13 +219,22 @@ mod tests {
 
     #[test]
     fn a_part_larger_than_its_whole_is_exclusive() {
-        let u = of(&[("gen_ai.usage.input_tokens", 24), ("gen_ai.usage.output_tokens", 9), ("gen_ai.usage.cache_read.input_tokens", 100)]);
+        let u = of(&[
+            ("gen_ai.usage.input_tokens", 24),
+            ("gen_ai.usage.output_tokens", 9),
+            ("gen_ai.usage.cache_read.input_tokens", 100),
+        ]);
         assert_eq!((u.tokens.input, u.tokens.cache_read), (24, 100));
     }
 
     #[test]
     fn a_total_that_fits_nothing_is_ambiguous() {
-        let u = of(&[("gen_ai.usage.input_tokens", 24), ("gen_ai.usage.output_tokens", 9), ("gen_ai.usage.total_tokens", 99), ("gen_ai.usage.cache_read.input_tokens", 8)]);
+        let u = of(&[
+            ("gen_ai.usage.input_tokens", 24),
+            ("gen_ai.usage.output_tokens", 9),
+            ("gen_ai.usage.total_tokens", 99),
+            ("gen_ai.usage.cache_read.input_tokens", 8),
+        ]);
         assert!(u.alternative.is_some());
     }
 

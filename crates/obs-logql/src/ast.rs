@@ -42,8 +42,8 @@ pub enum LineMatch {
 pub enum LabelFilter {
     Matches(Matcher),
     Compare { name: String, op: CompareOp, value: Quantity },
-    And(Box<LabelFilter>, Box<LabelFilter>),
-    Or(Box<LabelFilter>, Box<LabelFilter>),
+    And(Box<Self>, Box<Self>),
+    Or(Box<Self>, Box<Self>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

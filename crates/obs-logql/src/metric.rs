@@ -15,13 +15,23 @@ use std::ops::ControlFlow;
 struct Ranges(Vec<Vec<Series>>);
 
 impl SelectSeries for Ranges {
-    fn select(&self, _: &TenantId, selection: &SeriesSelection<'_>, _: &Budget) -> Result<Vec<Series>, SelectError> {
+    fn select(
+        &self,
+        _: &TenantId,
+        selection: &SeriesSelection<'_>,
+        _: &Budget,
+    ) -> Result<Vec<Series>, SelectError> {
         let name = selection.matchers.first().and_then(|m| m.value.strip_prefix("range_"));
         let index: Option<usize> = name.and_then(|n| n.parse().ok());
         Ok(index.and_then(|i| self.0.get(i)).cloned().unwrap_or_default())
     }
 
-    fn label_sets(&self, _: &TenantId, _: &SeriesSelection<'_>, _: &Budget) -> Result<Vec<Labels>, SelectError> {
+    fn label_sets(
+        &self,
+        _: &TenantId,
+        _: &SeriesSelection<'_>,
+        _: &Budget,
+    ) -> Result<Vec<Labels>, SelectError> {
         Ok(Vec::new())
     }
 
@@ -34,7 +44,13 @@ impl SelectSeries for Ranges {
 ///
 /// # Errors
 /// See [`QueryError`].
-pub fn run_instant(source: &dyn SelectLogs, tenant: &TenantId, query: &MetricExpr, time: TimestampNs, budget: &Budget) -> Result<Output, QueryError> {
+pub fn run_instant(
+    source: &dyn SelectLogs,
+    tenant: &TenantId,
+    query: &MetricExpr,
+    time: TimestampNs,
+    budget: &Budget,
+) -> Result<Output, QueryError> {
     let at = time.to_millis();
     let ranges = aggregate(source, tenant, query, (at, at), 1, budget)?;
     let out = evaluate_instant(&ranges, tenant, &query.expr, at, exact(), budget);
@@ -45,7 +61,14 @@ pub fn run_instant(source: &dyn SelectLogs, tenant: &TenantId, query: &MetricExp
 ///
 /// # Errors
 /// See [`QueryError`].
-pub fn run_range(source: &dyn SelectLogs, tenant: &TenantId, query: &MetricExpr, (start, end): (TimestampNs, TimestampNs), step_ms: i64, budget: &Budget) -> Result<Output, QueryError> {
+pub fn run_range(
+    source: &dyn SelectLogs,
+    tenant: &TenantId,
+    query: &MetricExpr,
+    (start, end): (TimestampNs, TimestampNs),
+    step_ms: i64,
+    budget: &Budget,
+) -> Result<Output, QueryError> {
     let bounds = (start.to_millis(), end.to_millis());
     let ranges = aggregate(source, tenant, query, bounds, step_ms, budget)?;
     let out = evaluate_range(&ranges, tenant, &query.expr, bounds, step_ms, exact(), budget);
@@ -64,18 +87,43 @@ fn from_eval(e: EvalError) -> QueryError {
     }
 }
 
-fn aggregate(source: &dyn SelectLogs, tenant: &TenantId, query: &MetricExpr, bounds: (TimestampMs, TimestampMs), step_ms: i64, budget: &Budget) -> Result<Ranges, QueryError> {
-    query.ranges.iter().map(|r| one(source, tenant, r, bounds, step_ms, budget)).collect::<Result<_, _>>().map(Ranges)
+fn aggregate(
+    source: &dyn SelectLogs,
+    tenant: &TenantId,
+    query: &MetricExpr,
+    bounds: (TimestampMs, TimestampMs),
+    step_ms: i64,
+    budget: &Budget,
+) -> Result<Ranges, QueryError> {
+    query
+        .ranges
+        .iter()
+        .map(|r| one(source, tenant, r, bounds, step_ms, budget))
+        .collect::<Result<_, _>>()
+        .map(Ranges)
 }
 
 /// Computes one aggregation at all steps: each entry is added to the steps whose left-open window
 /// holds it.
-fn one(source: &dyn SelectLogs, tenant: &TenantId, r: &RangeAggregation, (start, end): (TimestampMs, TimestampMs), step_ms: i64, budget: &Budget) -> Result<Vec<Series>, QueryError> {
+fn one(
+    source: &dyn SelectLogs,
+    tenant: &TenantId,
+    r: &RangeAggregation,
+    (start, end): (TimestampMs, TimestampMs),
+    step_ms: i64,
+    budget: &Budget,
+) -> Result<Vec<Series>, QueryError> {
     let (start, end) = (start.millis(), end.millis());
     let steps = ((end - start).max(0) / step_ms) as usize + 1;
     let from = TimestampMs::from_millis(start - r.offset_ms - r.range_ms).to_nanos().add_nanos(1);
     let to = TimestampMs::from_millis(end - r.offset_ms).to_nanos().add_nanos(1);
-    let selection = LogSelection { matchers: &r.expr.matchers, start: from, end: to, direction: Direction::Forward, trace_id: None };
+    let selection = LogSelection {
+        matchers: &r.expr.matchers,
+        start: from,
+        end: to,
+        direction: Direction::Forward,
+        trace_id: None,
+    };
     let mut sums: HashMap<Labels, Vec<f64>> = HashMap::new();
     let mut failure = None;
     source.select_logs(tenant, &selection, budget, &mut |record| {
@@ -120,7 +168,12 @@ fn one(source: &dyn SelectLogs, tenant: &TenantId, r: &RangeAggregation, (start,
         .into_iter()
         .map(|(labels, slots)| {
             let samples = slots.into_iter().enumerate().filter(|(_, v)| *v > 0.0);
-            Series { labels, samples: samples.map(|(i, v)| Sample::float(start + step_ms * i as i64, v / per)).collect() }
+            Series {
+                labels,
+                samples: samples
+                    .map(|(i, v)| Sample::float(start + step_ms * i as i64, v / per))
+                    .collect(),
+            }
         })
         .filter(|s| !s.samples.is_empty())
         .collect();

@@ -1,8 +1,13 @@
 //! Lexer and parser.
 
-use crate::ast::{CompareOp, LabelFilter, LineFilter, LineMatch, LogExpr, MetricExpr, Quantity, Query, RangeAggregation, RangeOp, Stage};
+use crate::ast::{
+    CompareOp, LabelFilter, LineFilter, LineMatch, LogExpr, MetricExpr, Quantity, Query,
+    RangeAggregation, RangeOp, Stage,
+};
 use obs_model::{METRIC_NAME, MatchOp, Matcher};
-use obs_promql::ast::{AggregateOp, BinaryOp, Cardinality, Expr, Function, Grouping, Matching, Pos, Selector};
+use obs_promql::ast::{
+    AggregateOp, BinaryOp, Cardinality, Expr, Function, Grouping, Matching, Pos, Selector,
+};
 
 const DEPTH_MAX: usize = 100;
 const TEXT_BYTES_MAX: usize = 128 * 1024;
@@ -34,8 +39,8 @@ struct Fault {
 type Parsed<T> = Result<T, Fault>;
 
 const OPERATORS: [&str; 30] = [
-    "|=", "|~", "|>", "!=", "!~", "!>", "=~", "==", ">=", "<=", "|", "=", ">", "<", "{", "}", "(", ")", "[", "]", ",", "+",
-    "-", "*", "/", "%", "^", ":", "@", ".",
+    "|=", "|~", "|>", "!=", "!~", "!>", "=~", "==", ">=", "<=", "|", "=", ">", "<", "{", "}", "(",
+    ")", "[", "]", ",", "+", "-", "*", "/", "%", "^", ":", "@", ".",
 ];
 
 fn lex(text: &str) -> Parsed<Vec<(Token, usize, usize)>> {
@@ -52,7 +57,10 @@ fn lex(text: &str) -> Parsed<Vec<(Token, usize, usize)>> {
             continue;
         }
         let start = at;
-        let word = |extra: &str| rest.find(|d: char| !(d.is_ascii_alphanumeric() || d == '_' || extra.contains(d))).unwrap_or(rest.len());
+        let word = |extra: &str| {
+            rest.find(|d: char| !(d.is_ascii_alphanumeric() || d == '_' || extra.contains(d)))
+                .unwrap_or(rest.len())
+        };
         let token = if c.is_ascii_alphabetic() || c == '_' {
             at += word("");
             Token::Ident(text.get(start..at).unwrap_or_default().to_owned())
@@ -60,16 +68,23 @@ fn lex(text: &str) -> Parsed<Vec<(Token, usize, usize)>> {
             at += word(".");
             Token::Quantity(text.get(start..at).unwrap_or_default().to_owned())
         } else if c == '`' {
-            let end = rest.get(1..).and_then(|r| r.find('`')).ok_or_else(|| Fault { at, message: "literal not terminated".into() })?;
+            let end = rest
+                .get(1..)
+                .and_then(|r| r.find('`'))
+                .ok_or_else(|| Fault { at, message: "literal not terminated".into() })?;
             at += end + 2;
             Token::String(rest.get(1..=end).unwrap_or_default().to_owned())
         } else if c == '"' {
-            let (value, len) = quoted(rest).ok_or_else(|| Fault { at, message: "literal not terminated".into() })?;
+            let (value, len) = quoted(rest)
+                .ok_or_else(|| Fault { at, message: "literal not terminated".into() })?;
             at += len;
             Token::String(value)
         } else {
             let op = OPERATORS.iter().find(|op| rest.starts_with(**op));
-            let op = op.ok_or_else(|| Fault { at, message: format!("syntax error: unexpected character {c:?}") })?;
+            let op = op.ok_or_else(|| Fault {
+                at,
+                message: format!("syntax error: unexpected character {c:?}"),
+            })?;
             at += op.len();
             Token::Op(op)
         };
@@ -116,7 +131,10 @@ pub fn parse(text: &str) -> Result<Query, ParseError> {
         ParseError { line, column, message: f.message }
     };
     if text.len() > TEXT_BYTES_MAX {
-        return Err(place(Fault { at: 0, message: format!("query is longer than {TEXT_BYTES_MAX} bytes") }));
+        return Err(place(Fault {
+            at: 0,
+            message: format!("query is longer than {TEXT_BYTES_MAX} bytes"),
+        }));
     }
     let tokens = lex(text).map_err(place)?;
     let mut p = Parser { tokens, at: 0, depth: 0, ranges: Vec::new() };
@@ -205,8 +223,12 @@ impl Parser {
         let mut stages = Vec::new();
         loop {
             match self.peek() {
-                Token::Op("|=" | "|~" | "!=" | "!~") => stages.push(Stage::Line(self.line_filter()?)),
-                Token::Op("|>" | "!>") => return self.fail(self.start(), "pattern line filters are not supported yet"),
+                Token::Op("|=" | "|~" | "!=" | "!~") => {
+                    stages.push(Stage::Line(self.line_filter()?))
+                }
+                Token::Op("|>" | "!>") => {
+                    return self.fail(self.start(), "pattern line filters are not supported yet");
+                }
                 Token::Op("|") => {
                     self.at += 1;
                     stages.push(self.stage()?);
@@ -231,7 +253,9 @@ impl Parser {
                 self.at -= 1;
                 return self.unexpected();
             };
-            matchers.push(Matcher::new(name, op, value).map_err(|e| Fault { at, message: e.to_string() })?);
+            matchers.push(
+                Matcher::new(name, op, value).map_err(|e| Fault { at, message: e.to_string() })?,
+            );
             if !self.eat(",") {
                 self.expect("}")?;
                 break;
@@ -265,9 +289,14 @@ impl Parser {
                 Token::String(s) if matches!(op, "|=" | "!=") => any.push(LineMatch::Contains(s)),
                 Token::String(s) => {
                     let regex = regex::RegexBuilder::new(&s).size_limit(1 << 20).build();
-                    any.push(LineMatch::Regex(regex.map_err(|e| Fault { at, message: format!("error parsing regexp: {e}") })?));
+                    any.push(LineMatch::Regex(regex.map_err(|e| Fault {
+                        at,
+                        message: format!("error parsing regexp: {e}"),
+                    })?));
                 }
-                Token::Ident(f) if f == "ip" => return self.fail(at, "ip() filters are not supported yet"),
+                Token::Ident(f) if f == "ip" => {
+                    return self.fail(at, "ip() filters are not supported yet");
+                }
                 _ => {
                     self.at -= 1;
                     return self.unexpected();
@@ -281,17 +310,28 @@ impl Parser {
 
     fn stage(&mut self) -> Parsed<Stage> {
         let at = self.start();
-        let next_is_op = matches!(self.tokens.get(self.at + 1), Some((Token::Op("=" | "==" | "!=" | "=~" | "!~" | ">" | ">=" | "<" | "<="), ..)));
+        let next_is_op = matches!(
+            self.tokens.get(self.at + 1),
+            Some((Token::Op("=" | "==" | "!=" | "=~" | "!~" | ">" | ">=" | "<" | "<="), ..))
+        );
         if !next_is_op && let Token::Ident(word) = self.peek().clone() {
             match word.as_str() {
                 "json" | "logfmt" => {
                     self.at += 1;
-                    if matches!(self.peek(), Token::Ident(_) | Token::String(_)) || matches!(self.peek(), Token::Op("-")) {
-                        return self.fail(self.start(), format!("expressions and flags of the {word} parser are not supported yet"));
+                    if matches!(self.peek(), Token::Ident(_) | Token::String(_))
+                        || matches!(self.peek(), Token::Op("-"))
+                    {
+                        return self.fail(
+                            self.start(),
+                            format!(
+                                "expressions and flags of the {word} parser are not supported yet"
+                            ),
+                        );
                     }
                     return Ok(if word == "json" { Stage::Json } else { Stage::Logfmt });
                 }
-                "pattern" | "regexp" | "unpack" | "line_format" | "label_format" | "decolorize" | "drop" | "keep" | "distinct" | "unwrap" => {
+                "pattern" | "regexp" | "unpack" | "line_format" | "label_format" | "decolorize"
+                | "drop" | "keep" | "distinct" | "unwrap" => {
                     return self.fail(at, format!("stage {word:?} is not supported yet"));
                 }
                 _ => {}
@@ -349,7 +389,9 @@ impl Parser {
                         return self.unexpected();
                     }
                 };
-                Matcher::new(name, op, value).map(LabelFilter::Matches).map_err(|e| Fault { at, message: e.to_string() })
+                Matcher::new(name, op, value)
+                    .map(LabelFilter::Matches)
+                    .map_err(|e| Fault { at, message: e.to_string() })
             }
             Token::Quantity(text) => self.compare(name, op, &text, 1.0),
             Token::Op("-") => match self.next() {
@@ -378,11 +420,16 @@ impl Parser {
             _ => return self.unexpected(),
         };
         let quantity = text.parse().map(|n: f64| Quantity::Number(n * sign)).ok();
-        let quantity = quantity.or_else(|| crate::pipeline::parse_duration_ns(text).map(|n| Quantity::Duration(n * sign)));
+        let quantity = quantity.or_else(|| {
+            crate::pipeline::parse_duration_ns(text).map(|n| Quantity::Duration(n * sign))
+        });
         let quantity = quantity.or_else(|| crate::pipeline::parse_bytes(text).map(Quantity::Bytes));
         match quantity {
             Some(value) => Ok(LabelFilter::Compare { name, op, value }),
-            None => self.fail(self.start(), format!("syntax error: {text:?} is no number, duration or size")),
+            None => self.fail(
+                self.start(),
+                format!("syntax error: {text:?} is no number, duration or size"),
+            ),
         }
     }
 
@@ -400,9 +447,17 @@ impl Parser {
             self.at += 1;
             let bool_modifier = self.keyword("bool");
             let matching = self.matching()?;
-            let right = self.metric(if op == BinaryOp::Pow { precedence } else { precedence + 1 })?;
+            let right =
+                self.metric(if op == BinaryOp::Pow { precedence } else { precedence + 1 })?;
             let p = pos(left.pos().start, right.pos().end);
-            left = Expr::Binary { op, lhs: Box::new(left), rhs: Box::new(right), bool_modifier, matching, pos: p };
+            left = Expr::Binary {
+                op,
+                lhs: Box::new(left),
+                rhs: Box::new(right),
+                bool_modifier,
+                matching,
+                pos: p,
+            };
         }
         self.depth -= 1;
         Ok(left)
@@ -436,11 +491,18 @@ impl Parser {
     }
 
     fn matching(&mut self) -> Parsed<Matching> {
-        let mut m = Matching { cardinality: Cardinality::OneToOne, on: false, labels: Vec::new(), include: Vec::new() };
+        let mut m = Matching {
+            cardinality: Cardinality::OneToOne,
+            on: false,
+            labels: Vec::new(),
+            include: Vec::new(),
+        };
         m.on = self.keyword("on");
         if m.on || self.keyword("ignoring") {
             m.labels = self.label_list()?;
-            for (word, cardinality) in [("group_left", Cardinality::ManyToOne), ("group_right", Cardinality::OneToMany)] {
+            for (word, cardinality) in
+                [("group_left", Cardinality::ManyToOne), ("group_right", Cardinality::OneToMany)]
+            {
                 if self.keyword(word) {
                     m.cardinality = cardinality;
                     if matches!(self.peek(), Token::Op("(")) {
@@ -478,13 +540,17 @@ impl Parser {
                 Ok(Expr::Paren(Box::new(inner)))
             }
             Token::Op("-") => match self.next() {
-                Token::Quantity(n) => self.number(&n, at).map(|n| Expr::Number(-n, pos(at, self.start()))),
+                Token::Quantity(n) => {
+                    self.number(&n, at).map(|n| Expr::Number(-n, pos(at, self.start())))
+                }
                 _ => {
                     self.at -= 1;
                     self.unexpected()
                 }
             },
-            Token::Quantity(n) => self.number(&n, at).map(|n| Expr::Number(n, pos(at, self.start()))),
+            Token::Quantity(n) => {
+                self.number(&n, at).map(|n| Expr::Number(n, pos(at, self.start())))
+            }
             Token::Ident(word) => self.call(&word, at),
             _ => {
                 self.at -= 1;
@@ -508,7 +574,9 @@ impl Parser {
         if let Some(op) = range {
             return self.range_aggregation(op, at);
         }
-        if let Some(op) = AggregateOp::parse(word).filter(|op| !matches!(op, AggregateOp::Group | AggregateOp::Quantile | AggregateOp::CountValues)) {
+        if let Some(op) = AggregateOp::parse(word).filter(|op| {
+            !matches!(op, AggregateOp::Group | AggregateOp::Quantile | AggregateOp::CountValues)
+        }) {
             return self.aggregation(op, at);
         }
         match (word, Function::find(word)) {
@@ -518,7 +586,12 @@ impl Parser {
                 self.expect(")")?;
                 Ok(Expr::Call { function, args: vec![arg], pos: pos(at, self.start()) })
             }
-            _ if word.ends_with("_over_time") || matches!(word, "label_replace" | "rate_counter" | "approx_topk" | "variants") => {
+            _ if word.ends_with("_over_time")
+                || matches!(
+                    word,
+                    "label_replace" | "rate_counter" | "approx_topk" | "variants"
+                ) =>
+            {
                 self.fail(at, format!("function {word:?} is not supported yet"))
             }
             _ => self.fail(at, format!("syntax error: unexpected {word}")),
@@ -541,7 +614,13 @@ impl Parser {
             Some(g) => g,
             None => self.grouping()?.unwrap_or_default(),
         };
-        Ok(Expr::Aggregate { op, expr: Box::new(inner), param, grouping, pos: pos(at, self.start()) })
+        Ok(Expr::Aggregate {
+            op,
+            expr: Box::new(inner),
+            param,
+            grouping,
+            pos: pos(at, self.start()),
+        })
     }
 
     fn grouping(&mut self) -> Parsed<Option<Grouping>> {
@@ -573,19 +652,28 @@ impl Parser {
         let name = format!("range_{}", self.ranges.len());
         self.ranges.push(RangeAggregation { op, expr, range_ms, offset_ms });
         let matchers = vec![Matcher::equal(METRIC_NAME, name)];
-        Ok(Expr::Selector(Selector { matchers, offset_ms: 0, at: None, pos: pos(at, self.start()) }))
+        Ok(Expr::Selector(Selector {
+            matchers,
+            offset_ms: 0,
+            at: None,
+            pos: pos(at, self.start()),
+        }))
     }
 
     fn stages_after_selector(&mut self) -> Parsed<Vec<Stage>> {
         let mut stages = Vec::new();
         loop {
             match self.peek() {
-                Token::Op("|=" | "|~" | "!=" | "!~") => stages.push(Stage::Line(self.line_filter()?)),
+                Token::Op("|=" | "|~" | "!=" | "!~") => {
+                    stages.push(Stage::Line(self.line_filter()?))
+                }
                 Token::Op("|") => {
                     self.at += 1;
                     stages.push(self.stage()?);
                 }
-                Token::Op("|>" | "!>") => return self.fail(self.start(), "pattern line filters are not supported yet"),
+                Token::Op("|>" | "!>") => {
+                    return self.fail(self.start(), "pattern line filters are not supported yet");
+                }
                 _ => return Ok(stages),
             }
         }
@@ -606,7 +694,9 @@ impl Parser {
             self.at -= 1;
             return self.unexpected();
         };
-        let ms = crate::pipeline::parse_duration_ns(&text).map(|ns| (ns / 1e6) as i64).filter(|ms| *ms > 0);
+        let ms = crate::pipeline::parse_duration_ns(&text)
+            .map(|ns| (ns / 1e6) as i64)
+            .filter(|ms| *ms > 0);
         ms.map_or_else(|| self.fail(at, format!("not a valid duration string: {text:?}")), Ok)
     }
 }
@@ -618,10 +708,18 @@ mod tests {
     #[test]
     fn what_dashboards_write_parses() {
         for text in [
-            r#"{app="a"}"#, r#"{app=~"a|b", env!="x"} |= "err" != "timeout" |~ "a.*b""#, r#"{a="b"} | json | level="error" and duration > 1.5s or status >= 500"#,
-            r#"{a="b"} | logfmt | size > 10KB, x="y""#, r#"rate({a="b"}[5m])"#, r#"sum by (level) (count_over_time({a="b"} |= "x" | json [1m] offset 5m))"#,
-            r#"sum(rate({a="b"}[1m])) / sum(rate({a="c"}[1m])) * 100"#, "vector(1)+vector(1)", r#"topk(5, sum(rate({a="b"}[1m])) by (x))"#, r#"({a="b"} |= `raw "x"`)"#,
-            r#"{a="b"} |= "x" or "y""#, r#"{a="b"} | (x=1 or y=2) and z!~"q""#,
+            r#"{app="a"}"#,
+            r#"{app=~"a|b", env!="x"} |= "err" != "timeout" |~ "a.*b""#,
+            r#"{a="b"} | json | level="error" and duration > 1.5s or status >= 500"#,
+            r#"{a="b"} | logfmt | size > 10KB, x="y""#,
+            r#"rate({a="b"}[5m])"#,
+            r#"sum by (level) (count_over_time({a="b"} |= "x" | json [1m] offset 5m))"#,
+            r#"sum(rate({a="b"}[1m])) / sum(rate({a="c"}[1m])) * 100"#,
+            "vector(1)+vector(1)",
+            r#"topk(5, sum(rate({a="b"}[1m])) by (x))"#,
+            r#"({a="b"} |= `raw "x"`)"#,
+            r#"{a="b"} |= "x" or "y""#,
+            r#"{a="b"} | (x=1 or y=2) and z!~"q""#,
         ] {
             parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));
         }
@@ -633,8 +731,14 @@ mod tests {
             ("{", "parse error at line 1, col 2: syntax error: unexpected $end"),
             ("{}", "parse error at line 1, col 1: queries require at least one"),
             (r#"{a=~".*"}"#, "parse error at line 1, col 1: queries require at least one"),
-            (r#"{a="b"} | line_format "x""#, "parse error at line 1, col 11: stage \"line_format\" is not supported yet"),
-            (r#"sum_over_time({a="b"} | unwrap x [5m])"#, "parse error at line 1, col 1: function \"sum_over_time\" is not supported yet"),
+            (
+                r#"{a="b"} | line_format "x""#,
+                "parse error at line 1, col 11: stage \"line_format\" is not supported yet",
+            ),
+            (
+                r#"sum_over_time({a="b"} | unwrap x [5m])"#,
+                "parse error at line 1, col 1: function \"sum_over_time\" is not supported yet",
+            ),
             (r#"rate({a="b"})"#, "parse error at line 1, col 13: syntax error: unexpected )"),
             (r#"{a="b"} |= "x"#, "parse error at line 1, col 12: literal not terminated"),
         ];

@@ -15,7 +15,11 @@ pub(crate) struct Working {
 }
 
 fn sanitise(key: &str) -> String {
-    let mut out: String = key.trim().chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' || c == ':' { c } else { '_' }).collect();
+    let mut out: String = key
+        .trim()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || c == '_' || c == ':' { c } else { '_' })
+        .collect();
     if out.starts_with(|c: char| c.is_ascii_digit()) {
         out.insert(0, '_');
     }
@@ -119,7 +123,10 @@ fn line_passes(f: &LineFilter, line: &str) -> bool {
 fn json(line: &str, w: &mut Working) {
     match serde_json::from_str::<serde_json::Value>(line) {
         Ok(serde_json::Value::Object(map)) => map.iter().for_each(|(k, v)| json_value(k, v, w, 0)),
-        Ok(_) => w.error("JSONParserErr", "Value looks like object, but can't find closing '}' symbol".into()),
+        Ok(_) => w.error(
+            "JSONParserErr",
+            "Value looks like object, but can't find closing '}' symbol".into(),
+        ),
         Err(e) => w.error("JSONParserErr", e.to_string()),
     }
 }
@@ -127,7 +134,9 @@ fn json(line: &str, w: &mut Working) {
 /// Objects are flattened with `_`, arrays are skipped, as Loki does.
 fn json_value(key: &str, v: &serde_json::Value, w: &mut Working, depth: usize) {
     match v {
-        serde_json::Value::Object(map) if depth < 32 => map.iter().for_each(|(k, v)| json_value(&format!("{key}_{k}"), v, w, depth + 1)),
+        serde_json::Value::Object(map) if depth < 32 => {
+            map.iter().for_each(|(k, v)| json_value(&format!("{key}_{k}"), v, w, depth + 1))
+        }
         serde_json::Value::Object(_) | serde_json::Value::Array(_) | serde_json::Value::Null => {}
         serde_json::Value::String(s) => w.extract(key, s.clone()),
         other => w.extract(key, other.to_string()),
@@ -185,7 +194,8 @@ fn label_passes(f: &LabelFilter, w: &mut Working) -> bool {
                 Quantity::Duration(_) => parse_duration_ns(text),
                 Quantity::Bytes(_) => parse_bytes(text),
             };
-            let (Quantity::Number(want) | Quantity::Duration(want) | Quantity::Bytes(want)) = *value;
+            let (Quantity::Number(want) | Quantity::Duration(want) | Quantity::Bytes(want)) =
+                *value;
             let Some(got) = parsed else {
                 // As Loki: the line stays and carries the error.
                 let details = format!("strconv.ParseFloat: parsing {text:?}: invalid syntax");
@@ -227,7 +237,18 @@ fn with_units(text: &str, units: &[(&str, f64)]) -> Option<f64> {
 pub(crate) fn parse_duration_ns(text: &str) -> Option<f64> {
     with_units(
         text,
-        &[("ns", 1.0), ("us", 1e3), ("µs", 1e3), ("ms", 1e6), ("s", 1e9), ("m", 6e10), ("h", 3.6e12), ("d", 8.64e13), ("w", 6.048e14), ("y", 3.1536e16)],
+        &[
+            ("ns", 1.0),
+            ("us", 1e3),
+            ("µs", 1e3),
+            ("ms", 1e6),
+            ("s", 1e9),
+            ("m", 6e10),
+            ("h", 3.6e12),
+            ("d", 8.64e13),
+            ("w", 6.048e14),
+            ("y", 3.1536e16),
+        ],
     )
 }
 
@@ -235,8 +256,18 @@ pub(crate) fn parse_duration_ns(text: &str) -> Option<f64> {
 pub(crate) fn parse_bytes(text: &str) -> Option<f64> {
     let lower = text.to_ascii_lowercase();
     let units = [
-        ("b", 1.0), ("kb", 1e3), ("mb", 1e6), ("gb", 1e9), ("tb", 1e12), ("k", 1e3), ("m", 1e6), ("g", 1e9),
-        ("kib", 1024.0), ("mib", 1_048_576.0), ("gib", 1_073_741_824.0), ("tib", 1_099_511_627_776.0),
+        ("b", 1.0),
+        ("kb", 1e3),
+        ("mb", 1e6),
+        ("gb", 1e9),
+        ("tb", 1e12),
+        ("k", 1e3),
+        ("m", 1e6),
+        ("g", 1e9),
+        ("kib", 1024.0),
+        ("mib", 1_048_576.0),
+        ("gib", 1_073_741_824.0),
+        ("tib", 1_099_511_627_776.0),
     ];
     with_units(&lower, &units)
 }
@@ -257,11 +288,29 @@ mod tests {
 
     #[test]
     fn parsers_extract_as_loki_does() {
-        let got = extracted(json, r#"{"a":{"b-c":1.50},"app":"other","list":[1],"t":true,"n":null,"s":"x y","9k":"z"}"#);
-        assert_eq!(got, pairs(&[("_9k", "z"), ("a_b_c", "1.50"), ("app_extracted", "other"), ("s", "x y"), ("t", "true")]).into_iter().map(|(k, v)| if k == "a_b_c" { (k, "1.5".into()) } else { (k, v) }).collect::<Vec<_>>());
+        let got = extracted(
+            json,
+            r#"{"a":{"b-c":1.50},"app":"other","list":[1],"t":true,"n":null,"s":"x y","9k":"z"}"#,
+        );
+        assert_eq!(
+            got,
+            pairs(&[
+                ("_9k", "z"),
+                ("a_b_c", "1.50"),
+                ("app_extracted", "other"),
+                ("s", "x y"),
+                ("t", "true")
+            ])
+            .into_iter()
+            .map(|(k, v)| if k == "a_b_c" { (k, "1.5".into()) } else { (k, v) })
+            .collect::<Vec<_>>()
+        );
         assert_eq!(extracted(json, "nope")[0], ("__error__".into(), "JSONParserErr".into()));
         let got = extracted(logfmt, r#"level=info msg="hello \"you\"" dur=1.5s bare empty= ü=1"#);
-        assert_eq!(got, pairs(&[("_", "1"), ("dur", "1.5s"), ("level", "info"), ("msg", "hello \"you\"")]));
+        assert_eq!(
+            got,
+            pairs(&[("_", "1"), ("dur", "1.5s"), ("level", "info"), ("msg", "hello \"you\"")])
+        );
     }
 
     #[test]

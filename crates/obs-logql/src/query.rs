@@ -2,7 +2,9 @@
 
 use crate::ast::LogExpr;
 use crate::pipeline::{Working, run};
-use obs_model::{Budget, Direction, Labels, LogSelection, SelectError, SelectLogs, TenantId, TimestampNs};
+use obs_model::{
+    Budget, Direction, Labels, LogSelection, SelectError, SelectLogs, TenantId, TimestampNs,
+};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
@@ -29,8 +31,17 @@ pub struct LogStream {
 ///
 /// # Errors
 /// When the store cannot be read or the budget ends.
-pub fn run_logs(source: &dyn SelectLogs, tenant: &TenantId, expr: &LogExpr, (start, end): (TimestampNs, TimestampNs), direction: Direction, limit: usize, budget: &Budget) -> Result<Vec<LogStream>, QueryError> {
-    let selection = LogSelection { matchers: &expr.matchers, start, end, direction, trace_id: None };
+pub fn run_logs(
+    source: &dyn SelectLogs,
+    tenant: &TenantId,
+    expr: &LogExpr,
+    (start, end): (TimestampNs, TimestampNs),
+    direction: Direction,
+    limit: usize,
+    budget: &Budget,
+) -> Result<Vec<LogStream>, QueryError> {
+    let selection =
+        LogSelection { matchers: &expr.matchers, start, end, direction, trace_id: None };
     let mut index: HashMap<Labels, usize> = HashMap::new();
     let mut out: Vec<LogStream> = Vec::new();
     let mut left = limit;

@@ -11,8 +11,8 @@ pub enum AttributeValue {
     Int(i64),
     Double(f64),
     Bytes(Vec<u8>),
-    Array(Vec<AttributeValue>),
-    Map(Vec<(String, AttributeValue)>),
+    Array(Vec<Self>),
+    Map(Vec<(String, Self)>),
 }
 
 impl AttributeValue {
@@ -57,7 +57,9 @@ impl AttributeValue {
             Self::String(s) => s.len() + 24,
             Self::Bytes(b) => b.len() + 24,
             Self::Array(a) => a.iter().map(Self::size_bytes).sum::<usize>() + 24,
-            Self::Map(m) => m.iter().map(|(k, v)| k.len() + v.size_bytes() + 24).sum::<usize>() + 24,
+            Self::Map(m) => {
+                m.iter().map(|(k, v)| k.len() + v.size_bytes() + 24).sum::<usize>() + 24
+            }
         }
     }
 }

@@ -171,7 +171,9 @@ impl Histogram {
         self.zero_count += other.zero_count * factor;
         self.count += other.count * factor;
         self.sum += other.sum * factor;
-        for (mine, theirs) in [(&mut self.positive, &other.positive), (&mut self.negative, &other.negative)] {
+        for (mine, theirs) in
+            [(&mut self.positive, &other.positive), (&mut self.negative, &other.negative)]
+        {
             for &(i, c) in theirs {
                 match mine.binary_search_by_key(&i, |(j, _)| *j) {
                     Ok(at) => {
@@ -245,7 +247,11 @@ mod tests {
     #[test]
     fn custom_and_exponential_do_not_mix() {
         let mut a = exp(0, &[]);
-        let b = Histogram { schema: CUSTOM_BUCKETS_SCHEMA, custom_bounds: vec![1.0], ..Histogram::default() };
+        let b = Histogram {
+            schema: CUSTOM_BUCKETS_SCHEMA,
+            custom_bounds: vec![1.0],
+            ..Histogram::default()
+        };
         assert!(!a.add_scaled(&b, 1.0));
     }
 

@@ -12,7 +12,9 @@ pub struct Labels(Arc<[(Arc<str>, Arc<str>)]>);
 
 impl Labels {
     /// Builds a set from pairs in any order; of equal names the last one wins.
-    pub fn from_pairs<N: AsRef<str>, V: AsRef<str>>(pairs: impl IntoIterator<Item = (N, V)>) -> Self {
+    pub fn from_pairs<N: AsRef<str>, V: AsRef<str>>(
+        pairs: impl IntoIterator<Item = (N, V)>,
+    ) -> Self {
         let mut builder = LabelsBuilder::default();
         for (name, value) in pairs {
             builder.set(name.as_ref(), value.as_ref());
@@ -22,7 +24,11 @@ impl Labels {
 
     /// Returns the value of a label, or the empty string.
     pub fn get(&self, name: &str) -> &str {
-        self.0.binary_search_by(|(n, _)| (**n).cmp(name)).ok().and_then(|i| self.0.get(i)).map_or("", |(_, v)| v)
+        self.0
+            .binary_search_by(|(n, _)| (**n).cmp(name))
+            .ok()
+            .and_then(|i| self.0.get(i))
+            .map_or("", |(_, v)| v)
     }
 
     pub fn metric_name(&self) -> &str {
@@ -43,7 +49,11 @@ impl Labels {
 
     /// Returns the set without the metric name.
     pub fn without_name(&self) -> Self {
-        if self.get(METRIC_NAME).is_empty() { self.clone() } else { self.filter(|n| n != METRIC_NAME) }
+        if self.get(METRIC_NAME).is_empty() {
+            self.clone()
+        } else {
+            self.filter(|n| n != METRIC_NAME)
+        }
     }
 
     /// Returns the labels whose names satisfy `keep`.

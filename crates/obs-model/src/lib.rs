@@ -22,11 +22,14 @@ pub use histogram::{CUSTOM_BUCKETS_SCHEMA, Histogram, HistogramBucket, ResetHint
 pub use ids::{SpanId, TenantId, TenantIdError, TraceId};
 pub use labels::{Labels, LabelsBuilder, METRIC_NAME};
 pub use llm::{
-    CallCost, CallStatus, CostState, Dialect, LlmCall, Message, MessagePart, Money, Operation, TokenUsage,
+    CallCost, CallStatus, CostState, Dialect, LlmCall, Message, MessagePart, Money, Operation,
+    TokenUsage,
 };
 pub use log::{LogRecord, severity_level};
 pub use matcher::{MatchOp, Matcher, MatcherError};
-pub use metric::{MetricKind, MetricMetadata, STALE_NAN_BITS, Sample, SampleValue, Series, is_stale};
+pub use metric::{
+    MetricKind, MetricMetadata, STALE_NAN_BITS, Sample, SampleValue, Series, is_stale,
+};
 pub use ports::{
     Append, AppendError, AppendFuture, Budget, CallSelection, Direction, LogSelection, SelectError,
     SelectLogs, SelectSeries, SelectSpans, SeriesSelection, SpanSelection, Visit, WriteBatch,

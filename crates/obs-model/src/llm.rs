@@ -233,10 +233,20 @@ impl LlmCall {
 pub enum MessagePart {
     Text(String),
     Reasoning(String),
-    ToolCall { id: String, name: String, arguments: String },
-    ToolResult { id: String, content: String },
+    ToolCall {
+        id: String,
+        name: String,
+        arguments: String,
+    },
+    ToolResult {
+        id: String,
+        content: String,
+    },
     /// Image, audio, file or anything else; a short description, never the bytes.
-    Other { kind: String, detail: String },
+    Other {
+        kind: String,
+        detail: String,
+    },
 }
 
 /// A message of a conversation.

@@ -29,12 +29,19 @@ pub struct LogRecord {
 impl LogRecord {
     /// Returns the bytes the record takes in memory, roughly.
     pub fn size_bytes(&self) -> usize {
-        200 + self.line.len() + self.severity_text.len() + self.event_name.len() + self.attributes.size_bytes()
+        200 + self.line.len()
+            + self.severity_text.len()
+            + self.event_name.len()
+            + self.attributes.size_bytes()
     }
 
     /// Returns the level's name: the text if one was sent, else by severity number.
     pub fn level(&self) -> &str {
-        if self.severity_text.is_empty() { severity_level(self.severity_number) } else { &self.severity_text }
+        if self.severity_text.is_empty() {
+            severity_level(self.severity_number)
+        } else {
+            &self.severity_text
+        }
     }
 }
 

@@ -144,13 +144,23 @@ pub trait SelectSeries: Send + Sync {
     ///
     /// # Errors
     /// See [`SelectError`].
-    fn select(&self, tenant: &TenantId, selection: &SeriesSelection<'_>, budget: &Budget) -> Result<Vec<Series>, SelectError>;
+    fn select(
+        &self,
+        tenant: &TenantId,
+        selection: &SeriesSelection<'_>,
+        budget: &Budget,
+    ) -> Result<Vec<Series>, SelectError>;
 
     /// Returns the label sets alone, sorted.
     ///
     /// # Errors
     /// See [`SelectError`].
-    fn label_sets(&self, tenant: &TenantId, selection: &SeriesSelection<'_>, budget: &Budget) -> Result<Vec<Labels>, SelectError>;
+    fn label_sets(
+        &self,
+        tenant: &TenantId,
+        selection: &SeriesSelection<'_>,
+        budget: &Budget,
+    ) -> Result<Vec<Labels>, SelectError>;
 
     /// Returns metadata by metric family name.
     fn metadata(&self, tenant: &TenantId) -> BTreeMap<String, MetricMetadata>;
@@ -182,13 +192,24 @@ pub trait SelectLogs: Send + Sync {
     ///
     /// # Errors
     /// See [`SelectError`].
-    fn select_logs(&self, tenant: &TenantId, selection: &LogSelection<'_>, budget: &Budget, visit: Visit<'_, LogRecord>) -> Result<(), SelectError>;
+    fn select_logs(
+        &self,
+        tenant: &TenantId,
+        selection: &LogSelection<'_>,
+        budget: &Budget,
+        visit: Visit<'_, LogRecord>,
+    ) -> Result<(), SelectError>;
 
     /// Returns the matching streams that have records in the range, sorted.
     ///
     /// # Errors
     /// See [`SelectError`].
-    fn streams(&self, tenant: &TenantId, selection: &LogSelection<'_>, budget: &Budget) -> Result<Vec<Labels>, SelectError>;
+    fn streams(
+        &self,
+        tenant: &TenantId,
+        selection: &LogSelection<'_>,
+        budget: &Budget,
+    ) -> Result<Vec<Labels>, SelectError>;
 }
 
 /// Spans that start in `[start, end)`.
@@ -233,25 +254,46 @@ pub trait SelectSpans: Send + Sync {
     ///
     /// # Errors
     /// See [`SelectError`].
-    fn trace(&self, tenant: &TenantId, id: TraceId, budget: &Budget) -> Result<Vec<Arc<Span>>, SelectError>;
+    fn trace(
+        &self,
+        tenant: &TenantId,
+        id: TraceId,
+        budget: &Budget,
+    ) -> Result<Vec<Arc<Span>>, SelectError>;
 
     /// Visits matching spans, newest part of the store first, in no order within a part.
     ///
     /// # Errors
     /// See [`SelectError`].
-    fn select_spans(&self, tenant: &TenantId, selection: &SpanSelection, budget: &Budget, visit: Visit<'_, Span>) -> Result<(), SelectError>;
+    fn select_spans(
+        &self,
+        tenant: &TenantId,
+        selection: &SpanSelection,
+        budget: &Budget,
+        visit: Visit<'_, Span>,
+    ) -> Result<(), SelectError>;
 
     /// Returns each service with its operations (name and kind), sorted.
     ///
     /// # Errors
     /// See [`SelectError`].
-    fn operations(&self, tenant: &TenantId, budget: &Budget) -> Result<BTreeMap<String, Vec<(String, crate::SpanKind)>>, SelectError>;
+    fn operations(
+        &self,
+        tenant: &TenantId,
+        budget: &Budget,
+    ) -> Result<BTreeMap<String, Vec<(String, crate::SpanKind)>>, SelectError>;
 
     /// Visits matching LLM calls, newest part of the store first, in no order within a part.
     ///
     /// # Errors
     /// See [`SelectError`].
-    fn select_calls(&self, tenant: &TenantId, selection: &CallSelection, budget: &Budget, visit: Visit<'_, LlmCall>) -> Result<(), SelectError>;
+    fn select_calls(
+        &self,
+        tenant: &TenantId,
+        selection: &CallSelection,
+        budget: &Budget,
+        visit: Visit<'_, LlmCall>,
+    ) -> Result<(), SelectError>;
 }
 
 #[cfg(test)]

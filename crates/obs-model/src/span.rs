@@ -117,7 +117,8 @@ impl Span {
 
     /// Returns the bytes the span takes in memory, roughly.
     pub fn size_bytes(&self) -> usize {
-        let events: usize = self.events.iter().map(|e| 64 + e.name.len() + e.attributes.size_bytes()).sum();
+        let events: usize =
+            self.events.iter().map(|e| 64 + e.name.len() + e.attributes.size_bytes()).sum();
         let links: usize = self.links.iter().map(|l| 64 + l.attributes.size_bytes()).sum();
         300 + self.name.len() + self.attributes.size_bytes() + events + links
     }

@@ -79,7 +79,13 @@ impl fmt::Display for TimestampNs {
         let nanos = self.0.rem_euclid(1_000_000_000);
         let (y, mo, d) = civil_from_days(secs.div_euclid(86_400));
         let s = secs.rem_euclid(86_400);
-        write!(f, "{y:04}-{mo:02}-{d:02}T{:02}:{:02}:{:02}.{nanos:09}Z", s / 3600, s / 60 % 60, s % 60)
+        write!(
+            f,
+            "{y:04}-{mo:02}-{d:02}T{:02}:{:02}:{:02}.{nanos:09}Z",
+            s / 3600,
+            s / 60 % 60,
+            s % 60
+        )
     }
 }
 
@@ -166,7 +172,11 @@ mod tests {
 
     #[test]
     fn rfc3339_survives_a_round_trip() {
-        for text in ["1970-01-01T00:00:00.000000000Z", "2026-11-20T12:25:59.123456789Z", "1999-12-31T23:59:59.000000001Z"] {
+        for text in [
+            "1970-01-01T00:00:00.000000000Z",
+            "2026-11-20T12:25:59.123456789Z",
+            "1999-12-31T23:59:59.000000001Z",
+        ] {
             assert_eq!(TimestampNs::parse_rfc3339(text).unwrap().to_string(), text);
         }
         assert_eq!(
@@ -177,7 +187,14 @@ mod tests {
 
     #[test]
     fn what_is_not_a_date_is_refused() {
-        for text in ["", "now", "2026-13-01T00:00:00Z", "2026-01-01", "2026-01-01T00:00:00", "éééééééééééééééééééé"] {
+        for text in [
+            "",
+            "now",
+            "2026-13-01T00:00:00Z",
+            "2026-01-01",
+            "2026-01-01T00:00:00",
+            "éééééééééééééééééééé",
+        ] {
             assert_eq!(TimestampNs::parse_rfc3339(text), None, "{text}");
         }
     }

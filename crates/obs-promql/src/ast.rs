@@ -51,7 +51,8 @@ pub struct Selector {
 impl Selector {
     /// Returns the metric name, if an equality matcher names it.
     pub fn metric_name(&self) -> Option<&str> {
-        let is_name = |m: &&Matcher| m.name == obs_model::METRIC_NAME && m.op == obs_model::MatchOp::Equal;
+        let is_name =
+            |m: &&Matcher| m.name == obs_model::METRIC_NAME && m.op == obs_model::MatchOp::Equal;
         self.matchers.iter().find(is_name).map(|m| m.value.as_str())
     }
 }
@@ -186,14 +187,42 @@ pub enum Expr {
     String(String, Pos),
     Selector(Selector),
     /// A selector with a range in milliseconds.
-    Matrix { selector: Selector, range_ms: i64, pos: Pos },
-    Subquery { expr: Box<Expr>, range_ms: i64, step_ms: Option<i64>, offset_ms: i64, at: Option<At>, pos: Pos },
-    Paren(Box<Expr>),
+    Matrix {
+        selector: Selector,
+        range_ms: i64,
+        pos: Pos,
+    },
+    Subquery {
+        expr: Box<Self>,
+        range_ms: i64,
+        step_ms: Option<i64>,
+        offset_ms: i64,
+        at: Option<At>,
+        pos: Pos,
+    },
+    Paren(Box<Self>),
     /// Unary minus.
-    Negate(Box<Expr>, Pos),
-    Binary { op: BinaryOp, lhs: Box<Expr>, rhs: Box<Expr>, bool_modifier: bool, matching: Matching, pos: Pos },
-    Aggregate { op: AggregateOp, expr: Box<Expr>, param: Option<Box<Expr>>, grouping: Grouping, pos: Pos },
-    Call { function: &'static Function, args: Vec<Expr>, pos: Pos },
+    Negate(Box<Self>, Pos),
+    Binary {
+        op: BinaryOp,
+        lhs: Box<Self>,
+        rhs: Box<Self>,
+        bool_modifier: bool,
+        matching: Matching,
+        pos: Pos,
+    },
+    Aggregate {
+        op: AggregateOp,
+        expr: Box<Self>,
+        param: Option<Box<Self>>,
+        grouping: Grouping,
+        pos: Pos,
+    },
+    Call {
+        function: &'static Function,
+        args: Vec<Self>,
+        pos: Pos,
+    },
 }
 
 impl Expr {
@@ -291,8 +320,23 @@ impl Function {
 
 /// Names that Prometheus knows and we do not answer yet; refused with a text that says so.
 pub static NOT_YET: &[&str] = &[
-    "anchored", "double_exponential_smoothing", "first_over_time", "histogram_quantiles",
-    "histogram_stddev", "histogram_stdvar", "holt_winters", "info", "limit_ratio", "limitk",
-    "mad_over_time", "max_of", "min_of", "sort_by_label", "sort_by_label_desc",
-    "ts_of_first_over_time", "ts_of_last_over_time", "ts_of_max_over_time", "ts_of_min_over_time",
+    "anchored",
+    "double_exponential_smoothing",
+    "first_over_time",
+    "histogram_quantiles",
+    "histogram_stddev",
+    "histogram_stdvar",
+    "holt_winters",
+    "info",
+    "limit_ratio",
+    "limitk",
+    "mad_over_time",
+    "max_of",
+    "min_of",
+    "sort_by_label",
+    "sort_by_label_desc",
+    "ts_of_first_over_time",
+    "ts_of_last_over_time",
+    "ts_of_max_over_time",
+    "ts_of_min_over_time",
 ];

@@ -3,8 +3,15 @@
 /// Parses `1h30m`, `500ms`, `1d` into milliseconds; units in falling order, each once. `None` for
 /// anything else, zero included only as `0s`-like forms.
 pub fn parse_ms(text: &str) -> Option<i64> {
-    const UNITS: [(&str, i64); 7] =
-        [("y", 31_536_000_000), ("w", 604_800_000), ("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
+    const UNITS: [(&str, i64); 7] = [
+        ("y", 31_536_000_000),
+        ("w", 604_800_000),
+        ("d", 86_400_000),
+        ("h", 3_600_000),
+        ("m", 60_000),
+        ("s", 1000),
+        ("ms", 1),
+    ];
     if text.is_empty() {
         return None;
     }

@@ -23,8 +23,8 @@ pub(crate) struct LexError {
 }
 
 const OPERATORS: [&str; 26] = [
-    "==", "!=", "=~", "!~", "<=", ">=", "=", "<", ">", "+", "-", "*", "/", "%", "^", "(", ")", "{", "}",
-    "[", "]", ",", ":", "@", "</", ">/",
+    "==", "!=", "=~", "!~", "<=", ">=", "=", "<", ">", "+", "-", "*", "/", "%", "^", "(", ")", "{",
+    "}", "[", "]", ",", ":", "@", "</", ">/",
 ];
 
 fn is_ident_start(c: char) -> bool {
@@ -50,7 +50,8 @@ pub(crate) fn lex(text: &str) -> Result<Vec<(Token, Pos)>, LexError> {
         let start = at;
         let next_is_digit = rest.chars().nth(1).is_some_and(|d| d.is_ascii_digit());
         let token = if is_ident_start(c) || (c == ':' && brackets == 0) {
-            let allowed = |d: char| d.is_ascii_alphanumeric() || d == '_' || (d == ':' && brackets == 0);
+            let allowed =
+                |d: char| d.is_ascii_alphanumeric() || d == '_' || (d == ':' && brackets == 0);
             let len = rest.find(|d| !allowed(d)).unwrap_or(rest.len());
             at += len;
             Token::Ident(rest.get(..len).unwrap_or_default().to_owned())
@@ -62,7 +63,8 @@ pub(crate) fn lex(text: &str) -> Result<Vec<(Token, Pos)>, LexError> {
             Token::String(value)
         } else {
             let op = OPERATORS.iter().find(|op| rest.starts_with(**op));
-            let op = op.ok_or_else(|| LexError { at, message: format!("unexpected character: {c:?}") })?;
+            let op =
+                op.ok_or_else(|| LexError { at, message: format!("unexpected character: {c:?}") })?;
             match *op {
                 "[" => brackets += 1,
                 "]" => brackets = brackets.saturating_sub(1),
@@ -79,12 +81,17 @@ pub(crate) fn lex(text: &str) -> Result<Vec<(Token, Pos)>, LexError> {
 
 fn number_or_duration(rest: &str, at: &mut usize) -> Result<Token, LexError> {
     let start = *at;
-    let bad = |word: &str| LexError { at: start, message: format!("bad number or duration syntax: {word:?}") };
+    let bad = |word: &str| LexError {
+        at: start,
+        message: format!("bad number or duration syntax: {word:?}"),
+    };
     if let Some(hex) = rest.strip_prefix("0x").or_else(|| rest.strip_prefix("0X")) {
         let len = hex.bytes().take_while(|b| b.is_ascii_hexdigit() || *b == b'_').count();
         *at += 2 + len;
         let digits = hex.get(..len).unwrap_or_default().replace('_', "");
-        return i64::from_str_radix(&digits, 16).map(|v| Token::Number(v as f64)).map_err(|_| bad(rest));
+        return i64::from_str_radix(&digits, 16)
+            .map(|v| Token::Number(v as f64))
+            .map_err(|_| bad(rest));
     }
     let bytes = rest.as_bytes();
     let mut len = 0;

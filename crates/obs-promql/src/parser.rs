@@ -122,7 +122,10 @@ impl Parser {
 
     fn unexpected(&self, context: &str) -> LexError {
         let context = if context.is_empty() { String::new() } else { format!(" in {context}") };
-        LexError { at: self.pos().start, message: format!("unexpected {}{context}", describe(self.peek())) }
+        LexError {
+            at: self.pos().start,
+            message: format!("unexpected {}{context}", describe(self.peek())),
+        }
     }
 
     fn eat(&mut self, op: &str) -> bool {
@@ -149,7 +152,10 @@ impl Parser {
     fn expression(&mut self, min: u8) -> Parsed<Expr> {
         self.depth += 1;
         if self.depth > DEPTH_MAX {
-            return self.fail(self.pos().start, format!("expression is nested deeper than {DEPTH_MAX} levels"));
+            return self.fail(
+                self.pos().start,
+                format!("expression is nested deeper than {DEPTH_MAX} levels"),
+            );
         }
         let mut lhs = self.unary()?;
         while let Some((op, precedence)) = binary_op(self.peek()) {
@@ -160,7 +166,8 @@ impl Parser {
             self.at += 1;
             let (bool_modifier, matching) = self.modifiers(op)?;
             // `^` associates to the right, all else to the left.
-            let rhs = self.expression(if op == BinaryOp::Pow { precedence } else { precedence + 1 })?;
+            let rhs =
+                self.expression(if op == BinaryOp::Pow { precedence } else { precedence + 1 })?;
             lhs = self.binary(op, op_pos, lhs, rhs, bool_modifier, matching)?;
         }
         self.depth -= 1;
@@ -178,12 +185,16 @@ impl Parser {
             return Ok((bool_modifier, None));
         }
         let labels = self.label_list()?;
-        let mut m = Matching { cardinality: Cardinality::OneToOne, on, labels, include: Vec::new() };
+        let mut m =
+            Matching { cardinality: Cardinality::OneToOne, on, labels, include: Vec::new() };
         let at = self.pos().start;
-        for (word, cardinality) in [("group_left", Cardinality::ManyToOne), ("group_right", Cardinality::OneToMany)] {
+        for (word, cardinality) in
+            [("group_left", Cardinality::ManyToOne), ("group_right", Cardinality::OneToMany)]
+        {
             if self.keyword(word) {
                 if op.is_set() {
-                    return self.fail(at, format!("no grouping allowed for {:?} operation", op.as_str()));
+                    return self
+                        .fail(at, format!("no grouping allowed for {:?} operation", op.as_str()));
                 }
                 m.cardinality = cardinality;
                 if matches!(self.peek(), Token::Op("(")) {
@@ -191,20 +202,36 @@ impl Parser {
                 }
             }
         }
-        if m.on && let Some(both) = m.include.iter().find(|l| m.labels.contains(l)) {
-            return self.fail(at, format!("label {both:?} must not occur in ON and GROUP clause at once"));
+        if m.on
+            && let Some(both) = m.include.iter().find(|l| m.labels.contains(l))
+        {
+            return self
+                .fail(at, format!("label {both:?} must not occur in ON and GROUP clause at once"));
         }
-        if matches!(self.peek(), Token::Ident(w) if w.starts_with("fill")) && matches!(self.peek_second(), Token::Op("(")) {
+        if matches!(self.peek(), Token::Ident(w) if w.starts_with("fill"))
+            && matches!(self.peek_second(), Token::Op("("))
+        {
             return self.fail(self.pos().start, "fill modifiers are not supported yet");
         }
         Ok((bool_modifier, Some(m)))
     }
 
-    fn binary(&self, op: BinaryOp, op_pos: Pos, lhs: Expr, rhs: Expr, bool_modifier: bool, matching: Option<Matching>) -> Parsed<Expr> {
+    fn binary(
+        &self,
+        op: BinaryOp,
+        op_pos: Pos,
+        lhs: Expr,
+        rhs: Expr,
+        bool_modifier: bool,
+        matching: Option<Matching>,
+    ) -> Parsed<Expr> {
         let (lt, rt) = (lhs.value_type(), rhs.value_type());
         for (side, t) in [(&lhs, lt), (&rhs, rt)] {
             if !matches!(t, ValueType::Scalar | ValueType::Vector) {
-                return self.fail(side.pos().start, "binary expression must contain only scalar and instant vector types");
+                return self.fail(
+                    side.pos().start,
+                    "binary expression must contain only scalar and instant vector types",
+                );
             }
         }
         let both_scalar = lt == ValueType::Scalar && rt == ValueType::Scalar;
@@ -212,14 +239,31 @@ impl Parser {
             return self.fail(op_pos.start, "comparisons between scalars must use BOOL modifier");
         }
         if op.is_set() && (lt == ValueType::Scalar || rt == ValueType::Scalar) {
-            return self.fail(op_pos.start, format!("set operator {:?} not allowed in binary scalar expression", op.as_str()));
+            return self.fail(
+                op_pos.start,
+                format!("set operator {:?} not allowed in binary scalar expression", op.as_str()),
+            );
         }
-        if matching.as_ref().is_some_and(|m| !m.labels.is_empty()) && (lt == ValueType::Scalar || rt == ValueType::Scalar) {
+        if matching.as_ref().is_some_and(|m| !m.labels.is_empty())
+            && (lt == ValueType::Scalar || rt == ValueType::Scalar)
+        {
             return self.fail(op_pos.start, "vector matching only allowed between instant vectors");
         }
-        let none = Matching { cardinality: Cardinality::OneToOne, on: false, labels: Vec::new(), include: Vec::new() };
+        let none = Matching {
+            cardinality: Cardinality::OneToOne,
+            on: false,
+            labels: Vec::new(),
+            include: Vec::new(),
+        };
         let pos = Pos { start: lhs.pos().start, end: rhs.pos().end };
-        Ok(Expr::Binary { op, lhs: Box::new(lhs), rhs: Box::new(rhs), bool_modifier, matching: matching.unwrap_or(none), pos })
+        Ok(Expr::Binary {
+            op,
+            lhs: Box::new(lhs),
+            rhs: Box::new(rhs),
+            bool_modifier,
+            matching: matching.unwrap_or(none),
+            pos,
+        })
     }
 
     fn unary(&mut self) -> Parsed<Expr> {
@@ -273,7 +317,9 @@ impl Parser {
         let lower = word.to_ascii_lowercase();
         let called = matches!(self.peek(), Token::Op("("));
         let grouped = matches!(self.peek(), Token::Ident(w) if w.eq_ignore_ascii_case("by") || w.eq_ignore_ascii_case("without"));
-        if (called || grouped) && let Some(op) = AggregateOp::parse(&lower) {
+        if (called || grouped)
+            && let Some(op) = AggregateOp::parse(&lower)
+        {
             return self.aggregate(op, pos);
         }
         if called || grouped {
@@ -305,10 +351,14 @@ impl Parser {
             };
             let want = if args.len() < least { least } else { most };
             let name = function.name;
-            return self.fail(pos.start, format!("expected{how} {want} argument(s) in call to {name:?}, got {}", args.len()));
+            return self.fail(
+                pos.start,
+                format!("expected{how} {want} argument(s) in call to {name:?}, got {}", args.len()),
+            );
         }
         for (i, arg) in args.iter().enumerate() {
-            let want = function.args.get(i).or(function.args.last()).copied().unwrap_or(ValueType::Vector);
+            let want =
+                function.args.get(i).or(function.args.last()).copied().unwrap_or(ValueType::Vector);
             self.check_type(arg, want, &format!("call to function {:?}", function.name))?;
         }
         let pos = Pos { start: pos.start, end: self.last_end() };
@@ -320,7 +370,10 @@ impl Parser {
         if got == want {
             return Ok(());
         }
-        self.fail(e.pos().start, format!("expected type {} in {context}, got {}", want.describe(), got.describe()))
+        self.fail(
+            e.pos().start,
+            format!("expected type {} in {context}, got {}", want.describe(), got.describe()),
+        )
     }
 
     fn arguments(&mut self) -> Parsed<Vec<Expr>> {
@@ -359,7 +412,13 @@ impl Parser {
             self.check_type(p, want, "aggregation parameter")?;
         }
         let pos = Pos { start: pos.start, end: self.last_end() };
-        Ok(Expr::Aggregate { op, expr: Box::new(expr), param: param.map(Box::new), grouping: before.or(after).unwrap_or_default(), pos })
+        Ok(Expr::Aggregate {
+            op,
+            expr: Box::new(expr),
+            param: param.map(Box::new),
+            grouping: before.or(after).unwrap_or_default(),
+            pos,
+        })
     }
 
     fn label_list(&mut self) -> Parsed<Vec<String>> {
@@ -406,22 +465,32 @@ impl Parser {
                     Token::Op("!~") => MatchOp::NotRegex,
                     Token::Op("," | "}") if quoted => {
                         if named {
-                            return self.fail(at, format!("metric name must not be set twice: {label:?}"));
+                            return self
+                                .fail(at, format!("metric name must not be set twice: {label:?}"));
                         }
                         named = true;
                         matchers.push(Matcher::equal(METRIC_NAME, label));
                         self.eat(",");
                         continue;
                     }
-                    _ => return Err(self.unexpected("label matching, expected label matching operator")),
+                    _ => {
+                        return Err(
+                            self.unexpected("label matching, expected label matching operator")
+                        );
+                    }
                 };
                 self.at += 1;
                 let Token::String(value) = self.next() else {
                     self.at -= 1;
                     return Err(self.unexpected("label matching, expected string"));
                 };
-                let m = Matcher::new(label, op, value).map_err(|e| LexError { at, message: e.to_string() })?;
-                if named && m.name == METRIC_NAME && m.op == MatchOp::Equal && matchers.first().is_some_and(|f| f.name == METRIC_NAME) {
+                let m = Matcher::new(label, op, value)
+                    .map_err(|e| LexError { at, message: e.to_string() })?;
+                if named
+                    && m.name == METRIC_NAME
+                    && m.op == MatchOp::Equal
+                    && matchers.first().is_some_and(|f| f.name == METRIC_NAME)
+                {
                     return self.fail(at, "metric name must not be set twice");
                 }
                 matchers.push(m);
@@ -432,7 +501,8 @@ impl Parser {
             }
         }
         if !matchers.iter().any(|m| !m.matches("")) {
-            return self.fail(pos.start, "vector selector must contain at least one non-empty matcher");
+            return self
+                .fail(pos.start, "vector selector must contain at least one non-empty matcher");
         }
         let pos = Pos { start: pos.start, end: self.last_end() };
         Ok(Expr::Selector(Selector { matchers, offset_ms: 0, at: None, pos }))
@@ -462,7 +532,8 @@ impl Parser {
                 self.set_modifiers(&mut e, start, None, Some(at))?;
             } else {
                 if matches!(self.peek(), Token::Ident(w) if w == "anchored" || w == "smoothed") {
-                    return self.fail(start, format!("{} is not supported yet", describe(self.peek())));
+                    return self
+                        .fail(start, format!("{} is not supported yet", describe(self.peek())));
                 }
                 return Ok(e);
             }
@@ -475,7 +546,9 @@ impl Parser {
             Token::Duration(ms) => Ok(ms),
             // Plain numbers are seconds, as everywhere in Prometheus 3.
             Token::Number(n) if n.is_finite() && n.abs() < 9e12 => Ok((n * 1000.0) as i64),
-            Token::Op("(") | Token::Ident(_) => self.fail(at, format!("duration expressions are not supported yet in {context}")),
+            Token::Op("(") | Token::Ident(_) => {
+                self.fail(at, format!("duration expressions are not supported yet in {context}"))
+            }
             _ => {
                 self.at -= 1;
                 Err(self.unexpected(&format!("{context}, expected duration")))
@@ -490,17 +563,31 @@ impl Parser {
         }
         let pos = |p: &Self| Pos { start: e.pos().start, end: p.last_end() };
         if self.eat(":") {
-            let step_ms = if matches!(self.peek(), Token::Op("]")) { None } else { Some(self.duration("subquery step")?) };
+            let step_ms = if matches!(self.peek(), Token::Op("]")) {
+                None
+            } else {
+                Some(self.duration("subquery step")?)
+            };
             self.expect("]", "subquery selector")?;
             if step_ms.is_some_and(|s| s <= 0) {
                 return self.fail(start, "duration must be greater than 0");
             }
             if e.value_type() != ValueType::Vector {
                 let got = e.value_type().describe();
-                return self.fail(e.pos().start, format!("subquery is only allowed on instant vector, got {got} instead"));
+                return self.fail(
+                    e.pos().start,
+                    format!("subquery is only allowed on instant vector, got {got} instead"),
+                );
             }
             let pos = pos(self);
-            return Ok(Expr::Subquery { expr: Box::new(e), range_ms, step_ms, offset_ms: 0, at: None, pos });
+            return Ok(Expr::Subquery {
+                expr: Box::new(e),
+                range_ms,
+                step_ms,
+                offset_ms: 0,
+                at: None,
+                pos,
+            });
         }
         self.expect("]", "matrix selector")?;
         let pos = pos(self);
@@ -536,7 +623,13 @@ impl Parser {
         }
     }
 
-    fn set_modifiers(&self, e: &mut Expr, start: usize, offset: Option<i64>, new_at: Option<At>) -> Parsed<()> {
+    fn set_modifiers(
+        &self,
+        e: &mut Expr,
+        start: usize,
+        offset: Option<i64>,
+        new_at: Option<At>,
+    ) -> Parsed<()> {
         let (offset_ms, at) = match e {
             Expr::Selector(s) | Expr::Matrix { selector: s, .. } => (&mut s.offset_ms, &mut s.at),
             Expr::Subquery { offset_ms, at, .. } => (offset_ms, at),
@@ -567,15 +660,30 @@ mod tests {
     fn errors_name_position_and_reason() {
         let cases = [
             ("", "1:1: parse error: no expression found in input"),
-            ("rate(foo)", r#"1:6: parse error: expected type range vector in call to function "rate", got instant vector"#),
+            (
+                "rate(foo)",
+                r#"1:6: parse error: expected type range vector in call to function "rate", got instant vector"#,
+            ),
             ("foo[5m", "1:7: parse error: unexpected end of input in matrix selector"),
             ("{}", "1:1: parse error: vector selector must contain at least one non-empty matcher"),
-            ("{a=\"\"}", "1:1: parse error: vector selector must contain at least one non-empty matcher"),
+            (
+                "{a=\"\"}",
+                "1:1: parse error: vector selector must contain at least one non-empty matcher",
+            ),
             ("nope(foo)", r#"1:1: parse error: unknown function with name "nope""#),
-            ("sum(foo, bar)", "1:1: parse error: wrong number of arguments for aggregate expression provided, expected 1, got 2"),
+            (
+                "sum(foo, bar)",
+                "1:1: parse error: wrong number of arguments for aggregate expression provided, expected 1, got 2",
+            ),
             ("1 == 1", "1:3: parse error: comparisons between scalars must use BOOL modifier"),
-            ("foo and 1", r#"1:5: parse error: set operator "and" not allowed in binary scalar expression"#),
-            ("foo +\n  bar[5m]", "2:3: parse error: binary expression must contain only scalar and instant vector types"),
+            (
+                "foo and 1",
+                r#"1:5: parse error: set operator "and" not allowed in binary scalar expression"#,
+            ),
+            (
+                "foo +\n  bar[5m]",
+                "2:3: parse error: binary expression must contain only scalar and instant vector types",
+            ),
             ("limitk(1, foo)", r#"1:1: parse error: function "limitk" is not supported yet"#),
             ("foo{a=~\"(\"}", "1:5: parse error: invalid regular expression \"(\": "),
             ("foo $", "1:5: parse error: unexpected character: '$'"),
@@ -590,11 +698,26 @@ mod tests {
     #[test]
     fn everything_a_dashboard_writes_parses() {
         let cases = [
-            "up", "foo:bar:baz{a=\"b\",c!=\"d\",e=~\"f|g\",h!~\"i\",}", "{\"weird name\", x='y'}", "rate(foo[5m] offset -1h)",
-            "sum by (a, b) (rate(x[1m]))", "sum(rate(x[1m])) without(a)", "histogram_quantile(0.95, sum(rate(b[5m])) by (le))",
-            "a / on(x) group_left(y) b", "a > bool 1", "-a ^ 2", "max_over_time(rate(x[5m])[1h:30s] @ end() offset 5m)",
-            "foo @ 1609746000", "topk(5, a)", "count_values(\"v\", a)", "1_000 + 0x1F + 5m + Inf + .5e-3", "# comment\nup",
-            "a or b and c unless d", "label_replace(up, \"a\", \"$1\", \"b\", \"(.*)\")", "time() - foo", "quantile(0.9, a) by (b)",
+            "up",
+            "foo:bar:baz{a=\"b\",c!=\"d\",e=~\"f|g\",h!~\"i\",}",
+            "{\"weird name\", x='y'}",
+            "rate(foo[5m] offset -1h)",
+            "sum by (a, b) (rate(x[1m]))",
+            "sum(rate(x[1m])) without(a)",
+            "histogram_quantile(0.95, sum(rate(b[5m])) by (le))",
+            "a / on(x) group_left(y) b",
+            "a > bool 1",
+            "-a ^ 2",
+            "max_over_time(rate(x[5m])[1h:30s] @ end() offset 5m)",
+            "foo @ 1609746000",
+            "topk(5, a)",
+            "count_values(\"v\", a)",
+            "1_000 + 0x1F + 5m + Inf + .5e-3",
+            "# comment\nup",
+            "a or b and c unless d",
+            "label_replace(up, \"a\", \"$1\", \"b\", \"(.*)\")",
+            "time() - foo",
+            "quantile(0.9, a) by (b)",
         ];
         for text in cases {
             parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));

@@ -1,6 +1,14 @@
 //! Runs `tests/scripts/*.test`: load, evaluate, compare. Every instant query is also run as the
 //! middle of a range query, which must agree.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking"
+)]
+
 use obs_model::{Budget, Sample, SampleValue, TenantId, TimestampMs};
 use obs_promql::{Output, QueryOptions, evaluate_instant, evaluate_range, parse};
 use obs_testkit::MemoryStore;
@@ -20,12 +28,20 @@ fn rows(output: Output, times: &[i64]) -> Rows {
     match output {
         Output::Scalar(s) => [("scalar".to_owned(), vec![Some(float(&s))])].into(),
         Output::String(_, s) => panic!("string result {s:?}"),
-        Output::Vector(v) => v.into_iter().map(|(l, s)| (if l.is_empty() { "{}".into() } else { l.to_string() }, vec![Some(float(&s))])).collect(),
+        Output::Vector(v) => v
+            .into_iter()
+            .map(|(l, s)| {
+                (if l.is_empty() { "{}".into() } else { l.to_string() }, vec![Some(float(&s))])
+            })
+            .collect(),
         Output::Matrix(m) => m
             .into_iter()
             .map(|s| {
                 let at = |t: &i64| s.samples.iter().find(|x| x.timestamp.millis() == *t).map(float);
-                (if s.labels.is_empty() { "{}".into() } else { s.labels.to_string() }, times.iter().map(at).collect())
+                (
+                    if s.labels.is_empty() { "{}".into() } else { s.labels.to_string() },
+                    times.iter().map(at).collect(),
+                )
             })
             .collect(),
     }
@@ -58,28 +74,58 @@ fn run(name: &str, text: &str) {
             CommandKind::EvalFail { at_ms, query } => {
                 let failed = match parse(&query) {
                     Err(_) => true,
-                    Ok(e) => evaluate_instant(&store, &tenant, &e, ms(at_ms), QueryOptions::default(), &budget()).is_err(),
+                    Ok(e) => evaluate_instant(
+                        &store,
+                        &tenant,
+                        &e,
+                        ms(at_ms),
+                        QueryOptions::default(),
+                        &budget(),
+                    )
+                    .is_err(),
                 };
                 assert!(failed, "{place}: {query} must fail");
             }
             CommandKind::Eval { start_ms, end_ms, step_ms, is_range, query, expect } => {
                 let expr = parse(&query).unwrap_or_else(|e| panic!("{place}: {e}"));
-                let want: Rows = expect.into_iter().map(|(l, v)| (if l.is_empty() { "{}".into() } else { l }, v)).collect();
+                let want: Rows = expect
+                    .into_iter()
+                    .map(|(l, v)| (if l.is_empty() { "{}".into() } else { l }, v))
+                    .collect();
                 let times: Vec<i64> = (start_ms..=end_ms).step_by(step_ms as usize).collect();
                 let options = QueryOptions::default();
                 let out = if is_range {
-                    evaluate_range(&store, &tenant, &expr, (ms(start_ms), ms(end_ms)), step_ms, options, &budget())
+                    evaluate_range(
+                        &store,
+                        &tenant,
+                        &expr,
+                        (ms(start_ms), ms(end_ms)),
+                        step_ms,
+                        options,
+                        &budget(),
+                    )
                 } else {
                     evaluate_instant(&store, &tenant, &expr, ms(start_ms), options, &budget())
                 };
                 let got = rows(out.unwrap_or_else(|e| panic!("{place}: {query}: {e}")).0, &times);
                 assert!(same(&got, &want), "{place}: {query}\n got {got:?}\nwant {want:?}");
-                if !is_range && !want.contains_key("scalar") && !query.contains('@') && expr.value_type() != obs_promql::ast::ValueType::Matrix {
+                if !is_range
+                    && !want.contains_key("scalar")
+                    && !query.contains('@')
+                    && expr.value_type() != obs_promql::ast::ValueType::Matrix
+                {
                     let around = (ms(start_ms - 60_000), ms(start_ms + 60_000));
-                    let out = evaluate_range(&store, &tenant, &expr, around, 60_000, options, &budget());
-                    let mut got = rows(out.unwrap_or_else(|e| panic!("{place} as range: {e}")).0, &[start_ms]);
+                    let out =
+                        evaluate_range(&store, &tenant, &expr, around, 60_000, options, &budget());
+                    let mut got = rows(
+                        out.unwrap_or_else(|e| panic!("{place} as range: {e}")).0,
+                        &[start_ms],
+                    );
                     got.retain(|_, v| v.iter().any(Option::is_some));
-                    assert!(same(&got, &want), "{place} as range: {query}\n got {got:?}\nwant {want:?}");
+                    assert!(
+                        same(&got, &want),
+                        "{place} as range: {query}\n got {got:?}\nwant {want:?}"
+                    );
                 }
             }
         }

@@ -33,7 +33,11 @@ impl Refusal {
     }
 
     pub(crate) fn headers(&self) -> Vec<(HeaderName, HeaderValue)> {
-        if self.is_temporary() { vec![(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS))] } else { Vec::new() }
+        if self.is_temporary() {
+            vec![(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS))]
+        } else {
+            Vec::new()
+        }
     }
 
     /// Answers as plain text.
@@ -50,36 +54,60 @@ impl From<AppendError> for Refusal {
             AppendError::Overloaded(_) => StatusCode::TOO_MANY_REQUESTS,
             AppendError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             // A 500 would make OTLP clients drop what they could send again.
-            AppendError::DiskFull(_) | AppendError::ReadOnly(_) | AppendError::Closed | AppendError::Failed(_) => StatusCode::SERVICE_UNAVAILABLE,
+            AppendError::DiskFull(_)
+            | AppendError::ReadOnly(_)
+            | AppendError::Closed
+            | AppendError::Failed(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self::new(status, e.to_string())
     }
 }
 
 /// Reads a body whole and expands it.
-pub(crate) async fn read(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Vec<u8>, Refusal> {
+pub(crate) async fn read(
+    state: &AppState,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Vec<u8>, Refusal> {
     if state.is_draining() {
         return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "server is shutting down"));
     }
     let limits = &state.limits;
-    let too_large = |max: usize| Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, format!("request body is larger than {max} bytes; send smaller batches"));
+    let too_large = |max: usize| {
+        Refusal::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("request body is larger than {max} bytes; send smaller batches"),
+        )
+    };
     let collected = Limited::new(body, limits.body_bytes_max).collect().await;
-    let bytes = collected.map_err(|e| if e.is::<LengthLimitError>() { too_large(limits.body_bytes_max) } else { Refusal::bad(format!("request body was cut short: {e}")) })?;
-    let encoding = headers.get(header::CONTENT_ENCODING).map_or(Ok(""), |v| v.to_str()).unwrap_or("?").to_owned();
+    let bytes = collected.map_err(|e| {
+        if e.is::<LengthLimitError>() {
+            too_large(limits.body_bytes_max)
+        } else {
+            Refusal::bad(format!("request body was cut short: {e}"))
+        }
+    })?;
+    let encoding = headers
+        .get(header::CONTENT_ENCODING)
+        .map_or(Ok(""), |v| v.to_str())
+        .unwrap_or("?")
+        .to_owned();
     let raw = bytes.to_bytes();
     if encoding.is_empty() || encoding.eq_ignore_ascii_case("identity") {
         return Ok(raw.to_vec());
     }
     let max = limits.decompressed_bytes_max;
     let expanded = tokio::task::spawn_blocking(move || decompress(&encoding, &raw, max)).await;
-    expanded.map_err(|e| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, e.to_string()))?.map_err(|e| {
-        let status = match e {
-            DecompressError::Unsupported(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            DecompressError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            DecompressError::Damaged { .. } => StatusCode::BAD_REQUEST,
-        };
-        Refusal::new(status, e.to_string())
-    })
+    expanded.map_err(|e| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, e.to_string()))?.map_err(
+        |e| {
+            let status = match e {
+                DecompressError::Unsupported(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                DecompressError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+                DecompressError::Damaged { .. } => StatusCode::BAD_REQUEST,
+            };
+            Refusal::new(status, e.to_string())
+        },
+    )
 }
 
 /// Returns the media type without parameters, in lower case.

@@ -28,13 +28,18 @@ fn not_ready(state: &AppState) -> Option<String> {
 async fn ready(State(state): State<AppState>) -> Response {
     match not_ready(&state) {
         None => "ready".into_response(),
-        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], "not ready").into_response(),
+        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], "not ready")
+            .into_response(),
     }
 }
 
 /// `/ready` and `/-/ready` of the peers' APIs: queries work even while writes do not.
 pub(crate) async fn prometheus_ready(State(state): State<AppState>) -> Response {
-    if state.is_draining() { (StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable\n").into_response() } else { "ready\n".into_response() }
+    if state.is_draining() {
+        (StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable\n").into_response()
+    } else {
+        "ready\n".into_response()
+    }
 }
 
 async fn health(State(state): State<AppState>) -> Response {
@@ -49,7 +54,9 @@ async fn health(State(state): State<AppState>) -> Response {
     // Reads go on without writes; only a store that is gone or stopping is unhealthy.
     let (status, code) = match (&problem, (state.probe)()) {
         (None, _) => ("healthy", StatusCode::OK),
-        (Some(_), Err(AppendError::DiskFull(_) | AppendError::ReadOnly(_))) => ("degraded", StatusCode::SERVICE_UNAVAILABLE),
+        (Some(_), Err(AppendError::DiskFull(_) | AppendError::ReadOnly(_))) => {
+            ("degraded", StatusCode::SERVICE_UNAVAILABLE)
+        }
         (Some(_), _) => ("unhealthy", StatusCode::SERVICE_UNAVAILABLE),
     };
     let component = if problem.is_none() { "healthy" } else { "unhealthy" };
@@ -67,5 +74,9 @@ async fn health(State(state): State<AppState>) -> Response {
 }
 
 async fn metrics(State(state): State<AppState>) -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], state.ingest.telemetry().text()).into_response()
+    (
+        [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+        state.ingest.telemetry().text(),
+    )
+        .into_response()
 }

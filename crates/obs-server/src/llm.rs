@@ -8,14 +8,20 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use http::StatusCode;
-use obs_model::{Budget, CallSelection, CallStatus, CostState, LlmCall, Money, SelectError, TenantId, TimestampNs, TraceId};
+use obs_model::{
+    Budget, CallSelection, CallStatus, CostState, LlmCall, Money, SelectError, TenantId,
+    TimestampNs, TraceId,
+};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 pub(crate) fn routes() -> Router<AppState> {
-    Router::new().route("/api/v1/llm/calls", get(calls)).route("/api/v1/llm/summary", get(summary)).route("/api/v1/prices", get(prices))
+    Router::new()
+        .route("/api/v1/llm/calls", get(calls))
+        .route("/api/v1/llm/summary", get(summary))
+        .route("/api/v1/prices", get(prices))
 }
 
 /// Answers an error of the native API.
@@ -36,7 +42,17 @@ pub(crate) fn native_failure(f: &QueryFailure) -> Response {
 }
 
 /// Dimensions by which calls are filtered and counted.
-const FACETS: [&str; 9] = ["model", "provider", "service", "operation", "status", "finish_reason", "cost_state", "user", "environment"];
+const FACETS: [&str; 9] = [
+    "model",
+    "provider",
+    "service",
+    "operation",
+    "status",
+    "finish_reason",
+    "cost_state",
+    "user",
+    "environment",
+];
 
 fn dimension<'a>(c: &'a LlmCall, name: &str) -> &'a str {
     match name {
@@ -61,7 +77,11 @@ struct CallQuery {
 }
 
 fn call_query(state: &AppState, p: &Params) -> Result<CallQuery, String> {
-    let time = |name: &str| -> Result<Option<i64>, String> { p.get(name).map(|t| prometheus_time(t).ok_or_else(|| format!("parameter {name:?} is not a time"))).transpose() };
+    let time = |name: &str| -> Result<Option<i64>, String> {
+        p.get(name)
+            .map(|t| prometheus_time(t).ok_or_else(|| format!("parameter {name:?} is not a time")))
+            .transpose()
+    };
     let now = state.now().to_millis().millis();
     let end = time("end")?.unwrap_or(now);
     let start = time("start")?.unwrap_or(end - 3_600_000);
@@ -70,8 +90,15 @@ fn call_query(state: &AppState, p: &Params) -> Result<CallQuery, String> {
         None => None,
     };
     let ns = |ms: i64| TimestampNs::from_nanos(ms.saturating_mul(1_000_000));
-    let filters = FACETS.iter().chain(&["session"]).map(|f| (*f, p.all(f).map(str::to_owned).collect::<Vec<_>>())).filter(|(_, v)| !v.is_empty());
-    Ok(CallQuery { selection: CallSelection { start: ns(start), end: ns(end), trace_id }, filters: filters.collect() })
+    let filters = FACETS
+        .iter()
+        .chain(&["session"])
+        .map(|f| (*f, p.all(f).map(str::to_owned).collect::<Vec<_>>()))
+        .filter(|(_, v)| !v.is_empty());
+    Ok(CallQuery {
+        selection: CallSelection { start: ns(start), end: ns(end), trace_id },
+        filters: filters.collect(),
+    })
 }
 
 impl CallQuery {
@@ -81,7 +108,12 @@ impl CallQuery {
 }
 
 /// Reads the calls of a range, each once, newest first.
-fn read_calls(state: &AppState, tenant: &TenantId, q: &CallSelection, budget: &Budget) -> Result<Vec<Arc<LlmCall>>, SelectError> {
+fn read_calls(
+    state: &AppState,
+    tenant: &TenantId,
+    q: &CallSelection,
+    budget: &Budget,
+) -> Result<Vec<Arc<LlmCall>>, SelectError> {
     let mut seen = HashSet::new();
     let mut out = Vec::new();
     state.source.select_calls(tenant, q, budget, &mut |c| {
@@ -124,7 +156,9 @@ async fn calls(State(state): State<AppState>, p: Params) -> Response {
         for c in &all {
             for f in FACETS {
                 // A facet counts what the other facets leave, so that its values can be widened.
-                let others = query.filters.iter().all(|(name, values)| *name == f || values.iter().any(|v| v == dimension(c, name)));
+                let others = query.filters.iter().all(|(name, values)| {
+                    *name == f || values.iter().any(|v| v == dimension(c, name))
+                });
                 let value = dimension(c, f);
                 if others && !value.is_empty() {
                     *facets.entry(f).or_default().entry(value.to_owned()).or_default() += 1;
@@ -179,6 +213,9 @@ impl Sums {
     }
 }
 
+/// A group's sums, and (requests, tokens, cost) by bucket of time.
+type Group = (Sums, Vec<(u64, u64, Money)>);
+
 /// Nearest-rank quantile; `None` of nothing.
 fn quantile(values: &mut [f64], q: f64) -> Option<f64> {
     values.sort_by(f64::total_cmp);
@@ -193,7 +230,9 @@ async fn summary(State(state): State<AppState>, p: Params) -> Response {
     };
     let by = match p.get("by").unwrap_or("model") {
         name if FACETS.contains(&name) || name == "session" => name.to_owned(),
-        other => return native_error(StatusCode::BAD_REQUEST, &format!("cannot group by {other:?}")),
+        other => {
+            return native_error(StatusCode::BAD_REQUEST, &format!("cannot group by {other:?}"));
+        }
     };
     let tenant = p.tenant.clone();
     let result = blocking(&state, "llm_repository", "statistics", move |s, b| {
@@ -201,7 +240,7 @@ async fn summary(State(state): State<AppState>, p: Params) -> Response {
         let step = ((end - start) / buckets).max(1);
         let count = usize::try_from(((end - start + step - 1) / step).max(1)).unwrap_or(1);
         let mut total = Sums::default();
-        let mut groups: BTreeMap<String, (Sums, Vec<(u64, u64, Money)>)> = BTreeMap::new();
+        let mut groups: BTreeMap<String, Group> = BTreeMap::new();
         let mut errors: HashMap<String, (u64, f64)> = HashMap::new();
         for c in read_calls(s, &tenant, &query.selection, b)? {
             // Repetitions of other calls' usage are listed but never summed.
@@ -223,7 +262,7 @@ async fn summary(State(state): State<AppState>, p: Params) -> Response {
             }
         }
         let times: Vec<f64> = (0..count).map(|i| (start + step * i as i64) as f64 / 1e9).collect();
-        let group = |(name, (mut sums, series)): (String, (Sums, Vec<(u64, u64, Money)>))| {
+        let group = |(name, (mut sums, series)): (String, Group)| {
             json!({
                 "name": name, "sums": sums.json(),
                 "requests": series.iter().map(|x| x.0).collect::<Vec<_>>(),

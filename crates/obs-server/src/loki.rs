@@ -86,10 +86,16 @@ async fn push_inner(state: &AppState, headers: &HeaderMap, body: Body) -> Result
         // Loki takes anything else for protobuf, which is always snappy-compressed.
         "application/x-protobuf" | "" => {
             let max = state.limits.decompressed_bytes_max;
-            let raw = obs_codec::compression::snappy(&bytes, max).map_err(|e| Refusal::bad(e.to_string()))?;
+            let raw = obs_codec::compression::snappy(&bytes, max)
+                .map_err(|e| Refusal::bad(e.to_string()))?;
             obs_codec::loki::decode_protobuf(&raw)
         }
-        other => return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, format!("content type {other:?} is not supported"))),
+        other => {
+            return Err(Refusal::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                format!("content type {other:?} is not supported"),
+            ));
+        }
     };
     let decoded = decoded.map_err(|e| Refusal::bad(e.to_string()))?;
     let outcome = state.ingest.logs(&tenant, decoded.items, state.now()).await?;
@@ -99,7 +105,10 @@ async fn push_inner(state: &AppState, headers: &HeaderMap, body: Body) -> Result
     }
     // The good entries are stored; the client must not send them again.
     let reasons = [decoded.rejected.reasons, outcome.reasons].concat().join("; ");
-    Err(Refusal::bad(format!("{rejected} entries were refused, {} stored: {reasons}", outcome.accepted)))
+    Err(Refusal::bad(format!(
+        "{rejected} entries were refused, {} stored: {reasons}",
+        outcome.accepted
+    )))
 }
 
 fn parsed(p: &Params) -> Api<Query> {
@@ -108,14 +117,22 @@ fn parsed(p: &Params) -> Api<Query> {
 }
 
 fn time(p: &Params, name: &str) -> Api<Option<TimestampNs>> {
-    p.get(name).map(|text| loki_time(text).ok_or_else(|| bad(format!("could not parse '{name}' parameter: {text:?} is not a time")))).transpose()
+    p.get(name)
+        .map(|text| {
+            loki_time(text).ok_or_else(|| {
+                bad(format!("could not parse '{name}' parameter: {text:?} is not a time"))
+            })
+        })
+        .transpose()
 }
 
 /// Returns start and end: an hour back to now by default, `since` before `end`.
 fn bounds(state: &AppState, p: &Params) -> Api<(TimestampNs, TimestampNs)> {
     let end = time(p, "end")?.unwrap_or_else(|| state.now());
     let since = match p.get("since") {
-        Some(text) => step_ms(text).ok_or_else(|| bad(format!("could not parse 'since' parameter: {text:?}")))?.saturating_mul(1_000_000),
+        Some(text) => step_ms(text)
+            .ok_or_else(|| bad(format!("could not parse 'since' parameter: {text:?}")))?
+            .saturating_mul(1_000_000),
         None => HOUR_NS,
     };
     let start = time(p, "start")?.unwrap_or_else(|| end.add_nanos(-since));
@@ -131,18 +148,25 @@ fn limit(p: &Params) -> Api<usize> {
         return Err(bad("limit must be a positive value"));
     }
     if n > ENTRIES_MAX {
-        return Err(bad(format!("max entries limit per query exceeded, limit > max_entries_limit_per_query ({n} > {ENTRIES_MAX})")));
+        return Err(bad(format!(
+            "max entries limit per query exceeded, limit > max_entries_limit_per_query ({n} > {ENTRIES_MAX})"
+        )));
     }
     Ok(n)
 }
 
 async fn query(State(state): State<AppState>, p: Params) -> Api<Response> {
     let Query::Metric(m) = parsed(&p)? else {
-        return Err(bad("log queries are not supported as an instant query type, please change your query to a range query type"));
+        return Err(bad(
+            "log queries are not supported as an instant query type, please change your query to a range query type",
+        ));
     };
     let time = time(&p, "time")?.unwrap_or_else(|| state.now());
     let tenant = p.tenant.clone();
-    let out = blocking(&state, "log_repository", "query", move |s, budget| run_instant(&*s.source, &tenant, &m, time, budget).map_err(failure)).await?;
+    let out = blocking(&state, "log_repository", "query", move |s, budget| {
+        run_instant(&*s.source, &tenant, &m, time, budget).map_err(failure)
+    })
+    .await?;
     Ok(metric_response(&out))
 }
 
@@ -152,14 +176,16 @@ async fn query_range(State(state): State<AppState>, p: Params) -> Api<Response> 
     let tenant = p.tenant.clone();
     match parsed {
         Query::Log(expr) => {
-            let direction = match p.get("direction").unwrap_or("backward").to_ascii_lowercase().as_str() {
-                "backward" => Direction::Backward,
-                "forward" => Direction::Forward,
-                other => return Err(bad(format!("invalid direction {other:?}"))),
-            };
+            let direction =
+                match p.get("direction").unwrap_or("backward").to_ascii_lowercase().as_str() {
+                    "backward" => Direction::Backward,
+                    "forward" => Direction::Forward,
+                    other => return Err(bad(format!("invalid direction {other:?}"))),
+                };
             let limit = limit(&p)?;
             let streams = blocking(&state, "log_repository", "query_range", move |s, budget| {
-                run_logs(&*s.source, &tenant, &expr, (start, end), direction, limit, budget).map_err(failure)
+                run_logs(&*s.source, &tenant, &expr, (start, end), direction, limit, budget)
+                    .map_err(failure)
             })
             .await?;
             Ok(log_response(&streams))
@@ -170,9 +196,14 @@ async fn query_range(State(state): State<AppState>, p: Params) -> Api<Response> 
                 None => default_step_ms(start, end),
             };
             if (end.nanos() - start.nanos()) / 1_000_000 / step > state.limits.query_points_max {
-                return Err(bad("exceeded maximum resolution of 11,000 points per time series. Try increasing the value of the step parameter"));
+                return Err(bad(
+                    "exceeded maximum resolution of 11,000 points per time series. Try increasing the value of the step parameter",
+                ));
             }
-            let out = blocking(&state, "log_repository", "query_range", move |s, budget| run_range(&*s.source, &tenant, &m, (start, end), step, budget).map_err(failure)).await?;
+            let out = blocking(&state, "log_repository", "query_range", move |s, budget| {
+                run_range(&*s.source, &tenant, &m, (start, end), step, budget).map_err(failure)
+            })
+            .await?;
             Ok(metric_response(&out))
         }
     }
@@ -206,7 +237,8 @@ fn log_response(streams: &[LogStream]) -> Response {
         write_labels(&mut body, &s.labels);
         body.push_str(",\"values\":[");
         for (i, (t, line)) in s.entries.iter().enumerate() {
-            let _ = write!(body, "{}[\"{}\",{}]", if i > 0 { "," } else { "" }, t.nanos(), json!(line));
+            let _ =
+                write!(body, "{}[\"{}\",{}]", if i > 0 { "," } else { "" }, t.nanos(), json!(line));
         }
         body.push_str("]}");
     }
@@ -215,9 +247,14 @@ fn log_response(streams: &[LogStream]) -> Response {
 }
 
 /// Returns the streams that match any of the selectors in the request's range.
-async fn matching_streams(state: &AppState, p: &Params, names: &[&'static str]) -> Api<Vec<Labels>> {
+async fn matching_streams(
+    state: &AppState,
+    p: &Params,
+    names: &[&'static str],
+) -> Api<Vec<Labels>> {
     let (start, end) = bounds(state, p)?;
-    let texts: Vec<String> = names.iter().flat_map(|n| p.all(n).map(str::to_owned)).filter(|t| !t.is_empty()).collect();
+    let texts: Vec<String> =
+        names.iter().flat_map(|n| p.all(n).map(str::to_owned)).filter(|t| !t.is_empty()).collect();
     let mut selectors: Vec<Vec<Matcher>> = Vec::new();
     for text in texts {
         match parse(&text).map_err(|e| bad(e.to_string()))? {
@@ -232,7 +269,13 @@ async fn matching_streams(state: &AppState, p: &Params, names: &[&'static str]) 
     let run = move |s: &AppState, budget: &Budget| {
         let mut out = BTreeSet::new();
         for matchers in &selectors {
-            let selection = LogSelection { matchers, start, end, direction: Direction::Forward, trace_id: None };
+            let selection = LogSelection {
+                matchers,
+                start,
+                end,
+                direction: Direction::Forward,
+                trace_id: None,
+            };
             out.extend(s.source.streams(&tenant, &selection, budget)?);
         }
         Ok(out.into_iter().collect())
@@ -246,16 +289,26 @@ async fn labels(State(state): State<AppState>, p: Params) -> Api<Response> {
     Ok(Json(json!({"status": "success", "data": names})).into_response())
 }
 
-async fn label_values(State(state): State<AppState>, Path(name): Path<String>, p: Params) -> Api<Response> {
+async fn label_values(
+    State(state): State<AppState>,
+    Path(name): Path<String>,
+    p: Params,
+) -> Api<Response> {
     let streams = matching_streams(&state, &p, &["query"]).await?;
-    let values: BTreeSet<&str> = streams.iter().map(|l| l.get(&name)).filter(|v| !v.is_empty()).collect();
+    let values: BTreeSet<&str> =
+        streams.iter().map(|l| l.get(&name)).filter(|v| !v.is_empty()).collect();
     Ok(Json(json!({"status": "success", "data": values})).into_response())
 }
 
 async fn series(State(state): State<AppState>, p: Params) -> Api<Response> {
     let streams = matching_streams(&state, &p, &["match", "match[]"]).await?;
-    let object = |l: &Labels| l.iter().map(|(n, v)| (n.to_owned(), v.into())).collect::<serde_json::Map<String, serde_json::Value>>();
-    Ok(Json(json!({"status": "success", "data": streams.iter().map(object).collect::<Vec<_>>()})).into_response())
+    let object = |l: &Labels| {
+        l.iter()
+            .map(|(n, v)| (n.to_owned(), v.into()))
+            .collect::<serde_json::Map<String, serde_json::Value>>()
+    };
+    Ok(Json(json!({"status": "success", "data": streams.iter().map(object).collect::<Vec<_>>()}))
+        .into_response())
 }
 
 async fn buildinfo(State(state): State<AppState>) -> Response {

@@ -40,7 +40,11 @@ fn tenant<T>(state: &AppState, r: &Request<T>) -> Result<TenantId, Status> {
     }
     match r.metadata().get(crate::tenant::TENANT_HEADER) {
         None => Ok(TenantId::default()),
-        Some(v) => v.to_str().ok().and_then(|t| TenantId::new(t).ok()).ok_or_else(|| Status::invalid_argument("invalid tenant id")),
+        Some(v) => v
+            .to_str()
+            .ok()
+            .and_then(|t| TenantId::new(t).ok())
+            .ok_or_else(|| Status::invalid_argument("invalid tenant id")),
     }
 }
 
@@ -51,30 +55,48 @@ fn rejected(p: Partial) -> Option<(i64, String)> {
 
 #[tonic::async_trait]
 impl trace::trace_service_server::TraceService for Service {
-    async fn export(&self, r: Request<trace::ExportTraceServiceRequest>) -> Result<Response<trace::ExportTraceServiceResponse>, Status> {
+    async fn export(
+        &self,
+        r: Request<trace::ExportTraceServiceRequest>,
+    ) -> Result<Response<trace::ExportTraceServiceResponse>, Status> {
         let tenant = tenant(&self.0, &r)?;
-        let partial = otlp_http::traces(&self.0, &tenant, r.into_inner()).await.map_err(|e| status(&e))?;
-        let partial_success = rejected(partial).map(|(rejected_spans, error_message)| trace::ExportTracePartialSuccess { rejected_spans, error_message });
+        let partial =
+            otlp_http::traces(&self.0, &tenant, r.into_inner()).await.map_err(|e| status(&e))?;
+        let partial_success = rejected(partial).map(|(rejected_spans, error_message)| {
+            trace::ExportTracePartialSuccess { rejected_spans, error_message }
+        });
         Ok(Response::new(trace::ExportTraceServiceResponse { partial_success }))
     }
 }
 
 #[tonic::async_trait]
 impl logs::logs_service_server::LogsService for Service {
-    async fn export(&self, r: Request<logs::ExportLogsServiceRequest>) -> Result<Response<logs::ExportLogsServiceResponse>, Status> {
+    async fn export(
+        &self,
+        r: Request<logs::ExportLogsServiceRequest>,
+    ) -> Result<Response<logs::ExportLogsServiceResponse>, Status> {
         let tenant = tenant(&self.0, &r)?;
-        let partial = otlp_http::logs(&self.0, &tenant, r.into_inner()).await.map_err(|e| status(&e))?;
-        let partial_success = rejected(partial).map(|(rejected_log_records, error_message)| logs::ExportLogsPartialSuccess { rejected_log_records, error_message });
+        let partial =
+            otlp_http::logs(&self.0, &tenant, r.into_inner()).await.map_err(|e| status(&e))?;
+        let partial_success = rejected(partial).map(|(rejected_log_records, error_message)| {
+            logs::ExportLogsPartialSuccess { rejected_log_records, error_message }
+        });
         Ok(Response::new(logs::ExportLogsServiceResponse { partial_success }))
     }
 }
 
 #[tonic::async_trait]
 impl metrics::metrics_service_server::MetricsService for Service {
-    async fn export(&self, r: Request<metrics::ExportMetricsServiceRequest>) -> Result<Response<metrics::ExportMetricsServiceResponse>, Status> {
+    async fn export(
+        &self,
+        r: Request<metrics::ExportMetricsServiceRequest>,
+    ) -> Result<Response<metrics::ExportMetricsServiceResponse>, Status> {
         let tenant = tenant(&self.0, &r)?;
-        let partial = otlp_http::metrics(&self.0, &tenant, r.into_inner()).await.map_err(|e| status(&e))?;
-        let partial_success = rejected(partial).map(|(rejected_data_points, error_message)| metrics::ExportMetricsPartialSuccess { rejected_data_points, error_message });
+        let partial =
+            otlp_http::metrics(&self.0, &tenant, r.into_inner()).await.map_err(|e| status(&e))?;
+        let partial_success = rejected(partial).map(|(rejected_data_points, error_message)| {
+            metrics::ExportMetricsPartialSuccess { rejected_data_points, error_message }
+        });
         Ok(Response::new(metrics::ExportMetricsServiceResponse { partial_success }))
     }
 }
@@ -83,7 +105,11 @@ impl metrics::metrics_service_server::MetricsService for Service {
 ///
 /// # Errors
 /// When the transport fails.
-pub async fn serve_grpc(state: AppState, listener: TcpListener, stop: CancellationToken) -> Result<(), tonic::transport::Error> {
+pub async fn serve_grpc(
+    state: AppState,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
     let max = state.limits.decompressed_bytes_max;
     let service = Service(state);
     macro_rules! limited {
@@ -95,7 +121,9 @@ pub async fn serve_grpc(state: AppState, listener: TcpListener, stop: Cancellati
         };
     }
     tonic::transport::Server::builder()
-        .add_service(limited!(trace::trace_service_server::TraceServiceServer::new(service.clone())))
+        .add_service(limited!(trace::trace_service_server::TraceServiceServer::new(
+            service.clone()
+        )))
         .add_service(limited!(logs::logs_service_server::LogsServiceServer::new(service.clone())))
         .add_service(limited!(metrics::metrics_service_server::MetricsServiceServer::new(service)))
         .serve_with_incoming_shutdown(TcpIncoming::from(listener), stop.cancelled_owned())

@@ -32,12 +32,21 @@ fn partial(decoder: &Rejected, outcome: Outcome) -> Partial {
 
 fn count(state: &AppState, signal: &str, rejected: &Rejected) {
     if rejected.count > 0 {
-        state.ingest.telemetry().rejected.with_label_values(&[signal, "malformed"]).inc_by(rejected.count);
+        state
+            .ingest
+            .telemetry()
+            .rejected
+            .with_label_values(&[signal, "malformed"])
+            .inc_by(rejected.count);
     }
 }
 
 /// Stores a trace request.
-pub(crate) async fn traces(state: &AppState, tenant: &TenantId, request: ExportTraceServiceRequest) -> Result<Partial, Refusal> {
+pub(crate) async fn traces(
+    state: &AppState,
+    tenant: &TenantId,
+    request: ExportTraceServiceRequest,
+) -> Result<Partial, Refusal> {
     let decoded = otlp::decode_traces(request);
     count(state, "traces", &decoded.rejected);
     let outcome = state.ingest.spans(tenant, decoded.items, state.now()).await?;
@@ -45,7 +54,11 @@ pub(crate) async fn traces(state: &AppState, tenant: &TenantId, request: ExportT
 }
 
 /// Stores a log request.
-pub(crate) async fn logs(state: &AppState, tenant: &TenantId, request: ExportLogsServiceRequest) -> Result<Partial, Refusal> {
+pub(crate) async fn logs(
+    state: &AppState,
+    tenant: &TenantId,
+    request: ExportLogsServiceRequest,
+) -> Result<Partial, Refusal> {
     let decoded = otlp::decode_logs(request, state.now());
     count(state, "logs", &decoded.rejected);
     let outcome = state.ingest.logs(tenant, decoded.items, state.now()).await?;
@@ -53,7 +66,11 @@ pub(crate) async fn logs(state: &AppState, tenant: &TenantId, request: ExportLog
 }
 
 /// Stores a metric request.
-pub(crate) async fn metrics(state: &AppState, tenant: &TenantId, request: ExportMetricsServiceRequest) -> Result<Partial, Refusal> {
+pub(crate) async fn metrics(
+    state: &AppState,
+    tenant: &TenantId,
+    request: ExportMetricsServiceRequest,
+) -> Result<Partial, Refusal> {
     let decoded = otlp::decode_metrics(request);
     count(state, "metrics", &decoded.rejected);
     let m = decoded.items;
@@ -63,7 +80,10 @@ pub(crate) async fn metrics(state: &AppState, tenant: &TenantId, request: Export
 }
 
 pub(crate) fn routes() -> Router<AppState> {
-    Router::new().route("/v1/traces", post(post_traces)).route("/v1/logs", post(post_logs)).route("/v1/metrics", post(post_metrics))
+    Router::new()
+        .route("/v1/traces", post(post_traces))
+        .route("/v1/logs", post(post_logs))
+        .route("/v1/metrics", post(post_metrics))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -108,10 +128,12 @@ const fn grpc_code(status: StatusCode) -> i32 {
 fn refuse(format: Format, r: &Refusal) -> Response {
     let code = grpc_code(r.status);
     let mut response = match format {
-        Format::Json => (r.status, Json(serde_json::json!({"code": code, "message": r.message}))).into_response(),
+        Format::Json => (r.status, Json(serde_json::json!({"code": code, "message": r.message})))
+            .into_response(),
         Format::Protobuf => {
             let status = RpcStatus { code, message: r.message.clone() };
-            (r.status, [(header::CONTENT_TYPE, "application/x-protobuf")], status.encode_to_vec()).into_response()
+            (r.status, [(header::CONTENT_TYPE, "application/x-protobuf")], status.encode_to_vec())
+                .into_response()
         }
     };
     response.headers_mut().extend(r.headers());
@@ -135,12 +157,21 @@ fn format(headers: &HeaderMap) -> Result<Format, Refusal> {
     match body::media_type(headers).as_str() {
         "application/x-protobuf" | "application/protobuf" => Ok(Format::Protobuf),
         "application/json" => Ok(Format::Json),
-        other => Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, format!("content type {other:?} is not supported; use application/x-protobuf or application/json"))),
+        other => Err(Refusal::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            format!(
+                "content type {other:?} is not supported; use application/x-protobuf or application/json"
+            ),
+        )),
     }
 }
 
 /// Reads and parses a request of any signal.
-async fn parse<T: Message + Default + JsonRequest + Send + 'static>(state: &AppState, headers: &HeaderMap, body: Body) -> Result<(Format, TenantId, T), (Format, Refusal)> {
+async fn parse<T: Message + Default + JsonRequest + Send + 'static>(
+    state: &AppState,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(Format, TenantId, T), (Format, Refusal)> {
     let format = format(headers).map_err(|r| (Format::Json, r))?;
     let run = async {
         let tenant = crate::tenant::tenant(headers).map_err(Refusal::bad)?;
@@ -163,21 +194,27 @@ fn answer(format: Format, field: &str, result: Result<Partial, Refusal>) -> Resp
 
 async fn post_traces(State(state): State<AppState>, headers: HeaderMap, body: Body) -> Response {
     match parse(&state, &headers, body).await {
-        Ok((format, tenant, request)) => answer(format, "rejectedSpans", traces(&state, &tenant, request).await),
+        Ok((format, tenant, request)) => {
+            answer(format, "rejectedSpans", traces(&state, &tenant, request).await)
+        }
         Err((format, r)) => refuse(format, &r),
     }
 }
 
 async fn post_logs(State(state): State<AppState>, headers: HeaderMap, body: Body) -> Response {
     match parse(&state, &headers, body).await {
-        Ok((format, tenant, request)) => answer(format, "rejectedLogRecords", logs(&state, &tenant, request).await),
+        Ok((format, tenant, request)) => {
+            answer(format, "rejectedLogRecords", logs(&state, &tenant, request).await)
+        }
         Err((format, r)) => refuse(format, &r),
     }
 }
 
 async fn post_metrics(State(state): State<AppState>, headers: HeaderMap, body: Body) -> Response {
     match parse(&state, &headers, body).await {
-        Ok((format, tenant, request)) => answer(format, "rejectedDataPoints", metrics(&state, &tenant, request).await),
+        Ok((format, tenant, request)) => {
+            answer(format, "rejectedDataPoints", metrics(&state, &tenant, request).await)
+        }
         Err((format, r)) => refuse(format, &r),
     }
 }

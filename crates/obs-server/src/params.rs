@@ -25,12 +25,22 @@ impl<S: Send + Sync> FromRequest<S> for Params {
 
     async fn from_request(req: Request, _: &S) -> Result<Self, Response> {
         let refuse = |status: StatusCode, text: String| (status, text).into_response();
-        let tenant = crate::tenant::tenant(req.headers()).map_err(|e| refuse(StatusCode::BAD_REQUEST, e))?;
+        let tenant =
+            crate::tenant::tenant(req.headers()).map_err(|e| refuse(StatusCode::BAD_REQUEST, e))?;
         let mut pairs = parse_pairs(req.uri().query().unwrap_or_default());
-        let is_form = req.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).is_some_and(|t| t.starts_with("application/x-www-form-urlencoded"));
+        let is_form = req
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .and_then(|v| v.to_str().ok())
+            .is_some_and(|t| t.starts_with("application/x-www-form-urlencoded"));
         if req.method() == Method::POST && is_form {
             let body = axum::body::to_bytes(req.into_body(), FORM_BYTES_MAX).await;
-            let body = body.map_err(|_| refuse(StatusCode::PAYLOAD_TOO_LARGE, format!("form is longer than {FORM_BYTES_MAX} bytes")))?;
+            let body = body.map_err(|_| {
+                refuse(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    format!("form is longer than {FORM_BYTES_MAX} bytes"),
+                )
+            })?;
             pairs.extend(parse_pairs(&String::from_utf8_lossy(&body)));
         }
         Ok(Self { pairs, tenant })
@@ -52,7 +62,9 @@ impl Params {
     pub(crate) fn number<T: std::str::FromStr>(&self, name: &str, default: T) -> Result<T, String> {
         match self.get(name) {
             None => Ok(default),
-            Some(text) => text.parse().map_err(|_| format!("invalid parameter {name:?}: cannot parse {text:?}")),
+            Some(text) => text
+                .parse()
+                .map_err(|_| format!("invalid parameter {name:?}: cannot parse {text:?}")),
         }
     }
 }
@@ -71,7 +83,11 @@ pub(crate) fn prometheus_time(text: &str) -> Option<i64> {
 pub(crate) fn loki_time(text: &str) -> Option<TimestampNs> {
     if let Ok(n) = text.parse::<i64>() {
         let is_seconds = text.trim_start_matches('-').len() <= 10;
-        return if is_seconds { n.checked_mul(1_000_000_000).map(TimestampNs::from_nanos) } else { Some(TimestampNs::from_nanos(n)) };
+        return if is_seconds {
+            n.checked_mul(1_000_000_000).map(TimestampNs::from_nanos)
+        } else {
+            Some(TimestampNs::from_nanos(n))
+        };
     }
     if let Ok(seconds) = text.parse::<f64>() {
         return (seconds.abs() < 9.2e9).then(|| TimestampNs::from_nanos((seconds * 1e9) as i64));
@@ -93,8 +109,14 @@ mod tests {
         assert_eq!(prometheus_time("1609746000.5"), Some(1_609_746_000_500));
         assert_eq!(prometheus_time("2021-01-04T07:40:00Z"), Some(1_609_746_000_000));
         assert_eq!(prometheus_time("NaN"), None);
-        assert_eq!(loki_time("1609746000"), Some(TimestampNs::from_nanos(1_609_746_000_000_000_000)));
-        assert_eq!(loki_time("1609746000000000001"), Some(TimestampNs::from_nanos(1_609_746_000_000_000_001)));
+        assert_eq!(
+            loki_time("1609746000"),
+            Some(TimestampNs::from_nanos(1_609_746_000_000_000_000))
+        );
+        assert_eq!(
+            loki_time("1609746000000000001"),
+            Some(TimestampNs::from_nanos(1_609_746_000_000_000_001))
+        );
         assert_eq!(loki_time("soon"), None);
     }
 }

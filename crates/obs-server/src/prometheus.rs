@@ -10,7 +10,10 @@ use axum::{Json, Router};
 use http::{StatusCode, header};
 use obs_model::{Budget, Labels, Matcher, Sample, SampleValue, SeriesSelection, TimestampMs};
 use obs_promql::ast::Expr;
-use obs_promql::{Annotations, EvalError, Output, QueryOptions, evaluate_instant, evaluate_range, format_float, parse};
+use obs_promql::{
+    Annotations, EvalError, Output, QueryOptions, evaluate_instant, evaluate_range, format_float,
+    parse,
+};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -46,7 +49,9 @@ impl ApiError {
 impl From<QueryFailure> for ApiError {
     fn from(f: QueryFailure) -> Self {
         let (status, kind) = match f {
-            QueryFailure::Bad(_) | QueryFailure::TooMuch(_) => (StatusCode::UNPROCESSABLE_ENTITY, "execution"),
+            QueryFailure::Bad(_) | QueryFailure::TooMuch(_) => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "execution")
+            }
             QueryFailure::Busy => (StatusCode::TOO_MANY_REQUESTS, "unavailable"),
             QueryFailure::Timeout => (StatusCode::SERVICE_UNAVAILABLE, "timeout"),
             QueryFailure::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
@@ -69,25 +74,36 @@ fn success(data: impl serde::Serialize) -> Response {
 }
 
 fn time_param(p: &Params, name: &str) -> Api<Option<i64>> {
-    let parse = |text: &str| prometheus_time(text).ok_or_else(|| ApiError::bad(format!("invalid parameter {name:?}: cannot parse {text:?} to a valid timestamp")));
+    let parse = |text: &str| {
+        prometheus_time(text).ok_or_else(|| {
+            ApiError::bad(format!(
+                "invalid parameter {name:?}: cannot parse {text:?} to a valid timestamp"
+            ))
+        })
+    };
     p.get(name).map(parse).transpose()
 }
 
 fn parsed(p: &Params) -> Api<(String, Expr)> {
     let text = p.get("query").unwrap_or_default();
-    let expr = parse(text).map_err(|e| ApiError::bad(format!("invalid parameter \"query\": {e}")))?;
+    let expr =
+        parse(text).map_err(|e| ApiError::bad(format!("invalid parameter \"query\": {e}")))?;
     Ok((text.to_owned(), expr))
 }
 
 fn options(p: &Params) -> Api<QueryOptions> {
     let mut o = QueryOptions::default();
     if let Some(text) = p.get("lookback_delta") {
-        o.lookback_ms = step_ms(text).filter(|ms| *ms > 0).ok_or_else(|| ApiError::bad(format!("error parsing lookback delta duration: {text:?}")))?;
+        o.lookback_ms = step_ms(text).filter(|ms| *ms > 0).ok_or_else(|| {
+            ApiError::bad(format!("error parsing lookback delta duration: {text:?}"))
+        })?;
     }
     Ok(o)
 }
 
-fn evaluated(r: Result<(Output, Annotations), EvalError>) -> Result<(Output, Annotations), QueryFailure> {
+fn evaluated(
+    r: Result<(Output, Annotations), EvalError>,
+) -> Result<(Output, Annotations), QueryFailure> {
     r.map_err(|e| match e {
         EvalError::Execution(m) => QueryFailure::Bad(m),
         EvalError::Select(s) => s.into(),
@@ -100,31 +116,55 @@ async fn query(State(state): State<AppState>, p: Params) -> Api<Response> {
     let time = time_param(&p, "time")?.unwrap_or_else(|| state.now().to_millis().millis());
     let tenant = p.tenant.clone();
     let result = blocking(&state, "metric_repository", "query", move |s, budget| {
-        evaluated(evaluate_instant(&*s.source, &tenant, &expr, TimestampMs::from_millis(time), options, budget))
+        evaluated(evaluate_instant(
+            &*s.source,
+            &tenant,
+            &expr,
+            TimestampMs::from_millis(time),
+            options,
+            budget,
+        ))
     })
     .await?;
     Ok(respond(&text, result))
 }
 
 async fn query_range(State(state): State<AppState>, p: Params) -> Api<Response> {
-    let missing = |name: &str| ApiError::bad(format!("invalid parameter {name:?}: cannot parse \"\" to a valid timestamp"));
+    let missing = |name: &str| {
+        ApiError::bad(format!("invalid parameter {name:?}: cannot parse \"\" to a valid timestamp"))
+    };
     let start = time_param(&p, "start")?.ok_or_else(|| missing("start"))?;
     let end = time_param(&p, "end")?.ok_or_else(|| missing("end"))?;
     if end < start {
-        return Err(ApiError::bad("invalid parameter \"end\": end timestamp must not be before start time"));
+        return Err(ApiError::bad(
+            "invalid parameter \"end\": end timestamp must not be before start time",
+        ));
     }
     let text = p.get("step").unwrap_or_default();
-    let step = step_ms(text).ok_or_else(|| ApiError::bad(format!("invalid parameter \"step\": cannot parse {text:?} to a valid duration")))?;
+    let step = step_ms(text).ok_or_else(|| {
+        ApiError::bad(format!(
+            "invalid parameter \"step\": cannot parse {text:?} to a valid duration"
+        ))
+    })?;
     if step <= 0 {
-        return Err(ApiError::bad("invalid parameter \"step\": zero or negative query resolution step widths are not accepted. Try a positive integer"));
+        return Err(ApiError::bad(
+            "invalid parameter \"step\": zero or negative query resolution step widths are not accepted. Try a positive integer",
+        ));
     }
     if (end - start) / step > state.limits.query_points_max {
-        return Err(ApiError::bad("exceeded maximum resolution of 11,000 points per timeseries. Try decreasing the query resolution (?step=XX)"));
+        return Err(ApiError::bad(
+            "exceeded maximum resolution of 11,000 points per timeseries. Try decreasing the query resolution (?step=XX)",
+        ));
     }
     let (text, expr) = parsed(&p)?;
-    if !matches!(expr.value_type(), obs_promql::ast::ValueType::Scalar | obs_promql::ast::ValueType::Vector) {
+    if !matches!(
+        expr.value_type(),
+        obs_promql::ast::ValueType::Scalar | obs_promql::ast::ValueType::Vector
+    ) {
         let got = expr.value_type().describe();
-        return Err(ApiError::bad(format!("invalid parameter \"query\": invalid expression type {got:?} for range query, must be Scalar or instant Vector")));
+        return Err(ApiError::bad(format!(
+            "invalid parameter \"query\": invalid expression type {got:?} for range query, must be Scalar or instant Vector"
+        )));
     }
     let options = options(&p)?;
     let tenant = p.tenant.clone();
@@ -158,14 +198,23 @@ pub(crate) fn write_output(out: &mut String, output: &Output) {
             write_sample(out, s);
         }
         Output::String(t, text) => {
-            let _ = write!(out, r#"{{"resultType":"string","result":[{},{}]"#, seconds(*t), json!(text));
+            let _ = write!(
+                out,
+                r#"{{"resultType":"string","result":[{},{}]"#,
+                seconds(*t),
+                json!(text)
+            );
         }
         Output::Vector(rows) => {
             out.push_str(r#"{"resultType":"vector","result":["#);
             for (i, (labels, s)) in rows.iter().enumerate() {
                 out.push_str(if i > 0 { ",{\"metric\":" } else { "{\"metric\":" });
                 write_labels(out, labels);
-                out.push_str(if matches!(s.value, SampleValue::Histogram(_)) { ",\"histogram\":" } else { ",\"value\":" });
+                out.push_str(if matches!(s.value, SampleValue::Histogram(_)) {
+                    ",\"histogram\":"
+                } else {
+                    ",\"value\":"
+                });
                 write_sample(out, s);
                 out.push('}');
             }
@@ -177,7 +226,11 @@ pub(crate) fn write_output(out: &mut String, output: &Output) {
                 out.push_str(if i > 0 { ",{\"metric\":" } else { "{\"metric\":" });
                 write_labels(out, &s.labels);
                 for (name, histograms) in [("values", false), ("histograms", true)] {
-                    let mut of_kind = s.samples.iter().filter(|x| matches!(x.value, SampleValue::Histogram(_)) == histograms).peekable();
+                    let mut of_kind = s
+                        .samples
+                        .iter()
+                        .filter(|x| matches!(x.value, SampleValue::Histogram(_)) == histograms)
+                        .peekable();
                     if of_kind.peek().is_none() {
                         continue;
                     }
@@ -219,7 +272,13 @@ fn write_sample(out: &mut String, s: &Sample) {
             let _ = write!(out, "[{},\"{}\"]", seconds(s.timestamp), format_float(*f));
         }
         SampleValue::Histogram(h) => {
-            let _ = write!(out, "[{},{{\"count\":\"{}\",\"sum\":\"{}\"", seconds(s.timestamp), format_float(h.count), format_float(h.sum));
+            let _ = write!(
+                out,
+                "[{},{{\"count\":\"{}\",\"sum\":\"{}\"",
+                seconds(s.timestamp),
+                format_float(h.count),
+                format_float(h.sum)
+            );
             let buckets = h.buckets();
             if !buckets.is_empty() {
                 out.push_str(",\"buckets\":[");
@@ -232,7 +291,13 @@ fn write_sample(out: &mut String, s: &Sample) {
                         (true, true) => 3,
                     };
                     let comma = if i > 0 { "," } else { "" };
-                    let _ = write!(out, "{comma}[{boundaries},\"{}\",\"{}\",\"{}\"]", format_float(b.lower), format_float(b.upper), format_float(b.count));
+                    let _ = write!(
+                        out,
+                        "{comma}[{boundaries},\"{}\",\"{}\",\"{}\"]",
+                        format_float(b.lower),
+                        format_float(b.upper),
+                        format_float(b.count)
+                    );
                 }
                 out.push(']');
             }
@@ -247,7 +312,11 @@ fn selectors(p: &Params, required: bool) -> Api<Vec<Vec<Matcher>>> {
     for text in p.all("match[]") {
         match parse(text) {
             Ok(Expr::Selector(s)) => out.push(s.matchers),
-            Ok(_) => return Err(ApiError::bad(format!("invalid parameter \"match[]\": {text:?} is not a series selector"))),
+            Ok(_) => {
+                return Err(ApiError::bad(format!(
+                    "invalid parameter \"match[]\": {text:?} is not a series selector"
+                )));
+            }
             Err(e) => return Err(ApiError::bad(format!("invalid parameter \"match[]\": {e}"))),
         }
     }
@@ -269,7 +338,11 @@ async fn label_sets(state: &AppState, p: &Params, required: bool) -> Api<BTreeSe
     let run = move |s: &AppState, budget: &Budget| {
         let mut out = BTreeSet::new();
         for matchers in &selectors {
-            let selection = SeriesSelection { matchers, start: TimestampMs::from_millis(start), end: TimestampMs::from_millis(end) };
+            let selection = SeriesSelection {
+                matchers,
+                start: TimestampMs::from_millis(start),
+                end: TimestampMs::from_millis(end),
+            };
             out.extend(s.source.label_sets(&tenant, &selection, budget)?);
         }
         Ok(out)
@@ -289,7 +362,11 @@ fn limited<T: serde::Serialize>(p: &Params, mut list: Vec<T>) -> Api<Response> {
 
 async fn series(State(state): State<AppState>, p: Params) -> Api<Response> {
     let sets = label_sets(&state, &p, true).await?;
-    let object = |l: &Labels| l.iter().map(|(n, v)| (n.to_owned(), v.into())).collect::<serde_json::Map<String, serde_json::Value>>();
+    let object = |l: &Labels| {
+        l.iter()
+            .map(|(n, v)| (n.to_owned(), v.into()))
+            .collect::<serde_json::Map<String, serde_json::Value>>()
+    };
     limited(&p, sets.iter().map(object).collect())
 }
 
@@ -299,9 +376,14 @@ async fn labels(State(state): State<AppState>, p: Params) -> Api<Response> {
     limited(&p, names.into_iter().collect())
 }
 
-async fn label_values(State(state): State<AppState>, Path(name): Path<String>, p: Params) -> Api<Response> {
+async fn label_values(
+    State(state): State<AppState>,
+    Path(name): Path<String>,
+    p: Params,
+) -> Api<Response> {
     let sets = label_sets(&state, &p, false).await?;
-    let values: BTreeSet<&str> = sets.iter().map(|l| l.get(&name)).filter(|v| !v.is_empty()).collect();
+    let values: BTreeSet<&str> =
+        sets.iter().map(|l| l.get(&name)).filter(|v| !v.is_empty()).collect();
     limited(&p, values.into_iter().collect())
 }
 
@@ -310,13 +392,17 @@ async fn metadata(State(state): State<AppState>, p: Params) -> Api<Response> {
     let limit: usize = p.number("limit", usize::MAX).map_err(ApiError::bad)?;
     let only = p.get("metric");
     let wanted = all.into_iter().filter(|(name, _)| only.is_none_or(|m| m == name));
-    let entry = |(name, m): (String, obs_model::MetricMetadata)| (name, json!([{"type": m.kind.as_str(), "help": m.help, "unit": m.unit}]));
+    let entry = |(name, m): (String, obs_model::MetricMetadata)| {
+        (name, json!([{"type": m.kind.as_str(), "help": m.help, "unit": m.unit}]))
+    };
     Ok(success(wanted.take(limit).map(entry).collect::<serde_json::Map<_, _>>()))
 }
 
 /// `features` must be absent: Grafana takes a server with features for Mimir.
 async fn buildinfo(State(state): State<AppState>) -> Response {
-    success(json!({"version": "3.0.0", "revision": format!("observatory-{}", state.version), "branch": "main", "buildUser": "", "buildDate": "", "goVersion": ""}))
+    success(
+        json!({"version": "3.0.0", "revision": format!("observatory-{}", state.version), "branch": "main", "buildUser": "", "buildDate": "", "goVersion": ""}),
+    )
 }
 
 async fn config(State(state): State<AppState>) -> Response {
@@ -326,6 +412,7 @@ async fn config(State(state): State<AppState>) -> Response {
 async fn reload(State(state): State<AppState>) -> Response {
     match (state.reload)() {
         Ok(()) => StatusCode::OK.into_response(),
-        Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, format!("failed to reload config: {e}\n")).into_response(),
+        Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, format!("failed to reload config: {e}\n"))
+            .into_response(),
     }
 }

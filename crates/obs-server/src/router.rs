@@ -19,7 +19,8 @@ pub enum Listener {
 }
 
 impl Listener {
-    pub const ALL: [Self; 6] = [Self::Ui, Self::Prometheus, Self::Loki, Self::Jaeger, Self::OtlpGrpc, Self::OtlpHttp];
+    pub const ALL: [Self; 6] =
+        [Self::Ui, Self::Prometheus, Self::Loki, Self::Jaeger, Self::OtlpGrpc, Self::OtlpHttp];
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -67,10 +68,21 @@ pub fn router(listener: Listener, state: AppState) -> Router {
     routes.layer(middleware::from_fn_with_state((state.clone(), listener), count)).with_state(state)
 }
 
-async fn count(State((state, listener)): State<(AppState, Listener)>, request: Request, next: Next) -> Response {
+async fn count(
+    State((state, listener)): State<(AppState, Listener)>,
+    request: Request,
+    next: Next,
+) -> Response {
     let method = request.method().as_str().to_owned();
     // Arbitrary method names would be arbitrary label values.
-    let method = if matches!(method.as_str(), "GET" | "POST" | "PUT" | "DELETE" | "HEAD" | "OPTIONS" | "PATCH") { method } else { "other".into() };
+    let method = if matches!(
+        method.as_str(),
+        "GET" | "POST" | "PUT" | "DELETE" | "HEAD" | "OPTIONS" | "PATCH"
+    ) {
+        method
+    } else {
+        "other".into()
+    };
     let response = next.run(request).await;
     let status = response.status();
     let labels = [listener.name(), method.as_str(), status.as_str()];

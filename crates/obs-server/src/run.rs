@@ -49,7 +49,12 @@ impl Drop for CancelOnDrop {
 }
 
 /// Waits for a turn and runs `work` with a fresh budget.
-pub(crate) async fn blocking<T: Send + 'static>(state: &AppState, repository: &str, method: &str, work: impl FnOnce(&AppState, &Budget) -> Result<T, QueryFailure> + Send + 'static) -> Result<T, QueryFailure> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    state: &AppState,
+    repository: &str,
+    method: &str,
+    work: impl FnOnce(&AppState, &Budget) -> Result<T, QueryFailure> + Send + 'static,
+) -> Result<T, QueryFailure> {
     with_budget(state, repository, method, |state, budget| async move {
         let task = tokio::task::spawn_blocking(move || work(&state, &budget));
         task.await.map_err(|e| QueryFailure::Internal(e.to_string()))?
@@ -58,14 +63,24 @@ pub(crate) async fn blocking<T: Send + 'static>(state: &AppState, repository: &s
 }
 
 /// Like [`blocking`] for work that is itself asynchronous.
-pub(crate) async fn with_budget<T, F>(state: &AppState, repository: &str, method: &str, work: impl FnOnce(AppState, Arc<Budget>) -> F) -> Result<T, QueryFailure>
+pub(crate) async fn with_budget<T, F>(
+    state: &AppState,
+    repository: &str,
+    method: &str,
+    work: impl FnOnce(AppState, Arc<Budget>) -> F,
+) -> Result<T, QueryFailure>
 where
     F: Future<Output = Result<T, QueryFailure>>,
 {
     let limits = &state.limits;
     let turn = tokio::time::timeout(limits.query_queue, state.gate.clone().acquire_owned()).await;
     let Ok(Ok(_permit)) = turn else { return Err(QueryFailure::Busy) };
-    let timer = state.ingest.telemetry().query_seconds.with_label_values(&[repository, method]).start_timer();
+    let timer = state
+        .ingest
+        .telemetry()
+        .query_seconds
+        .with_label_values(&[repository, method])
+        .start_timer();
     let budget = Arc::new(Budget::new(limits.query_samples_max, limits.query_bytes_max));
     let _guard = CancelOnDrop(budget.clone());
     let result = tokio::time::timeout(limits.query_timeout, work(state.clone(), budget)).await;

@@ -18,7 +18,10 @@ pub(crate) fn routes() -> Router<AppState> {
 
 async fn sql(State(state): State<AppState>, p: Params) -> Response {
     let Some(text) = p.get("q").map(str::to_owned) else {
-        return native_error(StatusCode::BAD_REQUEST, "parameter \"q\" is missing: the SQL statement");
+        return native_error(
+            StatusCode::BAD_REQUEST,
+            "parameter \"q\" is missing: the SQL statement",
+        );
     };
     let begun = state.now();
     let tenant = p.tenant.clone();
@@ -28,16 +31,23 @@ async fn sql(State(state): State<AppState>, p: Params) -> Response {
         out.map(|o| (o, read.samples_taken())).map_err(|e| match e {
             SqlError::Query(m) => QueryFailure::Bad(m),
             SqlError::Select(s) => s.into(),
-            e @ (SqlError::TooManyRows(_) | SqlError::Memory(_)) => QueryFailure::TooMuch(e.to_string()),
+            e @ (SqlError::TooManyRows(_) | SqlError::Memory(_)) => {
+                QueryFailure::TooMuch(e.to_string())
+            }
         })
     })
     .await;
     match result {
         Err(f) => native_failure(&f),
         Ok((out, records)) => {
-            let columns: Vec<_> = out.columns.iter().map(|(name, kind)| json!({"name": name, "type": kind})).collect();
+            let columns: Vec<_> = out
+                .columns
+                .iter()
+                .map(|(name, kind)| json!({"name": name, "type": kind}))
+                .collect();
             let elapsed_ms = (state.now().nanos() - begun.nanos()) as f64 / 1e6;
-            let stats = json!({"rows": out.rows.len(), "records_read": records, "elapsed_ms": elapsed_ms});
+            let stats =
+                json!({"rows": out.rows.len(), "records_read": records, "elapsed_ms": elapsed_ms});
             Json(json!({"columns": columns, "rows": out.rows, "stats": stats})).into_response()
         }
     }

@@ -9,6 +9,9 @@ pub(crate) const TENANT_HEADER: &str = "x-scope-orgid";
 pub(crate) fn tenant(headers: &HeaderMap) -> Result<TenantId, String> {
     match headers.get(TENANT_HEADER) {
         None => Ok(TenantId::default()),
-        Some(v) => v.to_str().map_err(|_| "tenant id is not text".to_owned()).and_then(|t| TenantId::new(t).map_err(|e| e.to_string())),
+        Some(v) => v
+            .to_str()
+            .map_err(|_| "tenant id is not text".to_owned())
+            .and_then(|t| TenantId::new(t).map_err(|e| e.to_string())),
     }
 }

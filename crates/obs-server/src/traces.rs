@@ -11,30 +11,38 @@ use axum::{Json, Router};
 use http::StatusCode;
 use obs_llm::{Conversation, call_from_span, messages_of};
 use obs_model::{
-    Attributes, Budget, Direction, LlmCall, LogRecord, LogSelection, Message, MessagePart, Span, SpanId, SpanStatus, TenantId, TraceId,
+    Attributes, Budget, Direction, LlmCall, LogRecord, LogSelection, Message, MessagePart, Span,
+    SpanId, SpanStatus, TenantId, TraceId,
 };
 use serde_json::{Value, json};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 pub(crate) fn routes() -> Router<AppState> {
-    Router::new().route("/api/v1/traces/{id}/skeleton", get(skeleton)).route("/api/v1/traces/{id}/spans/{span}", get(span))
+    Router::new()
+        .route("/api/v1/traces/{id}/skeleton", get(skeleton))
+        .route("/api/v1/traces/{id}/spans/{span}", get(span))
 }
 
 /// What the waterfall draws without attributes: one array a field, all of the same length.
 async fn skeleton(State(state): State<AppState>, Path(id): Path<String>, p: Params) -> Response {
-    let Some(id) = TraceId::parse(&id) else { return native_error(StatusCode::BAD_REQUEST, "trace id is not hexadecimal") };
+    let Some(id) = TraceId::parse(&id) else {
+        return native_error(StatusCode::BAD_REQUEST, "trace id is not hexadecimal");
+    };
     let tenant = p.tenant.clone();
     let result = blocking(&state, "trace_repository", "get_by_id", move |s, b| {
         let spans = s.source.trace(&tenant, id, b)?;
         let prices = s.ingest.prices();
-        let calls: Vec<Option<LlmCall>> = spans.iter().map(|x| call_from_span(x, &prices)).collect();
+        let calls: Vec<Option<LlmCall>> =
+            spans.iter().map(|x| call_from_span(x, &prices)).collect();
         Ok((spans, calls))
     })
     .await;
     match result {
         Err(f) => native_failure(&f),
-        Ok((spans, _)) if spans.is_empty() => native_error(StatusCode::NOT_FOUND, "trace not found"),
+        Ok((spans, _)) if spans.is_empty() => {
+            native_error(StatusCode::NOT_FOUND, "trace not found")
+        }
         Ok((spans, calls)) => Json(skeleton_json(&spans, &calls)).into_response(),
     }
 }
@@ -45,7 +53,10 @@ fn category(s: &Span, call: Option<&LlmCall>) -> &'static str {
         return "llm";
     }
     let a = &s.attributes;
-    let kind = ["gen_ai.operation.name", "openinference.span.kind", "traceloop.span.kind"].iter().find_map(|k| a.get_str(k)).unwrap_or_default();
+    let kind = ["gen_ai.operation.name", "openinference.span.kind", "traceloop.span.kind"]
+        .iter()
+        .find_map(|k| a.get_str(k))
+        .unwrap_or_default();
     match kind.to_ascii_lowercase().as_str() {
         "execute_tool" | "tool" => "tool",
         "invoke_agent" | "agent" | "invoke_workflow" | "workflow" | "chain" => "agent",
@@ -59,10 +70,13 @@ fn category(s: &Span, call: Option<&LlmCall>) -> &'static str {
 
 fn skeleton_json(spans: &[Arc<Span>], calls: &[Option<LlmCall>]) -> Value {
     let of = |f: &dyn Fn(&Span) -> Value| -> Vec<Value> { spans.iter().map(|s| f(s)).collect() };
-    let llm = |f: &dyn Fn(&LlmCall) -> Value| -> Vec<Value> { calls.iter().map(|c| c.as_ref().map_or(Value::Null, f)).collect() };
+    let llm = |f: &dyn Fn(&LlmCall) -> Value| -> Vec<Value> {
+        calls.iter().map(|c| c.as_ref().map_or(Value::Null, f)).collect()
+    };
     // Nanoseconds since the trace began: small numbers that JavaScript holds exactly.
     let origin = spans.iter().map(|s| s.start.nanos()).min().unwrap_or(0);
-    let total_cost: obs_model::Money = calls.iter().flatten().filter_map(|c| c.cost.as_ref()).map(|c| c.total()).sum();
+    let total_cost: obs_model::Money =
+        calls.iter().flatten().filter_map(|c| c.cost.as_ref()).map(|c| c.total()).sum();
     json!({
         "trace_id": spans.first().map(|s| s.trace_id.to_string()),
         "start_ms": origin as f64 / 1e6,
@@ -86,7 +100,12 @@ fn skeleton_json(spans: &[Arc<Span>], calls: &[Option<LlmCall>]) -> Value {
 const SPAN_LOGS_MAX: usize = 500;
 
 /// Returns the log records of a span, oldest first.
-pub(crate) fn logs_of_span(state: &AppState, tenant: &TenantId, span: &Span, budget: &Budget) -> Result<Vec<Arc<LogRecord>>, obs_model::SelectError> {
+pub(crate) fn logs_of_span(
+    state: &AppState,
+    tenant: &TenantId,
+    span: &Span,
+    budget: &Budget,
+) -> Result<Vec<Arc<LogRecord>>, obs_model::SelectError> {
     const AROUND_NS: i64 = 60_000_000_000;
     let selection = LogSelection {
         matchers: &[],
@@ -105,13 +124,20 @@ pub(crate) fn logs_of_span(state: &AppState, tenant: &TenantId, span: &Span, bud
     Ok(out)
 }
 
-async fn span(State(state): State<AppState>, Path((id, span_id)): Path<(String, String)>, p: Params) -> Response {
+async fn span(
+    State(state): State<AppState>,
+    Path((id, span_id)): Path<(String, String)>,
+    p: Params,
+) -> Response {
     let (Some(id), Some(span_id)) = (TraceId::parse(&id), SpanId::parse(&span_id)) else {
         return native_error(StatusCode::BAD_REQUEST, "trace or span id is not hexadecimal");
     };
     let tenant = p.tenant.clone();
     let result = blocking(&state, "trace_repository", "get_span", move |s, b| {
-        let Some(span) = s.source.trace(&tenant, id, b)?.into_iter().find(|x| x.span_id == span_id) else { return Ok(None) };
+        let Some(span) = s.source.trace(&tenant, id, b)?.into_iter().find(|x| x.span_id == span_id)
+        else {
+            return Ok(None);
+        };
         let logs = logs_of_span(s, &tenant, &span, b)?;
         let conversation = messages_of(&span, logs.iter().map(|l| &**l));
         let call = call_from_span(&span, &s.ingest.prices());
@@ -149,9 +175,15 @@ pub(crate) fn conversation_json(c: &Conversation) -> Value {
     let part = |p: &MessagePart| match p {
         MessagePart::Text(t) => json!({"type": "text", "text": t}),
         MessagePart::Reasoning(t) => json!({"type": "reasoning", "text": t}),
-        MessagePart::ToolCall { id, name, arguments } => json!({"type": "tool_call", "id": id, "name": name, "arguments": arguments}),
-        MessagePart::ToolResult { id, content } => json!({"type": "tool_result", "id": id, "content": content}),
-        MessagePart::Other { kind, detail } => json!({"type": "other", "kind": kind, "detail": detail}),
+        MessagePart::ToolCall { id, name, arguments } => {
+            json!({"type": "tool_call", "id": id, "name": name, "arguments": arguments})
+        }
+        MessagePart::ToolResult { id, content } => {
+            json!({"type": "tool_result", "id": id, "content": content})
+        }
+        MessagePart::Other { kind, detail } => {
+            json!({"type": "other", "kind": kind, "detail": detail})
+        }
     };
     let message = |m: &Message| json!({"role": m.role, "parts": m.parts.iter().map(part).collect::<Vec<_>>(), "finish_reason": m.finish_reason});
     let list = |l: &[Message]| l.iter().map(message).collect::<Vec<_>>();

@@ -3,7 +3,10 @@
 use crate::Source;
 use crate::range::TimeRange;
 use crate::table::TableKind;
-use arrow::array::{ArrayRef, Decimal128Builder, Float64Builder, Int64Builder, RecordBatch, StringBuilder, TimestampNanosecondBuilder};
+use arrow::array::{
+    ArrayRef, Decimal128Builder, Float64Builder, Int64Builder, RecordBatch, StringBuilder,
+    TimestampNanosecondBuilder,
+};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use obs_model::{
     Attributes, Budget, CallSelection, Direction, LlmCall, LogRecord, LogSelection, Money,
@@ -26,26 +29,77 @@ enum Kind {
     Money,
 }
 
-const METRICS: &[(&str, Kind)] = &[("ts", Kind::Time), ("tenant", Kind::Text), ("name", Kind::Text), ("labels", Kind::Text), ("value", Kind::Float)];
+const METRICS: &[(&str, Kind)] = &[
+    ("ts", Kind::Time),
+    ("tenant", Kind::Text),
+    ("name", Kind::Text),
+    ("labels", Kind::Text),
+    ("value", Kind::Float),
+];
 const LOGS: &[(&str, Kind)] = &[
-    ("ts", Kind::Time), ("tenant", Kind::Text), ("service", Kind::Text), ("level", Kind::Text), ("line", Kind::Text),
-    ("trace_id", Kind::Text), ("span_id", Kind::Text), ("event_name", Kind::Text), ("stream", Kind::Text), ("attributes", Kind::Text),
+    ("ts", Kind::Time),
+    ("tenant", Kind::Text),
+    ("service", Kind::Text),
+    ("level", Kind::Text),
+    ("line", Kind::Text),
+    ("trace_id", Kind::Text),
+    ("span_id", Kind::Text),
+    ("event_name", Kind::Text),
+    ("stream", Kind::Text),
+    ("attributes", Kind::Text),
 ];
 const SPANS: &[(&str, Kind)] = &[
-    ("ts", Kind::Time), ("tenant", Kind::Text), ("trace_id", Kind::Text), ("span_id", Kind::Text), ("parent_span_id", Kind::Text),
-    ("service", Kind::Text), ("name", Kind::Text), ("kind", Kind::Text), ("status", Kind::Text), ("status_message", Kind::Text),
-    ("duration_ms", Kind::Float), ("attributes", Kind::Text), ("resource", Kind::Text),
+    ("ts", Kind::Time),
+    ("tenant", Kind::Text),
+    ("trace_id", Kind::Text),
+    ("span_id", Kind::Text),
+    ("parent_span_id", Kind::Text),
+    ("service", Kind::Text),
+    ("name", Kind::Text),
+    ("kind", Kind::Text),
+    ("status", Kind::Text),
+    ("status_message", Kind::Text),
+    ("duration_ms", Kind::Float),
+    ("attributes", Kind::Text),
+    ("resource", Kind::Text),
 ];
 const CALLS: &[(&str, Kind)] = &[
-    ("ts", Kind::Time), ("tenant", Kind::Text), ("trace_id", Kind::Text), ("span_id", Kind::Text), ("call_id", Kind::Text),
-    ("service", Kind::Text), ("environment", Kind::Text), ("provider", Kind::Text), ("request_model", Kind::Text),
-    ("response_model", Kind::Text), ("operation", Kind::Text), ("status", Kind::Text), ("error_type", Kind::Text),
-    ("finish_reason", Kind::Text), ("user_id", Kind::Text), ("session_id", Kind::Text), ("team", Kind::Text), ("project", Kind::Text),
-    ("agent", Kind::Text), ("prompt_name", Kind::Text), ("prompt_version", Kind::Text), ("tags", Kind::Text),
-    ("input_tokens", Kind::Int), ("output_tokens", Kind::Int), ("cache_read_tokens", Kind::Int), ("cache_write_tokens", Kind::Int),
-    ("reasoning_tokens", Kind::Int), ("audio_input_tokens", Kind::Int), ("audio_output_tokens", Kind::Int),
-    ("duration_ms", Kind::Float), ("time_to_first_token_ms", Kind::Float), ("cost_usd", Kind::Money), ("cost_state", Kind::Text),
-    ("reported_cost_usd", Kind::Money), ("price_id", Kind::Text), ("dialect", Kind::Text),
+    ("ts", Kind::Time),
+    ("tenant", Kind::Text),
+    ("trace_id", Kind::Text),
+    ("span_id", Kind::Text),
+    ("call_id", Kind::Text),
+    ("service", Kind::Text),
+    ("environment", Kind::Text),
+    ("provider", Kind::Text),
+    ("request_model", Kind::Text),
+    ("response_model", Kind::Text),
+    ("operation", Kind::Text),
+    ("status", Kind::Text),
+    ("error_type", Kind::Text),
+    ("finish_reason", Kind::Text),
+    ("user_id", Kind::Text),
+    ("session_id", Kind::Text),
+    ("team", Kind::Text),
+    ("project", Kind::Text),
+    ("agent", Kind::Text),
+    ("prompt_name", Kind::Text),
+    ("prompt_version", Kind::Text),
+    ("tags", Kind::Text),
+    ("input_tokens", Kind::Int),
+    ("output_tokens", Kind::Int),
+    ("cache_read_tokens", Kind::Int),
+    ("cache_write_tokens", Kind::Int),
+    ("reasoning_tokens", Kind::Int),
+    ("audio_input_tokens", Kind::Int),
+    ("audio_output_tokens", Kind::Int),
+    ("duration_ms", Kind::Float),
+    ("time_to_first_token_ms", Kind::Float),
+    ("cost_usd", Kind::Money),
+    ("cost_state", Kind::Text),
+    ("reported_cost_usd", Kind::Money),
+    ("price_id", Kind::Text),
+    ("dialect", Kind::Text),
 ];
 
 const fn table(kind: TableKind) -> &'static [(&'static str, Kind)] {
@@ -99,7 +153,9 @@ impl Builder {
             Kind::Text => Self::Text(StringBuilder::new()),
             Kind::Int => Self::Int(Int64Builder::new()),
             Kind::Float => Self::Float(Float64Builder::new()),
-            Kind::Money => Self::Money(Decimal128Builder::new().with_data_type(DataType::Decimal128(MONEY.0, MONEY.1))),
+            Kind::Money => Self::Money(
+                Decimal128Builder::new().with_data_type(DataType::Decimal128(MONEY.0, MONEY.1)),
+            ),
         }
     }
 
@@ -187,49 +243,90 @@ fn attributes_json(a: &Attributes) -> String {
 }
 
 fn labels_json(l: &obs_model::Labels) -> String {
-    let map: serde_json::Map<_, _> = l.iter().filter(|(n, _)| *n != obs_model::METRIC_NAME).map(|(n, v)| (n.to_owned(), v.into())).collect();
+    let map: serde_json::Map<_, _> = l
+        .iter()
+        .filter(|(n, _)| *n != obs_model::METRIC_NAME)
+        .map(|(n, v)| (n.to_owned(), v.into()))
+        .collect();
     serde_json::Value::Object(map).to_string()
 }
 
 /// Reads the rows of a table in a time range.
-pub(crate) fn read(kind: TableKind, source: &dyn Source, tenant: &TenantId, range: TimeRange, budget: &Budget) -> Result<Vec<RecordBatch>, SelectError> {
+pub(crate) fn read(
+    kind: TableKind,
+    source: &dyn Source,
+    tenant: &TenantId,
+    range: TimeRange,
+    budget: &Budget,
+) -> Result<Vec<RecordBatch>, SelectError> {
     let mut rows = Rows::new(kind);
     let (start, end) = (TimestampNs::from_nanos(range.start), TimestampNs::from_nanos(range.end));
     match kind {
         TableKind::Metrics => metrics(source, tenant, range, budget, &mut rows)?,
         TableKind::Logs => {
-            let selection = LogSelection { matchers: &[], start, end, direction: Direction::Forward, trace_id: None };
+            let selection = LogSelection {
+                matchers: &[],
+                start,
+                end,
+                direction: Direction::Forward,
+                trace_id: None,
+            };
             source.select_logs(tenant, &selection, budget, &mut |r| log(&mut rows, tenant, r))?;
         }
         TableKind::Spans => {
             let selection = SpanSelection { start, end, service: None, operation: None };
             let mut seen = HashSet::new();
             source.select_spans(tenant, &selection, budget, &mut |s| {
-                if seen.insert((s.trace_id, s.span_id)) { span(&mut rows, tenant, s) } else { ControlFlow::Continue(()) }
+                if seen.insert((s.trace_id, s.span_id)) {
+                    span(&mut rows, tenant, s)
+                } else {
+                    ControlFlow::Continue(())
+                }
             })?;
         }
         TableKind::Calls => {
             let selection = CallSelection { start, end, trace_id: None };
             let mut seen = HashSet::new();
             source.select_calls(tenant, &selection, budget, &mut |c| {
-                if seen.insert((c.trace_id, c.span_id)) { call(&mut rows, tenant, c) } else { ControlFlow::Continue(()) }
+                if seen.insert((c.trace_id, c.span_id)) {
+                    call(&mut rows, tenant, c)
+                } else {
+                    ControlFlow::Continue(())
+                }
             })?;
         }
     }
     rows.finish()
 }
 
-fn metrics(source: &dyn Source, tenant: &TenantId, range: TimeRange, budget: &Budget, rows: &mut Rows) -> Result<(), SelectError> {
+fn metrics(
+    source: &dyn Source,
+    tenant: &TenantId,
+    range: TimeRange,
+    budget: &Budget,
+    rows: &mut Rows,
+) -> Result<(), SelectError> {
     // The half-open nanosecond range as closed milliseconds.
-    let start = range.start.div_euclid(1_000_000) + i64::from(range.start.rem_euclid(1_000_000) != 0);
+    let start =
+        range.start.div_euclid(1_000_000) + i64::from(range.start.rem_euclid(1_000_000) != 0);
     let end = range.end.saturating_sub(1).div_euclid(1_000_000);
-    let selection = SeriesSelection { matchers: &[], start: obs_model::TimestampMs::from_millis(start), end: obs_model::TimestampMs::from_millis(end) };
+    let selection = SeriesSelection {
+        matchers: &[],
+        start: obs_model::TimestampMs::from_millis(start),
+        end: obs_model::TimestampMs::from_millis(end),
+    };
     for s in source.select(tenant, &selection, budget)? {
         let labels = labels_json(&s.labels);
         for x in &s.samples {
             // Native histograms have no single value.
             let SampleValue::Float(f) = x.value else { continue };
-            let cells = [Cell::Time(x.timestamp.to_nanos().nanos()), Cell::Text(tenant.as_str()), Cell::Text(s.labels.metric_name()), Cell::Text(&labels), Cell::Float(f)];
+            let cells = [
+                Cell::Time(x.timestamp.to_nanos().nanos()),
+                Cell::Text(tenant.as_str()),
+                Cell::Text(s.labels.metric_name()),
+                Cell::Text(&labels),
+                Cell::Float(f),
+            ];
             if rows.push(cells).is_break() {
                 return Ok(());
             }
@@ -241,35 +338,81 @@ fn metrics(source: &dyn Source, tenant: &TenantId, range: TimeRange, budget: &Bu
 fn log(rows: &mut Rows, tenant: &TenantId, r: &LogRecord) -> ControlFlow<()> {
     let id = |id: Option<String>| id.map_or(Cell::Null, Cell::Owned);
     rows.push([
-        Cell::Time(r.timestamp.nanos()), Cell::Text(tenant.as_str()), Cell::Text(r.stream.get("service_name")), Cell::Text(r.level()), Cell::Text(&r.line),
-        id(r.trace_id.map(|t| t.to_string())), id(r.span_id.map(|s| s.to_string())), Cell::Text(&r.event_name),
-        Cell::Owned(labels_json(&r.stream)), Cell::Owned(attributes_json(&r.attributes)),
+        Cell::Time(r.timestamp.nanos()),
+        Cell::Text(tenant.as_str()),
+        Cell::Text(r.stream.get("service_name")),
+        Cell::Text(r.level()),
+        Cell::Text(&r.line),
+        id(r.trace_id.map(|t| t.to_string())),
+        id(r.span_id.map(|s| s.to_string())),
+        Cell::Text(&r.event_name),
+        Cell::Owned(labels_json(&r.stream)),
+        Cell::Owned(attributes_json(&r.attributes)),
     ])
 }
 
 fn span(rows: &mut Rows, tenant: &TenantId, s: &Span) -> ControlFlow<()> {
     let message = if let obs_model::SpanStatus::Error(m) = &s.status { m.as_str() } else { "" };
     rows.push([
-        Cell::Time(s.start.nanos()), Cell::Text(tenant.as_str()), Cell::Owned(s.trace_id.to_string()), Cell::Owned(s.span_id.to_string()),
-        s.parent_id.map_or(Cell::Null, |p| Cell::Owned(p.to_string())), Cell::Text(s.service()), Cell::Text(&s.name), Cell::Text(s.kind.as_str()),
-        Cell::Text(s.status.as_str()), Cell::Text(message), Cell::Float(s.duration_ns() as f64 / 1e6),
-        Cell::Owned(attributes_json(&s.attributes)), Cell::Owned(attributes_json(&s.resource.attributes)),
+        Cell::Time(s.start.nanos()),
+        Cell::Text(tenant.as_str()),
+        Cell::Owned(s.trace_id.to_string()),
+        Cell::Owned(s.span_id.to_string()),
+        s.parent_id.map_or(Cell::Null, |p| Cell::Owned(p.to_string())),
+        Cell::Text(s.service()),
+        Cell::Text(&s.name),
+        Cell::Text(s.kind.as_str()),
+        Cell::Text(s.status.as_str()),
+        Cell::Text(message),
+        Cell::Float(s.duration_ns() as f64 / 1e6),
+        Cell::Owned(attributes_json(&s.attributes)),
+        Cell::Owned(attributes_json(&s.resource.attributes)),
     ])
 }
 
 fn call(rows: &mut Rows, tenant: &TenantId, c: &LlmCall) -> ControlFlow<()> {
     let t = &c.tokens;
-    let tags = if c.tags.is_empty() { Cell::Null } else { Cell::Owned(serde_json::Value::from(c.tags.clone()).to_string()) };
+    let tags = if c.tags.is_empty() {
+        Cell::Null
+    } else {
+        Cell::Owned(serde_json::Value::from(c.tags.clone()).to_string())
+    };
     rows.push([
-        Cell::Time(c.start.nanos()), Cell::Text(tenant.as_str()), Cell::Owned(c.trace_id.to_string()), Cell::Owned(c.span_id.to_string()),
-        Cell::Text(&c.call_id), Cell::Text(&c.service), Cell::Text(&c.environment), Cell::Text(&c.provider), Cell::Text(&c.request_model),
-        Cell::Text(&c.response_model), Cell::Text(c.operation.as_str()), Cell::Text(c.status.as_str()), Cell::Text(&c.error_type),
-        Cell::Text(&c.finish_reason), Cell::Text(&c.user_id), Cell::Text(&c.session_id), Cell::Text(&c.team), Cell::Text(&c.project),
-        Cell::Text(&c.agent), Cell::Text(&c.prompt_name), Cell::Text(&c.prompt_version), tags,
-        Cell::Int(t.input), Cell::Int(t.output), Cell::Int(t.cache_read), Cell::Int(t.cache_write + t.cache_write_1h),
-        Cell::Int(t.reasoning), Cell::Int(t.audio_input), Cell::Int(t.audio_output),
-        Cell::Float(c.duration_ms()), c.time_to_first_token_ms.map_or(Cell::Null, Cell::Float),
-        c.cost.as_ref().map_or(Cell::Null, |x| Cell::Money(x.total())), Cell::Text(c.cost_state.as_str()),
-        c.reported_cost.map_or(Cell::Null, Cell::Money), c.cost.as_ref().map_or(Cell::Null, |x| Cell::Text(&x.price_id)), Cell::Text(c.dialect.as_str()),
+        Cell::Time(c.start.nanos()),
+        Cell::Text(tenant.as_str()),
+        Cell::Owned(c.trace_id.to_string()),
+        Cell::Owned(c.span_id.to_string()),
+        Cell::Text(&c.call_id),
+        Cell::Text(&c.service),
+        Cell::Text(&c.environment),
+        Cell::Text(&c.provider),
+        Cell::Text(&c.request_model),
+        Cell::Text(&c.response_model),
+        Cell::Text(c.operation.as_str()),
+        Cell::Text(c.status.as_str()),
+        Cell::Text(&c.error_type),
+        Cell::Text(&c.finish_reason),
+        Cell::Text(&c.user_id),
+        Cell::Text(&c.session_id),
+        Cell::Text(&c.team),
+        Cell::Text(&c.project),
+        Cell::Text(&c.agent),
+        Cell::Text(&c.prompt_name),
+        Cell::Text(&c.prompt_version),
+        tags,
+        Cell::Int(t.input),
+        Cell::Int(t.output),
+        Cell::Int(t.cache_read),
+        Cell::Int(t.cache_write + t.cache_write_1h),
+        Cell::Int(t.reasoning),
+        Cell::Int(t.audio_input),
+        Cell::Int(t.audio_output),
+        Cell::Float(c.duration_ms()),
+        c.time_to_first_token_ms.map_or(Cell::Null, Cell::Float),
+        c.cost.as_ref().map_or(Cell::Null, |x| Cell::Money(x.total())),
+        Cell::Text(c.cost_state.as_str()),
+        c.reported_cost.map_or(Cell::Null, Cell::Money),
+        c.cost.as_ref().map_or(Cell::Null, |x| Cell::Text(&x.price_id)),
+        Cell::Text(c.dialect.as_str()),
     ])
 }

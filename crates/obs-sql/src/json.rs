@@ -6,19 +6,28 @@ use arrow::error::ArrowError;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use serde_json::{Map, Number, Value};
 
-pub(crate) fn append_rows(batch: &RecordBatch, rows: &mut Vec<Map<String, Value>>) -> Result<(), ArrowError> {
+pub(crate) fn append_rows(
+    batch: &RecordBatch,
+    rows: &mut Vec<Map<String, Value>>,
+) -> Result<(), ArrowError> {
     let options = FormatOptions::default().with_timestamp_tz_format(None);
     let schema = batch.schema();
     let columns: Vec<_> = schema
         .fields()
         .iter()
         .zip(batch.columns())
-        .map(|(f, c)| Ok((f.name().clone(), f.data_type().clone(), c, ArrayFormatter::try_new(c, &options)?)))
+        .map(|(f, c)| {
+            Ok((f.name().clone(), f.data_type().clone(), c, ArrayFormatter::try_new(c, &options)?))
+        })
         .collect::<Result<_, ArrowError>>()?;
     for i in 0..batch.num_rows() {
         let mut row = Map::with_capacity(columns.len());
         for (name, kind, column, format) in &columns {
-            let value = if column.is_null(i) { Value::Null } else { value(kind, format.value(i).to_string()) };
+            let value = if column.is_null(i) {
+                Value::Null
+            } else {
+                value(kind, format.value(i).to_string())
+            };
             row.insert(name.clone(), value);
         }
         rows.push(row);

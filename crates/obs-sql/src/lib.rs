@@ -61,18 +61,29 @@ pub struct SqlResult {
 ///
 /// # Errors
 /// When the statement is not a supported read, fails, or exceeds a limit.
-pub async fn query(source: Arc<dyn Source>, tenant: &TenantId, sql: &str, limits: SqlLimits, budget: Arc<Budget>) -> Result<SqlResult, SqlError> {
-    let runtime = RuntimeEnvBuilder::new().with_memory_limit(limits.memory_bytes, 1.0).build_arc().map_err(|e| failed(&e, limits))?;
+pub async fn query(
+    source: Arc<dyn Source>,
+    tenant: &TenantId,
+    sql: &str,
+    limits: SqlLimits,
+    budget: Arc<Budget>,
+) -> Result<SqlResult, SqlError> {
+    let runtime = RuntimeEnvBuilder::new()
+        .with_memory_limit(limits.memory_bytes, 1.0)
+        .build_arc()
+        .map_err(|e| failed(&e, limits))?;
     let config = SessionConfig::new().with_target_partitions(2).with_information_schema(true);
     let context = SessionContext::new_with_config_rt(config, runtime);
     for kind in TableKind::ALL {
         let table = PortTable::new(kind, source.clone(), tenant.clone(), budget.clone());
         context.register_table(kind.name(), Arc::new(table)).map_err(|e| failed(&e, limits))?;
     }
-    let options = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+    let options =
+        SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
     let frame = context.sql_with_options(sql, options).await.map_err(|e| failed(&e, limits))?;
     let schema = frame.schema().as_arrow().clone();
-    let columns = schema.fields().iter().map(|f| (f.name().clone(), f.data_type().to_string())).collect();
+    let columns =
+        schema.fields().iter().map(|f| (f.name().clone(), f.data_type().to_string())).collect();
     let mut stream = frame.execute_stream().await.map_err(|e| failed(&e, limits))?;
     let mut rows = Vec::new();
     while let Some(batch) = stream.next().await {

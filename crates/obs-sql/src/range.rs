@@ -23,7 +23,9 @@ pub(crate) fn of(filters: &[Expr]) -> TimeRange {
 
 fn narrowed(r: TimeRange, e: &Expr) -> TimeRange {
     match e {
-        Expr::BinaryExpr(BinaryExpr { left, op: Operator::And, right }) => narrowed(narrowed(r, left), right),
+        Expr::BinaryExpr(BinaryExpr { left, op: Operator::And, right }) => {
+            narrowed(narrowed(r, left), right)
+        }
         Expr::BinaryExpr(BinaryExpr { left, op, right }) => match (nanos(left), nanos(right)) {
             (None, Some(t)) if is_ts(left) => bound(r, *op, t),
             (Some(t), None) if is_ts(right) => op.swap().map_or(r, |op| bound(r, op, t)),

@@ -43,7 +43,12 @@ pub(crate) struct PortTable {
 }
 
 impl PortTable {
-    pub(crate) fn new(kind: TableKind, source: Arc<dyn Source>, tenant: TenantId, budget: Arc<Budget>) -> Self {
+    pub(crate) fn new(
+        kind: TableKind,
+        source: Arc<dyn Source>,
+        tenant: TenantId,
+        budget: Arc<Budget>,
+    ) -> Self {
         Self { kind, source, tenant, budget, schema: columns::schema(kind) }
     }
 }
@@ -64,19 +69,40 @@ impl TableProvider for PortTable {
         TableType::Base
     }
 
-    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+    fn supports_filters_pushdown(
+        &self,
+        filters: &[&Expr],
+    ) -> Result<Vec<TableProviderFilterPushDown>> {
         // Inexact: the scan narrows the range, DataFusion still checks each row.
-        let support = |e: &&Expr| if range::is_time_filter(e) { TableProviderFilterPushDown::Inexact } else { TableProviderFilterPushDown::Unsupported };
+        let support = |e: &&Expr| {
+            if range::is_time_filter(e) {
+                TableProviderFilterPushDown::Inexact
+            } else {
+                TableProviderFilterPushDown::Unsupported
+            }
+        };
         Ok(filters.iter().map(support).collect())
     }
 
-    async fn scan(&self, _state: &dyn Session, projection: Option<&Vec<usize>>, filters: &[Expr], _limit: Option<usize>) -> Result<Arc<dyn ExecutionPlan>> {
-        let (kind, source, tenant, budget) = (self.kind, self.source.clone(), self.tenant.clone(), self.budget.clone());
+    async fn scan(
+        &self,
+        _state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        _limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let (kind, source, tenant, budget) =
+            (self.kind, self.source.clone(), self.tenant.clone(), self.budget.clone());
         let range: TimeRange = range::of(filters);
-        let read = move || -> std::result::Result<Vec<RecordBatch>, SelectError> { columns::read(kind, &*source, &tenant, range, &budget) };
-        let batches = tokio::task::spawn_blocking(read).await.map_err(|e| DataFusionError::External(Box::new(e)))?;
+        let read = move || -> std::result::Result<Vec<RecordBatch>, SelectError> {
+            columns::read(kind, &*source, &tenant, range, &budget)
+        };
+        let batches = tokio::task::spawn_blocking(read)
+            .await
+            .map_err(|e| DataFusionError::External(Box::new(e)))?;
         let batches = batches.map_err(|e| DataFusionError::External(Box::new(e)))?;
-        let exec = MemorySourceConfig::try_new_exec(&[batches], self.schema.clone(), projection.cloned())?;
+        let exec =
+            MemorySourceConfig::try_new_exec(&[batches], self.schema.clone(), projection.cloned())?;
         Ok(exec)
     }
 }

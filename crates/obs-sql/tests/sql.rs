@@ -1,5 +1,13 @@
 //! SQL over an in-memory store.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking"
+)]
+
 use obs_model::*;
 use obs_sql::{SqlError, SqlLimits, query};
 use obs_testkit::MemoryStore;
@@ -29,26 +37,56 @@ fn store() -> Arc<MemoryStore> {
 
 async fn run(sql: &str) -> Result<serde_json::Value, SqlError> {
     let budget = Arc::new(Budget::new(1 << 20, 1 << 30));
-    let out = query(store(), &TenantId::default(), sql, SqlLimits { rows_max: 100, ..SqlLimits::default() }, budget).await?;
+    let out = query(
+        store(),
+        &TenantId::default(),
+        sql,
+        SqlLimits { rows_max: 100, ..SqlLimits::default() },
+        budget,
+    )
+    .await?;
     Ok(serde_json::json!(out.rows))
 }
 
 #[tokio::test]
 async fn tables_answer() {
-    assert_eq!(run("SELECT count(*) AS n, sum(value) AS s FROM metrics WHERE name = 'm'").await.unwrap(), serde_json::json!([{"n": 10, "s": 45.0}]));
+    assert_eq!(
+        run("SELECT count(*) AS n, sum(value) AS s FROM metrics WHERE name = 'm'").await.unwrap(),
+        serde_json::json!([{"n": 10, "s": 45.0}])
+    );
     assert_eq!(
         run("SELECT line, level, service FROM logs WHERE ts >= '1970-01-01T00:00:03Z' AND ts < '1970-01-01T00:00:05Z' ORDER BY ts").await.unwrap(),
         serde_json::json!([{"line": "line 3 你好", "level": "info", "service": "api"}, {"line": "line 4 你好", "level": "info", "service": "api"}])
     );
-    assert_eq!(run("SELECT count(*) AS n, sum(cost_usd) AS c FROM llm_calls").await.unwrap(), serde_json::json!([{"n": 0, "c": null}]));
-    assert_eq!(run("SELECT CAST('0.000000000001' AS DECIMAL(28,12)) AS d").await.unwrap(), serde_json::json!([{"d": "0.000000000001"}]));
-    assert_eq!(run("SELECT count(*) AS n FROM spans").await.unwrap(), serde_json::json!([{"n": 0}]));
+    assert_eq!(
+        run("SELECT count(*) AS n, sum(cost_usd) AS c FROM llm_calls").await.unwrap(),
+        serde_json::json!([{"n": 0, "c": null}])
+    );
+    assert_eq!(
+        run("SELECT CAST('0.000000000001' AS DECIMAL(28,12)) AS d").await.unwrap(),
+        serde_json::json!([{"d": "0.000000000001"}])
+    );
+    assert_eq!(
+        run("SELECT count(*) AS n FROM spans").await.unwrap(),
+        serde_json::json!([{"n": 0}])
+    );
 }
 
 #[tokio::test]
 async fn only_reads_within_limits() {
-    for sql in ["DROP TABLE logs", "CREATE TABLE x (a INT)", "INSERT INTO logs VALUES (1)", "SET datafusion.x = 1", "SELEC 1", "SELECT * FROM nope", "COPY logs TO '/tmp/x.csv'"] {
+    for sql in [
+        "DROP TABLE logs",
+        "CREATE TABLE x (a INT)",
+        "INSERT INTO logs VALUES (1)",
+        "SET datafusion.x = 1",
+        "SELEC 1",
+        "SELECT * FROM nope",
+        "COPY logs TO '/tmp/x.csv'",
+    ] {
         assert!(matches!(run(sql).await, Err(SqlError::Query(_))), "{sql}");
     }
-    assert!(matches!(run("SELECT * FROM metrics CROSS JOIN logs a CROSS JOIN logs b").await, Err(SqlError::TooManyRows(100))));
+    assert!(matches!(
+        run("SELECT * FROM metrics CROSS JOIN logs a CROSS JOIN logs b").await,
+        Err(SqlError::TooManyRows(100))
+    ));
 }

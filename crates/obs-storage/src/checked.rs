@@ -57,14 +57,18 @@ struct Inner {
 impl CheckedFile {
     pub(crate) fn open(vfs: &dyn Vfs, path: &Path) -> io::Result<Self> {
         let sidecar = vfs.open(&sum_path(path))?;
-        let size = usize::try_from(sidecar.len()).map_err(|_| damaged(path, "sidecar too large"))?;
+        let size =
+            usize::try_from(sidecar.len()).map_err(|_| damaged(path, "sidecar too large"))?;
         let mut raw = vec![0; size];
         sidecar.read_at(0, &mut raw)?;
         let body = size.checked_sub(4).ok_or_else(|| damaged(path, "sidecar too short"))?;
         let (head, own) = raw.split_at(body);
         let word = |b: &[u8]| b.try_into().map(u32::from_le_bytes).unwrap_or_default();
         if crc32c::crc32c(head) != word(own) || head.get(..8) != Some(MAGIC.as_slice()) {
-            return Err(damaged(path, "sidecar does not match its checksum or is of an unknown version"));
+            return Err(damaged(
+                path,
+                "sidecar does not match its checksum or is of an unknown version",
+            ));
         }
         let len = head.get(8..16).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
         let len = len.ok_or_else(|| damaged(path, "sidecar too short"))?;
@@ -88,7 +92,10 @@ impl CheckedFile {
         let mut buf = vec![0; size];
         self.0.file.read_at(start, &mut buf)?;
         if self.0.sums.get(index) != Some(&crc32c::crc32c(&buf)) {
-            return Err(damaged(&self.0.path, &format!("block {index} does not match its checksum")));
+            return Err(damaged(
+                &self.0.path,
+                &format!("block {index} does not match its checksum"),
+            ));
         }
         Ok(buf)
     }

@@ -176,7 +176,10 @@ impl Chunk {
         (0..count)
             .map(|_| {
                 let timestamp = TimestampMs::from_millis(d.int()?);
-                Ok(Sample { timestamp, value: SampleValue::Histogram(Arc::new(get_histogram(&mut d)?)) })
+                Ok(Sample {
+                    timestamp,
+                    value: SampleValue::Histogram(Arc::new(get_histogram(&mut d)?)),
+                })
             })
             .collect()
     }
@@ -205,14 +208,23 @@ mod tests {
 
     #[test]
     fn a_regular_counter_takes_little() {
-        let samples: Vec<_> = (0..120).map(|i| Sample::float(1_700_000_000_000 + i * 15_000, (i * 3) as f64)).collect();
+        let samples: Vec<_> = (0..120)
+            .map(|i| Sample::float(1_700_000_000_000 + i * 15_000, (i * 3) as f64))
+            .collect();
         let bytes = Chunk::encode(&samples)[0].bytes.len();
         assert!(bytes < 120 * 4, "{bytes}");
     }
 
     #[test]
     fn kinds_are_kept_apart() {
-        let h = Sample { timestamp: TimestampMs::from_millis(5), value: SampleValue::Histogram(Arc::new(Histogram { count: 2.0, positive: vec![(1, 2.0)], ..Histogram::default() })) };
+        let h = Sample {
+            timestamp: TimestampMs::from_millis(5),
+            value: SampleValue::Histogram(Arc::new(Histogram {
+                count: 2.0,
+                positive: vec![(1, 2.0)],
+                ..Histogram::default()
+            })),
+        };
         let samples = [Sample::float(1, 1.0), h, Sample::float(9, 2.0)];
         let chunks = Chunk::encode(&samples);
         assert_eq!(chunks.len(), 3);

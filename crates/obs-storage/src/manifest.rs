@@ -68,7 +68,16 @@ impl Manifest {
     pub(crate) fn segments(&self) -> Result<Vec<SegmentMeta>, ManifestError> {
         let mut q = self.0.prepare("SELECT id, tenant, signal, min_time, max_time, rows, bytes, operations FROM segment ORDER BY id")?;
         let rows = q.query_map([], |r| {
-            Ok((r.get(0)?, r.get::<_, String>(1)?, r.get::<_, String>(2)?, r.get(3)?, r.get(4)?, r.get(5)?, r.get(6)?, r.get::<_, String>(7)?))
+            Ok((
+                r.get(0)?,
+                r.get::<_, String>(1)?,
+                r.get::<_, String>(2)?,
+                r.get(3)?,
+                r.get(4)?,
+                r.get(5)?,
+                r.get(6)?,
+                r.get::<_, String>(7)?,
+            ))
         })?;
         rows.map(|row| {
             let (id, tenant, signal, min_time, max_time, rows, bytes, operations) = row?;
@@ -88,17 +97,34 @@ impl Manifest {
 
     /// Returns the number of the first log file that is still needed.
     pub(crate) fn wal_start(&self) -> Result<u64, ManifestError> {
-        let v: Option<i64> = self.0.query_row("SELECT value FROM state WHERE key = 'wal_start'", [], |r| r.get(0)).optional()?;
+        let v: Option<i64> = self
+            .0
+            .query_row("SELECT value FROM state WHERE key = 'wal_start'", [], |r| r.get(0))
+            .optional()?;
         Ok(v.unwrap_or(0).unsigned_abs())
     }
 
     /// Adds segments and moves the start of the log, at once.
-    pub(crate) fn commit_flush(&mut self, segments: &[SegmentMeta], metadata: &[(TenantId, MetricMetadata)], wal_start: u64) -> Result<(), ManifestError> {
+    pub(crate) fn commit_flush(
+        &mut self,
+        segments: &[SegmentMeta],
+        metadata: &[(TenantId, MetricMetadata)],
+        wal_start: u64,
+    ) -> Result<(), ManifestError> {
         let tx = self.0.transaction()?;
         for s in segments {
             tx.execute(
                 "INSERT INTO segment VALUES (?,?,?,?,?,?,?,?)",
-                params![s.id, s.tenant.as_str(), s.signal.as_str(), s.min_time, s.max_time, s.rows, s.bytes, print_operations(&s.operations)],
+                params![
+                    s.id,
+                    s.tenant.as_str(),
+                    s.signal.as_str(),
+                    s.min_time,
+                    s.max_time,
+                    s.rows,
+                    s.bytes,
+                    print_operations(&s.operations)
+                ],
             )?;
         }
         for (tenant, m) in metadata {
@@ -116,7 +142,10 @@ impl Manifest {
         let mut q = self.0.prepare("SELECT tenant, name, kind, help, unit FROM metadata")?;
         let rows = q.query_map([], |r| {
             let kind = MetricKind::parse(&r.get::<_, String>(2)?);
-            Ok((r.get::<_, String>(0)?, MetricMetadata { name: r.get(1)?, kind, help: r.get(3)?, unit: r.get(4)? }))
+            Ok((
+                r.get::<_, String>(0)?,
+                MetricMetadata { name: r.get(1)?, kind, help: r.get(3)?, unit: r.get(4)? },
+            ))
         })?;
         let mut out = Vec::new();
         for row in rows {
@@ -130,7 +159,10 @@ impl Manifest {
 /// Fields are separated by unit separators and rows by record separators: names are free text.
 fn print_operations(ops: &Operations) -> String {
     let clean = |s: &str| s.replace(['\u{1e}', '\u{1f}'], " ");
-    ops.iter().map(|(s, o, k)| format!("{}\u{1f}{}\u{1f}{k}", clean(s), clean(o))).collect::<Vec<_>>().join("\u{1e}")
+    ops.iter()
+        .map(|(s, o, k)| format!("{}\u{1f}{}\u{1f}{k}", clean(s), clean(o)))
+        .collect::<Vec<_>>()
+        .join("\u{1e}")
 }
 
 fn parse_operations(text: &str) -> Operations {

@@ -80,7 +80,9 @@ fn get_value(d: &mut Decoder<'_>, depth: usize) -> Result<AttributeValue, Malfor
         5 => AttributeValue::Bytes(d.raw()?.to_vec()),
         6 => {
             let n = d.len()?;
-            AttributeValue::Array((0..n).map(|_| get_value(d, depth + 1)).collect::<Result<_, _>>()?)
+            AttributeValue::Array(
+                (0..n).map(|_| get_value(d, depth + 1)).collect::<Result<_, _>>()?,
+            )
         }
         7 => {
             let n = d.len()?;
@@ -129,7 +131,11 @@ impl<T: PartialEq> Interner<T> {
         }
     }
 
-    fn get(&mut self, d: &mut Decoder<'_>, read: impl FnOnce(&mut Decoder<'_>) -> Result<T, Malformed>) -> Result<Arc<T>, Malformed> {
+    fn get(
+        &mut self,
+        d: &mut Decoder<'_>,
+        read: impl FnOnce(&mut Decoder<'_>) -> Result<T, Malformed>,
+    ) -> Result<Arc<T>, Malformed> {
         match d.uint()? {
             0 => {
                 let item = Arc::new(read(d)?);
@@ -171,7 +177,9 @@ impl Shared {
     }
 
     fn get_scope(&mut self, d: &mut Decoder<'_>) -> Result<Arc<Scope>, Malformed> {
-        self.scopes.get(d, |d| Ok(Scope { name: d.string()?, version: d.string()?, attributes: get_attributes(d)? }))
+        self.scopes.get(d, |d| {
+            Ok(Scope { name: d.string()?, version: d.string()?, attributes: get_attributes(d)? })
+        })
     }
 }
 
@@ -341,9 +349,20 @@ impl Record for LlmCall {
         put_trace(e, Some(self.trace_id));
         put_span_id(e, Some(self.span_id));
         for s in [
-            &self.call_id, &self.service, &self.environment, &self.provider, &self.request_model,
-            &self.response_model, &self.error_type, &self.finish_reason, &self.user_id,
-            &self.session_id, &self.team, &self.project, &self.agent, &self.prompt_name,
+            &self.call_id,
+            &self.service,
+            &self.environment,
+            &self.provider,
+            &self.request_model,
+            &self.response_model,
+            &self.error_type,
+            &self.finish_reason,
+            &self.user_id,
+            &self.session_id,
+            &self.team,
+            &self.project,
+            &self.agent,
+            &self.prompt_name,
             &self.prompt_version,
         ] {
             e.str(s);
@@ -355,7 +374,16 @@ impl Record for LlmCall {
         e.len(self.tags.len());
         self.tags.iter().for_each(|t| e.str(t));
         let t = &self.tokens;
-        for n in [t.input, t.cache_read, t.cache_write, t.cache_write_1h, t.audio_input, t.output, t.reasoning, t.audio_output] {
+        for n in [
+            t.input,
+            t.cache_read,
+            t.cache_write,
+            t.cache_write_1h,
+            t.audio_input,
+            t.output,
+            t.reasoning,
+            t.audio_output,
+        ] {
             e.uint(n);
         }
         e.f64(self.time_to_first_token_ms.unwrap_or(f64::NAN));
@@ -509,10 +537,19 @@ pub(crate) mod tests {
             end: TimestampNs::from_nanos(2_000 + i64::from(n)),
             status: SpanStatus::Error("böse".into()),
             trace_state: "a=b".into(),
-            attributes: Attributes::from_iter([("k", AttributeValue::Array(vec![1.into(), "x".into()]))]),
-            events: vec![SpanEvent { timestamp: TimestampNs::from_nanos(5), name: "e".into(), attributes: Attributes::default() }],
+            attributes: Attributes::from_iter([(
+                "k",
+                AttributeValue::Array(vec![1.into(), "x".into()]),
+            )]),
+            events: vec![SpanEvent {
+                timestamp: TimestampNs::from_nanos(5),
+                name: "e".into(),
+                attributes: Attributes::default(),
+            }],
             links: vec![],
-            resource: Arc::new(Resource { attributes: Attributes::from_iter([("service.name", "svc")]) }),
+            resource: Arc::new(Resource {
+                attributes: Attributes::from_iter([("service.name", "svc")]),
+            }),
             scope: Arc::default(),
         }
     }
@@ -583,7 +620,8 @@ pub(crate) mod tests {
         assert!(d.is_done());
         // Every truncation is an error or an early end, never a panic.
         for cut in 0..e.bytes.len() {
-            let (mut d, mut shared) = (Decoder::new(e.bytes.get(..cut).unwrap()), Shared::default());
+            let (mut d, mut shared) =
+                (Decoder::new(e.bytes.get(..cut).unwrap()), Shared::default());
             while !d.is_done() && T::decode(&mut d, &mut shared).is_ok() {}
         }
     }

@@ -11,10 +11,10 @@ use crate::vfs::Vfs;
 use crate::wal::{self, WalFile};
 use crate::writer::{self, Command, Pending, Writer};
 use obs_model::{
-    Append, AppendError, AppendFuture, Budget, CallSelection, Direction, Labels, LlmCall, LogRecord,
-    LogSelection, MetricMetadata, Sample, SelectError, SelectLogs, SelectSeries, SelectSpans,
-    Series, SeriesSelection, Span, SpanKind, SpanSelection, TenantId, TimestampNs, TraceId, Visit,
-    WriteBatch,
+    Append, AppendError, AppendFuture, Budget, CallSelection, Direction, Labels, LlmCall,
+    LogRecord, LogSelection, MetricMetadata, Sample, SelectError, SelectLogs, SelectSeries,
+    SelectSpans, Series, SeriesSelection, Span, SpanKind, SpanSelection, TenantId, TimestampNs,
+    TraceId, Visit, WriteBatch,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
@@ -111,7 +111,9 @@ impl OpenSegment {
         let file = CheckedFile::open(vfs, &dir.join(meta.relative_path()))?;
         let data = match meta.signal {
             Signal::Metrics => SegmentData::Metrics(MetricSegment::new(file)),
-            Signal::Logs | Signal::Spans | Signal::Calls => SegmentData::Rows(RowSegment::new(file)),
+            Signal::Logs | Signal::Spans | Signal::Calls => {
+                SegmentData::Rows(RowSegment::new(file))
+            }
         };
         Ok(Self { meta, data })
     }
@@ -155,9 +157,9 @@ impl Inner {
             return Err(AppendError::ReadOnly(why));
         }
         match self.vfs.space(&self.config.dir) {
-            Ok((free, _)) if free < self.config.disk_reserve_bytes => {
-                Err(AppendError::DiskFull(format!("{free} bytes free, {} are reserved", self.config.disk_reserve_bytes)))
-            }
+            Ok((free, _)) if free < self.config.disk_reserve_bytes => Err(AppendError::DiskFull(
+                format!("{free} bytes free, {} are reserved", self.config.disk_reserve_bytes),
+            )),
             _ => Ok(()),
         }
     }
@@ -188,7 +190,10 @@ impl Store {
         vfs.create_dir_all(&wal_dir).map_err(io_at(&wal_dir))?;
         let lock = lock_dir(&dir)?;
         let manifest_path = dir.join("manifest.sqlite");
-        let bad_manifest = |e: crate::manifest::ManifestError| OpenError::Manifest { path: manifest_path.clone(), reason: e.to_string() };
+        let bad_manifest = |e: crate::manifest::ManifestError| OpenError::Manifest {
+            path: manifest_path.clone(),
+            reason: e.to_string(),
+        };
         let manifest = Manifest::open(&manifest_path).map_err(bad_manifest)?;
         let mut report = RecoveryReport::default();
         let mut segments = Vec::new();
@@ -200,7 +205,8 @@ impl Store {
             }
         }
         report.segments = segments.len() as u64;
-        let highest = manifest.segments().map_err(bad_manifest)?.iter().map(|m| m.id).max().unwrap_or(0);
+        let highest =
+            manifest.segments().map_err(bad_manifest)?.iter().map(|m| m.id).max().unwrap_or(0);
         remove_orphans(&*vfs, &dir, highest);
         let mut metadata: HashMap<TenantId, BTreeMap<String, MetricMetadata>> = HashMap::new();
         for (tenant, m) in manifest.metadata().map_err(bad_manifest)? {
@@ -208,8 +214,10 @@ impl Store {
         }
         let mut head = Head::default();
         let wal_start = manifest.wal_start().map_err(bad_manifest)?;
-        let last = replay(&*vfs, &wal_dir, wal_start, &mut head, &mut report).map_err(io_at(&wal_dir))?;
-        let wal = WalFile::create(&*vfs, &wal_dir, last.max(wal_start) + 1).map_err(io_at(&wal_dir))?;
+        let last =
+            replay(&*vfs, &wal_dir, wal_start, &mut head, &mut report).map_err(io_at(&wal_dir))?;
+        let wal =
+            WalFile::create(&*vfs, &wal_dir, last.max(wal_start) + 1).map_err(io_at(&wal_dir))?;
         let queue = 4096;
         let (commands, receiver) = sync_channel(queue);
         let inner = Arc::new(Inner {
@@ -223,9 +231,17 @@ impl Store {
             stats: StoreStats::default(),
         });
         let writer = Writer::new(inner.clone(), manifest, wal);
-        let thread = std::thread::Builder::new().name("store-writer".into()).spawn(move || writer.run(&receiver));
+        let thread = std::thread::Builder::new()
+            .name("store-writer".into())
+            .spawn(move || writer.run(&receiver));
         let thread = thread.map_err(io_at(&dir))?;
-        Ok(Self { inner, commands, thread: Arc::new(Mutex::new(Some(thread))), _lock: Arc::new(lock), recovery: Arc::new(report) })
+        Ok(Self {
+            inner,
+            commands,
+            thread: Arc::new(Mutex::new(Some(thread))),
+            _lock: Arc::new(lock),
+            recovery: Arc::new(report),
+        })
     }
 
     /// Returns what opening found.
@@ -279,17 +295,30 @@ impl Store {
 
     /// Takes a consistent view: the tenant's segments of a signal, and the head seen by `f` under
     /// the same locks, so that a flush in between shows nothing twice or not at all.
-    fn view<T>(&self, tenant: &TenantId, signal: Signal, (start, end): (i64, i64), f: impl FnOnce(&TenantHead) -> T) -> (Vec<Arc<OpenSegment>>, Option<T>) {
+    fn view<T>(
+        &self,
+        tenant: &TenantId,
+        signal: Signal,
+        (start, end): (i64, i64),
+        f: impl FnOnce(&TenantHead) -> T,
+    ) -> (Vec<Arc<OpenSegment>>, Option<T>) {
         let segments = self.segments();
         let head = self.head();
-        let wanted = |s: &&Arc<OpenSegment>| s.meta.signal == signal && s.meta.tenant == *tenant && s.overlaps(start, end);
+        let wanted = |s: &&Arc<OpenSegment>| {
+            s.meta.signal == signal && s.meta.tenant == *tenant && s.overlaps(start, end)
+        };
         (segments.iter().filter(wanted).cloned().collect(), head.tenants.get(tenant).map(f))
     }
 }
 
 fn lock_dir(dir: &Path) -> Result<File, OpenError> {
     let path = dir.join("LOCK");
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(io_at(&path))?;
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(io_at(&path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(OpenError::Locked { path: dir.to_owned() }),
@@ -304,7 +333,8 @@ fn remove_orphans(vfs: &dyn Vfs, dir: &Path, highest: i64) {
     for tenant in tenants.flatten() {
         for signal in ["metrics", "logs", "spans", "calls"] {
             for path in vfs.list(&tenant.path().join(signal)).unwrap_or_default() {
-                let stem = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.split('.').next());
+                let stem =
+                    path.file_name().and_then(|n| n.to_str()).and_then(|n| n.split('.').next());
                 if stem.and_then(|s| s.parse::<i64>().ok()).is_some_and(|id| id > highest) {
                     let _ = vfs.remove(&path);
                 }
@@ -314,7 +344,13 @@ fn remove_orphans(vfs: &dyn Vfs, dir: &Path, highest: i64) {
 }
 
 /// Reads the log from `start` into the head; returns the highest file number seen.
-fn replay(vfs: &dyn Vfs, wal_dir: &Path, start: u64, head: &mut Head, report: &mut RecoveryReport) -> std::io::Result<u64> {
+fn replay(
+    vfs: &dyn Vfs,
+    wal_dir: &Path,
+    start: u64,
+    head: &mut Head,
+    report: &mut RecoveryReport,
+) -> std::io::Result<u64> {
     let mut last = 0;
     for (number, path) in wal::files(vfs, wal_dir)? {
         last = last.max(number);
@@ -366,7 +402,9 @@ impl Append for Store {
             let pending = Pending { tenant: tenant.clone(), batch, records, bytes, reply };
             match self.commands.try_send(Command::Append(Box::new(pending))) {
                 Ok(()) => done.await.unwrap_or(Err(AppendError::Closed)),
-                Err(TrySendError::Full(_)) => refuse(AppendError::Overloaded("writes waiting for the log")),
+                Err(TrySendError::Full(_)) => {
+                    refuse(AppendError::Overloaded("writes waiting for the log"))
+                }
                 Err(TrySendError::Disconnected(_)) => refuse(AppendError::Closed),
             }
         })
@@ -377,7 +415,12 @@ impl Append for Store {
 const SAMPLE_BYTES: usize = 24;
 
 impl SelectSeries for Store {
-    fn select(&self, tenant: &TenantId, selection: &SeriesSelection<'_>, budget: &Budget) -> Result<Vec<Series>, SelectError> {
+    fn select(
+        &self,
+        tenant: &TenantId,
+        selection: &SeriesSelection<'_>,
+        budget: &Budget,
+    ) -> Result<Vec<Series>, SelectError> {
         let (start, end) = (selection.start.millis(), selection.end.millis());
         let mut found: HashMap<Labels, Vec<Sample>> = HashMap::new();
         let mut keep = |labels: &Labels, samples: Vec<Sample>| -> Result<(), SelectError> {
@@ -425,16 +468,26 @@ impl SelectSeries for Store {
         Ok(out)
     }
 
-    fn label_sets(&self, tenant: &TenantId, selection: &SeriesSelection<'_>, budget: &Budget) -> Result<Vec<Labels>, SelectError> {
+    fn label_sets(
+        &self,
+        tenant: &TenantId,
+        selection: &SeriesSelection<'_>,
+        budget: &Budget,
+    ) -> Result<Vec<Labels>, SelectError> {
         let (start, end) = (selection.start.millis(), selection.end.millis());
         let (segments, head) = self.view(tenant, Signal::Metrics, (start, end), |t| {
-            t.metrics.matching(selection.matchers, start, end).map(|s| s.labels.clone()).collect::<Vec<_>>()
+            t.metrics
+                .matching(selection.matchers, start, end)
+                .map(|s| s.labels.clone())
+                .collect::<Vec<_>>()
         });
         let mut out: BTreeSet<Labels> = head.unwrap_or_default().into_iter().collect();
         for segment in &segments {
             budget.check()?;
             if let SegmentData::Metrics(m) = &segment.data {
-                out.extend(m.label_sets(selection.matchers, start, end).map_err(SelectError::from)?);
+                out.extend(
+                    m.label_sets(selection.matchers, start, end).map_err(SelectError::from)?,
+                );
             }
         }
         budget.take(out.len(), out.iter().map(Labels::size_bytes).sum())?;
@@ -454,9 +507,16 @@ impl SelectSeries for Store {
 
 impl Store {
     /// Collects the records of one time window, sorted.
-    fn log_window(&self, tenant: &TenantId, selection: &LogSelection<'_>, budget: &Budget) -> Result<Vec<Arc<LogRecord>>, SelectError> {
+    fn log_window(
+        &self,
+        tenant: &TenantId,
+        selection: &LogSelection<'_>,
+        budget: &Budget,
+    ) -> Result<Vec<Arc<LogRecord>>, SelectError> {
         let (start, end) = (selection.start.nanos(), selection.end.nanos());
-        let (segments, head) = self.view(tenant, Signal::Logs, (start, end), |t| t.logs.matching(selection).cloned().collect::<Vec<_>>());
+        let (segments, head) = self.view(tenant, Signal::Logs, (start, end), |t| {
+            t.logs.matching(selection).cloned().collect::<Vec<_>>()
+        });
         let mut out = Vec::new();
         let filter = RowFilter { start, end, trace: selection.trace_id };
         for segment in &segments {
@@ -482,13 +542,19 @@ impl Store {
     }
 
     fn log_bounds(&self, tenant: &TenantId) -> Option<(i64, i64)> {
-        let (segments, head) = self.view(tenant, Signal::Logs, (i64::MIN, i64::MAX), |t| t.logs.bounds());
-        let all = || segments.iter().map(|s| (s.meta.min_time, s.meta.max_time)).chain(head.flatten());
+        let (segments, head) =
+            self.view(tenant, Signal::Logs, (i64::MIN, i64::MAX), |t| t.logs.bounds());
+        let all =
+            || segments.iter().map(|s| (s.meta.min_time, s.meta.max_time)).chain(head.flatten());
         Some((all().map(|b| b.0).min()?, all().map(|b| b.1).max()?))
     }
 }
 
-fn scan_rows<R: Row>(segment: &OpenSegment, filter: &RowFilter, visit: &mut dyn FnMut(Arc<R>) -> Result<ControlFlow<()>, SegmentError>) -> Result<ControlFlow<()>, SelectError> {
+fn scan_rows<R: Row>(
+    segment: &OpenSegment,
+    filter: &RowFilter,
+    visit: &mut dyn FnMut(Arc<R>) -> Result<ControlFlow<()>, SegmentError>,
+) -> Result<ControlFlow<()>, SelectError> {
     match &segment.data {
         SegmentData::Rows(rows) => Ok(rows.scan(filter, false, visit)?),
         SegmentData::Metrics(_) => Ok(ControlFlow::Continue(())),
@@ -500,9 +566,16 @@ fn scan_rows<R: Row>(segment: &OpenSegment, filter: &RowFilter, visit: &mut dyn 
 const LOG_WINDOW_NS: i64 = 60_000_000_000;
 
 impl SelectLogs for Store {
-    fn select_logs(&self, tenant: &TenantId, selection: &LogSelection<'_>, budget: &Budget, visit: Visit<'_, LogRecord>) -> Result<(), SelectError> {
+    fn select_logs(
+        &self,
+        tenant: &TenantId,
+        selection: &LogSelection<'_>,
+        budget: &Budget,
+        visit: Visit<'_, LogRecord>,
+    ) -> Result<(), SelectError> {
         let Some((min, max)) = self.log_bounds(tenant) else { return Ok(()) };
-        let (start, end) = (selection.start.nanos().max(min), selection.end.nanos().min(max.saturating_add(1)));
+        let (start, end) =
+            (selection.start.nanos().max(min), selection.end.nanos().min(max.saturating_add(1)));
         let mut step = LOG_WINDOW_NS;
         let (mut from, mut to) = (start, end);
         while from < to {
@@ -510,7 +583,11 @@ impl SelectLogs for Store {
                 Direction::Forward => (from, from.saturating_add(step).min(to)),
                 Direction::Backward => (to.saturating_sub(step).max(from), to),
             };
-            let window = LogSelection { start: TimestampNs::from_nanos(a), end: TimestampNs::from_nanos(b), ..selection.clone() };
+            let window = LogSelection {
+                start: TimestampNs::from_nanos(a),
+                end: TimestampNs::from_nanos(b),
+                ..selection.clone()
+            };
             for r in self.log_window(tenant, &window, budget)? {
                 if visit(&r).is_break() {
                     return Ok(());
@@ -525,15 +602,24 @@ impl SelectLogs for Store {
         Ok(())
     }
 
-    fn streams(&self, tenant: &TenantId, selection: &LogSelection<'_>, budget: &Budget) -> Result<Vec<Labels>, SelectError> {
+    fn streams(
+        &self,
+        tenant: &TenantId,
+        selection: &LogSelection<'_>,
+        budget: &Budget,
+    ) -> Result<Vec<Labels>, SelectError> {
         let (start, end) = (selection.start.nanos(), selection.end.nanos());
-        let (segments, head) = self.view(tenant, Signal::Logs, (start, end), |t| t.logs.stream_labels(selection).cloned().collect::<BTreeSet<_>>());
+        let (segments, head) = self.view(tenant, Signal::Logs, (start, end), |t| {
+            t.logs.stream_labels(selection).cloned().collect::<BTreeSet<_>>()
+        });
         let mut out = head.unwrap_or_default();
         let filter = RowFilter { start, end, trace: None };
         for segment in &segments {
             let _ = scan_rows::<LogRecord>(segment, &filter, &mut |r| {
                 budget.check()?;
-                if !out.contains(&r.stream) && obs_model::Matcher::all_match(selection.matchers, &r.stream) {
+                if !out.contains(&r.stream)
+                    && obs_model::Matcher::all_match(selection.matchers, &r.stream)
+                {
                     out.insert(r.stream.clone());
                 }
                 Ok(ControlFlow::Continue(()))
@@ -549,9 +635,15 @@ fn newest_first(segments: &mut [Arc<OpenSegment>]) {
 }
 
 impl SelectSpans for Store {
-    fn trace(&self, tenant: &TenantId, id: TraceId, budget: &Budget) -> Result<Vec<Arc<Span>>, SelectError> {
+    fn trace(
+        &self,
+        tenant: &TenantId,
+        id: TraceId,
+        budget: &Budget,
+    ) -> Result<Vec<Arc<Span>>, SelectError> {
         let all = (i64::MIN, i64::MAX);
-        let (segments, head) = self.view(tenant, Signal::Spans, all, |t| t.spans.trace(id).cloned().collect::<Vec<_>>());
+        let (segments, head) = self
+            .view(tenant, Signal::Spans, all, |t| t.spans.trace(id).cloned().collect::<Vec<_>>());
         let mut out = head.unwrap_or_default();
         budget.take(out.len(), out.iter().map(|s| s.size_bytes()).sum())?;
         let filter = RowFilter { start: i64::MIN, end: i64::MAX, trace: Some(id) };
@@ -568,10 +660,22 @@ impl SelectSpans for Store {
         Ok(out)
     }
 
-    fn select_spans(&self, tenant: &TenantId, selection: &SpanSelection, budget: &Budget, visit: Visit<'_, Span>) -> Result<(), SelectError> {
+    fn select_spans(
+        &self,
+        tenant: &TenantId,
+        selection: &SpanSelection,
+        budget: &Budget,
+        visit: Visit<'_, Span>,
+    ) -> Result<(), SelectError> {
         let range = (selection.start.nanos(), selection.end.nanos());
         let (mut segments, head) = self.view(tenant, Signal::Spans, range, |t| {
-            t.spans.spans.iter().rev().filter(|s| selection.contains(s)).cloned().collect::<Vec<_>>()
+            t.spans
+                .spans
+                .iter()
+                .rev()
+                .filter(|s| selection.contains(s))
+                .cloned()
+                .collect::<Vec<_>>()
         });
         for s in head.unwrap_or_default() {
             budget.take(1, 8)?;
@@ -593,8 +697,13 @@ impl SelectSpans for Store {
         Ok(())
     }
 
-    fn operations(&self, tenant: &TenantId, _budget: &Budget) -> Result<BTreeMap<String, Vec<(String, SpanKind)>>, SelectError> {
-        let (segments, head) = self.view(tenant, Signal::Spans, (i64::MIN, i64::MAX), |t| t.spans.operations.clone());
+    fn operations(
+        &self,
+        tenant: &TenantId,
+        _budget: &Budget,
+    ) -> Result<BTreeMap<String, Vec<(String, SpanKind)>>, SelectError> {
+        let (segments, head) =
+            self.view(tenant, Signal::Spans, (i64::MIN, i64::MAX), |t| t.spans.operations.clone());
         let mut all = head.unwrap_or_default();
         for s in &segments {
             all.extend(s.meta.operations.iter().cloned());
@@ -606,10 +715,22 @@ impl SelectSpans for Store {
         Ok(out)
     }
 
-    fn select_calls(&self, tenant: &TenantId, selection: &CallSelection, budget: &Budget, visit: Visit<'_, LlmCall>) -> Result<(), SelectError> {
+    fn select_calls(
+        &self,
+        tenant: &TenantId,
+        selection: &CallSelection,
+        budget: &Budget,
+        visit: Visit<'_, LlmCall>,
+    ) -> Result<(), SelectError> {
         let range = (selection.start.nanos(), selection.end.nanos());
         let (mut segments, head) = self.view(tenant, Signal::Calls, range, |t| {
-            t.spans.calls.iter().rev().filter(|c| selection.contains(c)).cloned().collect::<Vec<_>>()
+            t.spans
+                .calls
+                .iter()
+                .rev()
+                .filter(|c| selection.contains(c))
+                .cloned()
+                .collect::<Vec<_>>()
         });
         for c in head.unwrap_or_default() {
             budget.take(1, 8)?;

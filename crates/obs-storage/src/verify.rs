@@ -71,7 +71,12 @@ pub fn verify(dir: &Path, vfs: &dyn Vfs) -> std::io::Result<VerifyReport> {
     Ok(report)
 }
 
-fn verify_wal(vfs: &dyn Vfs, path: &Path, name: &str, report: &mut VerifyReport) -> std::io::Result<()> {
+fn verify_wal(
+    vfs: &dyn Vfs,
+    path: &Path,
+    name: &str,
+    report: &mut VerifyReport,
+) -> std::io::Result<()> {
     let file = vfs.open(path)?;
     report.wal_files += 1;
     report.bytes += file.len();
@@ -88,10 +93,18 @@ fn verify_wal(vfs: &dyn Vfs, path: &Path, name: &str, report: &mut VerifyReport)
         report.find(name, problem, true);
     }
     if damage.bad_frames > 0 {
-        report.find(name, format!("{} frames do not match their checksum", damage.bad_frames), true);
+        report.find(
+            name,
+            format!("{} frames do not match their checksum", damage.bad_frames),
+            true,
+        );
     }
     if let Some((at, bytes)) = damage.torn {
-        report.find(name, format!("{bytes} bytes from byte {at} are no whole frame (a write cut short)"), false);
+        report.find(
+            name,
+            format!("{bytes} bytes from byte {at} are no whole frame (a write cut short)"),
+            false,
+        );
     }
     Ok(())
 }

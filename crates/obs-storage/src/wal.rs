@@ -25,7 +25,8 @@ pub(crate) fn files(vfs: &dyn Vfs, dir: &Path) -> io::Result<Vec<(u64, PathBuf)>
         let name = p.file_name()?.to_str()?.strip_suffix(".wal")?;
         name.parse().ok()
     };
-    let mut out: Vec<_> = vfs.list(dir)?.into_iter().filter_map(|p| Some((number(&p)?, p))).collect();
+    let mut out: Vec<_> =
+        vfs.list(dir)?.into_iter().filter_map(|p| Some((number(&p)?, p))).collect();
     out.sort();
     Ok(out)
 }
@@ -84,7 +85,10 @@ pub(crate) struct Damage {
 ///
 /// A frame with a wrong checksum is skipped when another good frame follows it; otherwise the
 /// rest of the file is reported as torn.
-pub(crate) fn read_file(file: &dyn ReadFile, mut visit: impl FnMut(u64, u8, &[u8]) -> io::Result<()>) -> io::Result<Damage> {
+pub(crate) fn read_file(
+    file: &dyn ReadFile,
+    mut visit: impl FnMut(u64, u8, &[u8]) -> io::Result<()>,
+) -> io::Result<Damage> {
     let mut damage = Damage::default();
     let total = file.len();
     let mut magic = [0; 8];
@@ -130,7 +134,12 @@ enum Frame {
     Cut,
 }
 
-fn read_frame(file: &dyn ReadFile, at: u64, total: u64, payload: &mut Vec<u8>) -> io::Result<Frame> {
+fn read_frame(
+    file: &dyn ReadFile,
+    at: u64,
+    total: u64,
+    payload: &mut Vec<u8>,
+) -> io::Result<Frame> {
     if total - at < HEADER_BYTES as u64 {
         return Ok(Frame::Cut);
     }

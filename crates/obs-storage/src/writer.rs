@@ -9,7 +9,9 @@ use crate::segment::{SegmentError, Signal, metrics, rows};
 use crate::store::{Inner, OpenSegment};
 use crate::vfs::Vfs;
 use crate::wal::{self, FRAME_BATCH, FRAME_BYTES_MAX, WalFile};
-use obs_model::{AppendError, MetricKind, MetricMetadata, Sample, SampleValue, TenantId, TimestampMs, WriteBatch};
+use obs_model::{
+    AppendError, MetricKind, MetricMetadata, Sample, SampleValue, TenantId, TimestampMs, WriteBatch,
+};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -106,7 +108,9 @@ fn encode_frame(head: &mut Head, wal_file: u64, p: &Pending) -> Vec<u8> {
     for s in &p.batch.series {
         let (reference, _) = metrics.reference(&s.labels);
         e.uint(reference.into());
-        let known = metrics.get_mut(reference).is_some_and(|h| std::mem::replace(&mut h.wal_file, wal_file) == wal_file);
+        let known = metrics
+            .get_mut(reference)
+            .is_some_and(|h| std::mem::replace(&mut h.wal_file, wal_file) == wal_file);
         e.u8(u8::from(!known));
         if !known {
             put_labels(&mut e, &s.labels);
@@ -136,7 +140,10 @@ fn apply(head: &mut Head, tenant: &TenantId, batch: WriteBatch, bytes: usize) {
 pub(crate) type Dictionary = HashMap<(TenantId, u64), obs_model::Labels>;
 
 /// Decodes a frame of a log file whose definitions so far are in `dictionary`.
-pub(crate) fn decode_frame(payload: &[u8], dictionary: &mut Dictionary) -> Result<(TenantId, WriteBatch), Malformed> {
+pub(crate) fn decode_frame(
+    payload: &[u8],
+    dictionary: &mut Dictionary,
+) -> Result<(TenantId, WriteBatch), Malformed> {
     fn list<R: Record>(d: &mut Decoder<'_>, shared: &mut Shared) -> Result<Vec<R>, Malformed> {
         (0..d.len()?).map(|_| R::decode(d, shared)).collect()
     }
@@ -151,7 +158,12 @@ pub(crate) fn decode_frame(payload: &[u8], dictionary: &mut Dictionary) -> Resul
         ..WriteBatch::default()
     };
     for _ in 0..r.len()? {
-        batch.metadata.push(MetricMetadata { name: r.string()?, kind: MetricKind::parse(r.str()?), help: r.string()?, unit: r.string()? });
+        batch.metadata.push(MetricMetadata {
+            name: r.string()?,
+            kind: MetricKind::parse(r.str()?),
+            help: r.string()?,
+            unit: r.string()?,
+        });
     }
     for _ in 0..d.len()? {
         let key = (tenant.clone(), d.uint()?);
@@ -265,7 +277,10 @@ impl Writer {
             for p in group {
                 let payload = encode_frame(&mut head, self.wal.number, &p);
                 if payload.len() > FRAME_BYTES_MAX {
-                    let _ = p.reply.send(Err(AppendError::TooLarge { bytes: payload.len(), max: FRAME_BYTES_MAX }));
+                    let _ = p.reply.send(Err(AppendError::TooLarge {
+                        bytes: payload.len(),
+                        max: FRAME_BYTES_MAX,
+                    }));
                     continue;
                 }
                 wal::put_frame(&mut frames, FRAME_BATCH, &payload);
@@ -330,8 +345,20 @@ impl Writer {
         self.rotate()?;
         let (metas, opened, metadata) = {
             let head = self.inner.head.read().unwrap_or_else(PoisonError::into_inner);
-            let next_id = self.inner.segments.read().unwrap_or_else(PoisonError::into_inner).iter().map(|s| s.meta.id).max();
-            write_segments(&*self.inner.vfs, &self.inner.config.dir, &head, next_id.unwrap_or(0) + 1)?
+            let next_id = self
+                .inner
+                .segments
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .iter()
+                .map(|s| s.meta.id)
+                .max();
+            write_segments(
+                &*self.inner.vfs,
+                &self.inner.config.dir,
+                &head,
+                next_id.unwrap_or(0) + 1,
+            )?
         };
         self.manifest.commit_flush(&metas, &metadata, self.wal.number)?;
         {
@@ -366,13 +393,32 @@ enum FlushError {
 
 type Written = (Vec<SegmentMeta>, Vec<Arc<OpenSegment>>, Vec<(TenantId, MetricMetadata)>);
 
-fn write_segments(vfs: &dyn Vfs, dir: &Path, head: &Head, mut id: i64) -> Result<Written, SegmentError> {
+fn write_segments(
+    vfs: &dyn Vfs,
+    dir: &Path,
+    head: &Head,
+    mut id: i64,
+) -> Result<Written, SegmentError> {
     let (mut metas, mut opened, mut metadata) = (Vec::new(), Vec::new(), Vec::new());
     let mut made_dirs = HashSet::new();
     for (tenant, t) in &head.tenants {
         metadata.extend(t.metrics.metadata.values().map(|m| (tenant.clone(), m.clone())));
-        let mut add = |signal, bytes: Vec<u8>, rows: usize, (min_time, max_time), operations| -> Result<(), SegmentError> {
-            let meta = SegmentMeta { id, tenant: tenant.clone(), signal, min_time, max_time, rows: rows as i64, bytes: bytes.len() as i64, operations };
+        let mut add = |signal,
+                       bytes: Vec<u8>,
+                       rows: usize,
+                       (min_time, max_time),
+                       operations|
+         -> Result<(), SegmentError> {
+            let meta = SegmentMeta {
+                id,
+                tenant: tenant.clone(),
+                signal,
+                min_time,
+                max_time,
+                rows: rows as i64,
+                bytes: bytes.len() as i64,
+                operations,
+            };
             id += 1;
             let path = dir.join(meta.relative_path());
             if let Some(parent) = path.parent()
@@ -388,8 +434,17 @@ fn write_segments(vfs: &dyn Vfs, dir: &Path, head: &Head, mut id: i64) -> Result
         let series = t.metrics.to_chunks()?;
         if !series.is_empty() {
             let chunks = || series.iter().flat_map(|(_, c)| c);
-            let bounds = (chunks().map(|c| c.min).min().unwrap_or(0), chunks().map(|c| c.max).max().unwrap_or(0));
-            add(Signal::Metrics, metrics::encode(&series)?, chunks().count(), bounds, Default::default())?;
+            let bounds = (
+                chunks().map(|c| c.min).min().unwrap_or(0),
+                chunks().map(|c| c.max).max().unwrap_or(0),
+            );
+            add(
+                Signal::Metrics,
+                metrics::encode(&series)?,
+                chunks().count(),
+                bounds,
+                Default::default(),
+            )?;
         }
         let mut logs = t.logs.all();
         if let Some(bounds) = t.logs.bounds() {
@@ -397,7 +452,13 @@ fn write_segments(vfs: &dyn Vfs, dir: &Path, head: &Head, mut id: i64) -> Result
         }
         let mut spans = t.spans.spans.clone();
         if let Some(bounds) = time_bounds(&spans) {
-            add(Signal::Spans, rows::encode(&mut spans)?, spans.len(), bounds, t.spans.operations.clone())?;
+            add(
+                Signal::Spans,
+                rows::encode(&mut spans)?,
+                spans.len(),
+                bounds,
+                t.spans.operations.clone(),
+            )?;
         }
         let mut calls = t.spans.calls.clone();
         if let Some(bounds) = time_bounds(&calls) {

@@ -1,6 +1,14 @@
 //! The store against an oracle: what was acknowledged is read back, before and after flushes,
 //! reopenings and cut logs.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking"
+)]
+
 use obs_model::*;
 use obs_storage::vfs::OsVfs;
 use obs_storage::{Store, StoreConfig, verify};
@@ -9,7 +17,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 fn open(dir: &Path) -> Store {
-    Store::open(StoreConfig { disk_reserve_bytes: 0, ..StoreConfig::new(dir) }, Arc::new(OsVfs)).unwrap()
+    Store::open(StoreConfig { disk_reserve_bytes: 0, ..StoreConfig::new(dir) }, Arc::new(OsVfs))
+        .unwrap()
 }
 
 fn budget() -> Budget {
@@ -51,14 +60,20 @@ fn span(trace: u8, id: u8) -> Span {
         attributes: Attributes::default(),
         events: vec![],
         links: vec![],
-        resource: Arc::new(Resource { attributes: Attributes::from_iter([("service.name", "svc")]) }),
+        resource: Arc::new(Resource {
+            attributes: Attributes::from_iter([("service.name", "svc")]),
+        }),
         scope: Arc::default(),
     }
 }
 
 fn check(store: &Store, upto: i64) {
     let tenant = TenantId::default();
-    let all = SeriesSelection { matchers: &[Matcher::equal("__name__", "m")], start: TimestampMs::from_millis(0), end: TimestampMs::MAX };
+    let all = SeriesSelection {
+        matchers: &[Matcher::equal("__name__", "m")],
+        start: TimestampMs::from_millis(0),
+        end: TimestampMs::MAX,
+    };
     let got = store.select(&tenant, &all, &budget()).unwrap();
     assert_eq!(got.len(), 3, "series");
     for s in &got {
@@ -67,7 +82,13 @@ fn check(store: &Store, upto: i64) {
         assert_eq!(s.samples, want);
     }
     for direction in [Direction::Forward, Direction::Backward] {
-        let sel = LogSelection { matchers: &[Matcher::equal("app", "odd")], start: TimestampNs::MIN, end: TimestampNs::MAX, direction, trace_id: None };
+        let sel = LogSelection {
+            matchers: &[Matcher::equal("app", "odd")],
+            start: TimestampNs::MIN,
+            end: TimestampNs::MAX,
+            direction,
+            trace_id: None,
+        };
         let mut times = Vec::new();
         store
             .select_logs(&tenant, &sel, &budget(), &mut |r| {
@@ -87,7 +108,11 @@ fn check(store: &Store, upto: i64) {
 }
 
 async fn write(store: &Store, t: i64) {
-    let mut batch = WriteBatch { series: (0..3).map(|i| series(i, t)).collect(), logs: vec![log(t)], ..WriteBatch::default() };
+    let mut batch = WriteBatch {
+        series: (0..3).map(|i| series(i, t)).collect(),
+        logs: vec![log(t)],
+        ..WriteBatch::default()
+    };
     if t <= 200 {
         batch.spans.push(span(7, t as u8));
     }
@@ -135,7 +160,8 @@ async fn a_log_cut_anywhere_keeps_every_earlier_write() {
     for cut in (9..whole.len()).step_by(whole.len() / 23) {
         let copy = tempfile::tempdir().unwrap();
         std::fs::create_dir(copy.path().join("wal")).unwrap();
-        std::fs::write(copy.path().join("wal").join(wal.file_name().unwrap()), &whole[..cut]).unwrap();
+        std::fs::write(copy.path().join("wal").join(wal.file_name().unwrap()), &whole[..cut])
+            .unwrap();
         let store = open(copy.path());
         let batches = store.recovery().batches as i64;
         assert!(batches * (whole.len() as i64) / 20 <= cut as i64 + whole.len() as i64 / 20);
@@ -167,7 +193,9 @@ async fn a_full_disk_refuses_writes_and_keeps_reading() {
     drop(store);
     let config = StoreConfig { disk_reserve_bytes: u64::MAX, ..StoreConfig::new(dir.path()) };
     let store = Store::open(config, Arc::new(OsVfs)).unwrap();
-    let refused = store.append(&TenantId::default(), WriteBatch { logs: vec![log(2)], ..WriteBatch::default() }).await;
+    let refused = store
+        .append(&TenantId::default(), WriteBatch { logs: vec![log(2)], ..WriteBatch::default() })
+        .await;
     assert!(matches!(refused, Err(AppendError::DiskFull(_))));
     check(&store, 1);
 }
@@ -183,12 +211,31 @@ async fn damage_in_a_segment_is_found_and_never_read_as_data() {
     store.close();
     drop(store);
     let segment = dir.path().join("segments/default/logs/0000000002.parquet");
-    let path = if segment.exists() { segment } else { std::fs::read_dir(dir.path().join("segments/default/logs")).unwrap().next().unwrap().unwrap().path() };
+    let path = if segment.exists() {
+        segment
+    } else {
+        std::fs::read_dir(dir.path().join("segments/default/logs"))
+            .unwrap()
+            .next()
+            .unwrap()
+            .unwrap()
+            .path()
+    };
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[50] ^= 1;
     std::fs::write(&path, bytes).unwrap();
     assert!(verify(dir.path(), &OsVfs).unwrap().is_damaged());
     let store = open(dir.path());
-    let sel = LogSelection { matchers: &[], start: TimestampNs::MIN, end: TimestampNs::MAX, direction: Direction::Forward, trace_id: None };
-    assert!(store.select_logs(&TenantId::default(), &sel, &budget(), &mut |_| ControlFlow::Continue(())).is_err());
+    let sel = LogSelection {
+        matchers: &[],
+        start: TimestampNs::MIN,
+        end: TimestampNs::MAX,
+        direction: Direction::Forward,
+        trace_id: None,
+    };
+    assert!(
+        store
+            .select_logs(&TenantId::default(), &sel, &budget(), &mut |_| ControlFlow::Continue(()))
+            .is_err()
+    );
 }

@@ -16,7 +16,12 @@ pub struct MemoryStore {
 }
 
 impl SelectSeries for MemoryStore {
-    fn select(&self, _: &TenantId, selection: &SeriesSelection<'_>, budget: &Budget) -> Result<Vec<Series>, SelectError> {
+    fn select(
+        &self,
+        _: &TenantId,
+        selection: &SeriesSelection<'_>,
+        budget: &Budget,
+    ) -> Result<Vec<Series>, SelectError> {
         let mut out = Vec::new();
         for s in self.series.iter().filter(|s| Matcher::all_match(selection.matchers, &s.labels)) {
             let mut samples = s.samples.clone();
@@ -30,7 +35,12 @@ impl SelectSeries for MemoryStore {
         Ok(out)
     }
 
-    fn label_sets(&self, tenant: &TenantId, selection: &SeriesSelection<'_>, budget: &Budget) -> Result<Vec<Labels>, SelectError> {
+    fn label_sets(
+        &self,
+        tenant: &TenantId,
+        selection: &SeriesSelection<'_>,
+        budget: &Budget,
+    ) -> Result<Vec<Labels>, SelectError> {
         Ok(self.select(tenant, selection, budget)?.into_iter().map(|s| s.labels).collect())
     }
 
@@ -40,7 +50,13 @@ impl SelectSeries for MemoryStore {
 }
 
 impl SelectLogs for MemoryStore {
-    fn select_logs(&self, _: &TenantId, selection: &LogSelection<'_>, _: &Budget, visit: Visit<'_, LogRecord>) -> Result<(), SelectError> {
+    fn select_logs(
+        &self,
+        _: &TenantId,
+        selection: &LogSelection<'_>,
+        _: &Budget,
+        visit: Visit<'_, LogRecord>,
+    ) -> Result<(), SelectError> {
         let wanted = |r: &&Arc<LogRecord>| {
             Matcher::all_match(selection.matchers, &r.stream)
                 && r.timestamp >= selection.start
@@ -60,7 +76,12 @@ impl SelectLogs for MemoryStore {
         Ok(())
     }
 
-    fn streams(&self, tenant: &TenantId, selection: &LogSelection<'_>, budget: &Budget) -> Result<Vec<Labels>, SelectError> {
+    fn streams(
+        &self,
+        tenant: &TenantId,
+        selection: &LogSelection<'_>,
+        budget: &Budget,
+    ) -> Result<Vec<Labels>, SelectError> {
         let mut out = std::collections::BTreeSet::new();
         self.select_logs(tenant, selection, budget, &mut |r| {
             out.insert(r.stream.clone());
@@ -77,12 +98,22 @@ impl SelectSpans for MemoryStore {
         Ok(out)
     }
 
-    fn select_spans(&self, _: &TenantId, selection: &SpanSelection, _: &Budget, visit: Visit<'_, Span>) -> Result<(), SelectError> {
+    fn select_spans(
+        &self,
+        _: &TenantId,
+        selection: &SpanSelection,
+        _: &Budget,
+        visit: Visit<'_, Span>,
+    ) -> Result<(), SelectError> {
         let _ = self.spans.iter().filter(|s| selection.contains(s)).try_for_each(visit);
         Ok(())
     }
 
-    fn operations(&self, _: &TenantId, _: &Budget) -> Result<BTreeMap<String, Vec<(String, SpanKind)>>, SelectError> {
+    fn operations(
+        &self,
+        _: &TenantId,
+        _: &Budget,
+    ) -> Result<BTreeMap<String, Vec<(String, SpanKind)>>, SelectError> {
         let mut out: BTreeMap<String, Vec<(String, SpanKind)>> = BTreeMap::new();
         for s in &self.spans {
             let list = out.entry(s.service().to_owned()).or_default();
@@ -93,7 +124,13 @@ impl SelectSpans for MemoryStore {
         Ok(out)
     }
 
-    fn select_calls(&self, _: &TenantId, selection: &CallSelection, _: &Budget, visit: Visit<'_, LlmCall>) -> Result<(), SelectError> {
+    fn select_calls(
+        &self,
+        _: &TenantId,
+        selection: &CallSelection,
+        _: &Budget,
+        visit: Visit<'_, LlmCall>,
+    ) -> Result<(), SelectError> {
         let _ = self.calls.iter().filter(|c| selection.contains(c)).try_for_each(visit);
         Ok(())
     }

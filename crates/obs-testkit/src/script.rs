@@ -26,8 +26,18 @@ pub enum CommandKind {
     Clear,
     Load(Vec<Series>),
     /// Expected rows: a label set as written and the values by step (`None` is a gap).
-    Eval { start_ms: i64, end_ms: i64, step_ms: i64, is_range: bool, query: String, expect: Vec<(String, Vec<Option<f64>>)> },
-    EvalFail { at_ms: i64, query: String },
+    Eval {
+        start_ms: i64,
+        end_ms: i64,
+        step_ms: i64,
+        is_range: bool,
+        query: String,
+        expect: Vec<(String, Vec<Option<f64>>)>,
+    },
+    EvalFail {
+        at_ms: i64,
+        query: String,
+    },
 }
 
 fn duration_ms(text: &str) -> i64 {
@@ -66,7 +76,8 @@ fn number(text: &str) -> f64 {
 fn values(text: &str) -> Vec<Option<f64>> {
     let mut out = Vec::new();
     for item in text.split_whitespace() {
-        let (body, times) = item.rsplit_once('x').map_or((item, None), |(b, n)| (b, n.parse::<usize>().ok()));
+        let (body, times) =
+            item.rsplit_once('x').map_or((item, None), |(b, n)| (b, n.parse::<usize>().ok()));
         if body == "_" {
             out.extend(std::iter::repeat_n(None, times.unwrap_or(1)));
             continue;
@@ -75,7 +86,8 @@ fn values(text: &str) -> Vec<Option<f64>> {
             out.push(Some(number(item)));
             continue;
         };
-        let split = body.char_indices().skip(1).find(|(_, c)| matches!(c, '+' | '-')).map(|(i, _)| i);
+        let split =
+            body.char_indices().skip(1).find(|(_, c)| matches!(c, '+' | '-')).map(|(i, _)| i);
         let (from, by) = split.map_or((body, "0"), |i| body.split_at(i));
         let (from, by) = (number(from), number(by));
         out.extend((0..=times).map(|i| Some(from + by * i as f64)));
@@ -86,7 +98,9 @@ fn values(text: &str) -> Vec<Option<f64>> {
 /// Splits `name{labels} rest` after the label set.
 fn split_series(line: &str) -> (&str, &str) {
     let end = match line.find('{') {
-        Some(open) if line.get(..open).is_some_and(|n| !n.contains(' ')) => line.find('}').map_or(line.len(), |i| i + 1),
+        Some(open) if line.get(..open).is_some_and(|n| !n.contains(' ')) => {
+            line.find('}').map_or(line.len(), |i| i + 1)
+        }
         _ => line.find(' ').unwrap_or(line.len()),
     };
     line.split_at(end)
@@ -105,7 +119,12 @@ pub fn labels(text: &str) -> Labels {
 
 /// Parses a script. Panics with the offending text, as fits a test.
 pub fn parse(text: &str) -> Vec<Command> {
-    let lines: Vec<(usize, &str)> = text.lines().enumerate().map(|(i, l)| (i + 1, l)).filter(|(_, l)| !l.trim().is_empty() && !l.trim().starts_with('#')).collect();
+    let lines: Vec<(usize, &str)> = text
+        .lines()
+        .enumerate()
+        .map(|(i, l)| (i + 1, l))
+        .filter(|(_, l)| !l.trim().is_empty() && !l.trim().starts_with('#'))
+        .collect();
     let mut out = Vec::new();
     let mut at = 0;
     while let Some((line, head)) = lines.get(at).copied() {
@@ -122,20 +141,41 @@ pub fn parse(text: &str) -> Vec<Command> {
                 let step = duration_ms(step);
                 let series = |l: &&str| {
                     let (name, rest) = split_series(l);
-                    let samples = values(rest).into_iter().enumerate().filter_map(|(i, v)| Some(Sample::float(i as i64 * step, v?)));
+                    let samples = values(rest)
+                        .into_iter()
+                        .enumerate()
+                        .filter_map(|(i, v)| Some(Sample::float(i as i64 * step, v?)));
                     Series { labels: labels(name), samples: samples.collect() }
                 };
                 CommandKind::Load(body.iter().map(series).collect())
             }
-            ["eval_fail", t, query] => CommandKind::EvalFail { at_ms: duration_ms(t), query: (*query).to_owned() },
+            ["eval_fail", t, query] => {
+                CommandKind::EvalFail { at_ms: duration_ms(t), query: (*query).to_owned() }
+            }
             ["eval", t, query] => {
                 let t = duration_ms(t);
-                CommandKind::Eval { start_ms: t, end_ms: t, step_ms: 1, is_range: false, query: (*query).to_owned(), expect: expectations(&body) }
+                CommandKind::Eval {
+                    start_ms: t,
+                    end_ms: t,
+                    step_ms: 1,
+                    is_range: false,
+                    query: (*query).to_owned(),
+                    expect: expectations(&body),
+                }
             }
             ["eval_range", ..] => {
                 let words: Vec<&str> = head.splitn(5, ' ').collect();
-                let [_, start, end, step, query] = words.as_slice() else { panic!("line {line}: eval_range START END STEP QUERY") };
-                CommandKind::Eval { start_ms: duration_ms(start), end_ms: duration_ms(end), step_ms: duration_ms(step), is_range: true, query: (*query).to_owned(), expect: expectations(&body) }
+                let [_, start, end, step, query] = words.as_slice() else {
+                    panic!("line {line}: eval_range START END STEP QUERY")
+                };
+                CommandKind::Eval {
+                    start_ms: duration_ms(start),
+                    end_ms: duration_ms(end),
+                    step_ms: duration_ms(step),
+                    is_range: true,
+                    query: (*query).to_owned(),
+                    expect: expectations(&body),
+                }
             }
             _ => panic!("line {line}: unknown command {head:?}"),
         };
@@ -146,7 +186,9 @@ pub fn parse(text: &str) -> Vec<Command> {
 
 fn expectations(body: &[&str]) -> Vec<(String, Vec<Option<f64>>)> {
     let row = |l: &&str| {
-        let scalar = !l.contains('{') && l.split_whitespace().count() == 1 && l.chars().next().is_some_and(|c| c.is_ascii_digit() || "+-NI".contains(c));
+        let scalar = !l.contains('{')
+            && l.split_whitespace().count() == 1
+            && l.chars().next().is_some_and(|c| c.is_ascii_digit() || "+-NI".contains(c));
         if scalar {
             return ("scalar".to_owned(), values(l));
         }

@@ -1,6 +1,8 @@
 //! Calls between services, from parent-child pairs that cross a service boundary.
 
-use obs_model::{Budget, SelectError, SelectSpans, SpanId, SpanSelection, TenantId, TimestampNs, TraceId};
+use obs_model::{
+    Budget, SelectError, SelectSpans, SpanId, SpanSelection, TenantId, TimestampNs, TraceId,
+};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 
@@ -19,7 +21,13 @@ const SPANS_MAX: usize = 500_000;
 ///
 /// # Errors
 /// When the store cannot be read or the budget ends.
-pub fn dependencies(source: &dyn SelectSpans, tenant: &TenantId, start: TimestampNs, end: TimestampNs, budget: &Budget) -> Result<Vec<Dependency>, SelectError> {
+pub fn dependencies(
+    source: &dyn SelectSpans,
+    tenant: &TenantId,
+    start: TimestampNs,
+    end: TimestampNs,
+    budget: &Budget,
+) -> Result<Vec<Dependency>, SelectError> {
     let selection = SpanSelection { start, end, service: None, operation: None };
     let mut services: Vec<String> = Vec::new();
     let mut numbers: HashMap<String, usize> = HashMap::new();
@@ -50,5 +58,8 @@ pub fn dependencies(source: &dyn SelectSpans, tenant: &TenantId, start: Timestam
             *edges.entry((p, c)).or_default() += 1;
         }
     }
-    Ok(edges.into_iter().map(|((p, c), calls)| Dependency { parent: p.to_owned(), child: c.to_owned(), calls }).collect())
+    Ok(edges
+        .into_iter()
+        .map(|((p, c), calls)| Dependency { parent: p.to_owned(), child: c.to_owned(), calls })
+        .collect())
 }

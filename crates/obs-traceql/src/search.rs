@@ -1,6 +1,9 @@
 //! Jaeger's trace search.
 
-use obs_model::{AttributeValue, Budget, SelectError, SelectSpans, Span, SpanSelection, SpanStatus, TenantId, TimestampNs, TraceId};
+use obs_model::{
+    AttributeValue, Budget, SelectError, SelectSpans, Span, SpanSelection, SpanStatus, TenantId,
+    TimestampNs, TraceId,
+};
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -46,10 +49,14 @@ fn has_tag(s: &Span, t: &TagFilter) -> bool {
         "error" => return s.status.is_error() == (t.value == "true"),
         "span.kind" => return s.kind.as_str() == t.value,
         "otel.status_code" => return s.status.as_str().eq_ignore_ascii_case(&t.value),
-        "otel.status_description" => return matches!(&s.status, SpanStatus::Error(m) if *m == t.value),
+        "otel.status_description" => {
+            return matches!(&s.status, SpanStatus::Error(m) if *m == t.value);
+        }
         _ => {}
     }
-    let places = [&s.attributes, &s.resource.attributes].into_iter().chain(s.events.iter().map(|e| &e.attributes));
+    let places = [&s.attributes, &s.resource.attributes]
+        .into_iter()
+        .chain(s.events.iter().map(|e| &e.attributes));
     places.into_iter().any(|a| a.get(&t.key).is_some_and(equal))
 }
 
@@ -57,8 +64,18 @@ fn has_tag(s: &Span, t: &TagFilter) -> bool {
 ///
 /// # Errors
 /// When the store cannot be read or the budget ends.
-pub fn search(source: &dyn SelectSpans, tenant: &TenantId, query: &TraceSearch, budget: &Budget) -> Result<Vec<Vec<Arc<Span>>>, SelectError> {
-    let selection = SpanSelection { start: query.start, end: query.end, service: query.service.clone(), operation: query.operation.clone() };
+pub fn search(
+    source: &dyn SelectSpans,
+    tenant: &TenantId,
+    query: &TraceSearch,
+    budget: &Budget,
+) -> Result<Vec<Vec<Arc<Span>>>, SelectError> {
+    let selection = SpanSelection {
+        start: query.start,
+        end: query.end,
+        service: query.service.clone(),
+        operation: query.operation.clone(),
+    };
     // Earliest matching span of each trace: what the traces are ranked by.
     let mut found: HashMap<TraceId, TimestampNs> = HashMap::new();
     source.select_spans(tenant, &selection, budget, &mut |s| {
@@ -67,7 +84,8 @@ pub fn search(source: &dyn SelectSpans, tenant: &TenantId, query: &TraceSearch, 
         }
         ControlFlow::Continue(())
     })?;
-    let mut ranked: Vec<(TimestampNs, TraceId)> = found.into_iter().map(|(id, t)| (t, id)).collect();
+    let mut ranked: Vec<(TimestampNs, TraceId)> =
+        found.into_iter().map(|(id, t)| (t, id)).collect();
     ranked.sort_by(|a, b| b.cmp(a));
     ranked.truncate(query.limit);
     ranked.into_iter().map(|(_, id)| source.trace(tenant, id, budget)).collect()
@@ -93,7 +111,9 @@ mod tests {
             attributes: attributes.iter().map(|(k, v)| (*k, *v)).collect::<Attributes>(),
             events: vec![],
             links: vec![],
-            resource: Arc::new(Resource { attributes: Attributes::from_iter([("service.name", service)]) }),
+            resource: Arc::new(Resource {
+                attributes: Attributes::from_iter([("service.name", service)]),
+            }),
             scope: Arc::default(),
         })
     }
@@ -101,11 +121,31 @@ mod tests {
     #[test]
     fn one_span_must_match_and_the_whole_trace_returns() {
         let store = MemoryStore {
-            spans: vec![span(1, 1, "a", 5, &[("user", "7")]), span(1, 2, "b", 50, &[]), span(2, 3, "a", 90, &[]), span(3, 4, "a", 1, &[("user", "7")])],
+            spans: vec![
+                span(1, 1, "a", 5, &[("user", "7")]),
+                span(1, 2, "b", 50, &[]),
+                span(2, 3, "a", 90, &[]),
+                span(3, 4, "a", 1, &[("user", "7")]),
+            ],
             ..MemoryStore::default()
         };
-        let all = TraceSearch { start: TimestampNs::MIN, end: TimestampNs::MAX, service: Some("a".into()), operation: None, tags: vec![], duration_min_ns: None, duration_max_ns: None, limit: 20 };
-        let run = |q: TraceSearch| -> Vec<usize> { search(&store, &TenantId::default(), &q, &Budget::new(1000, 1 << 20)).unwrap().iter().map(Vec::len).collect() };
+        let all = TraceSearch {
+            start: TimestampNs::MIN,
+            end: TimestampNs::MAX,
+            service: Some("a".into()),
+            operation: None,
+            tags: vec![],
+            duration_min_ns: None,
+            duration_max_ns: None,
+            limit: 20,
+        };
+        let run = |q: TraceSearch| -> Vec<usize> {
+            search(&store, &TenantId::default(), &q, &Budget::new(1000, 1 << 20))
+                .unwrap()
+                .iter()
+                .map(Vec::len)
+                .collect()
+        };
         assert_eq!(run(all.clone()), [1, 1, 2]);
         assert_eq!(run(TraceSearch { limit: 1, ..all.clone() }), [1]);
         let user = vec![TagFilter { key: "user".into(), value: "7".into() }];

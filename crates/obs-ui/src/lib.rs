@@ -18,7 +18,11 @@ include!(concat!(env!("OUT_DIR"), "/assets.rs"));
 
 /// Returns the asset at a path without leading slash.
 pub fn asset(path: &str) -> Option<&'static Asset> {
-    ASSETS.binary_search_by(|(name, _)| (*name).cmp(path)).ok().and_then(|i| ASSETS.get(i)).map(|(_, a)| a)
+    ASSETS
+        .binary_search_by(|(name, _)| (*name).cmp(path))
+        .ok()
+        .and_then(|i| ASSETS.get(i))
+        .map(|(_, a)| a)
 }
 
 #[cfg(test)]
@@ -29,7 +33,8 @@ mod tests {
     fn the_page_and_its_scripts_are_here() {
         let page = asset("index.html").expect("index.html");
         let text = std::str::from_utf8(page.raw).unwrap();
-        let script = text.split("src=\"").nth(1).and_then(|s| s.split(['"', '?']).next()).expect("a script");
+        let script =
+            text.split("src=\"").nth(1).and_then(|s| s.split(['"', '?']).next()).expect("a script");
         assert!(asset(script.trim_start_matches('/')).is_some(), "{script}");
     }
 }

@@ -10,7 +10,11 @@ use std::process::ExitCode;
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 #[derive(Debug, Parser)]
-#[command(name = "observatory", version, about = "Metrics, logs, traces and the cost of every LLM call, in one binary")]
+#[command(
+    name = "observatory",
+    version,
+    about = "Metrics, logs, traces and the cost of every LLM call, in one binary"
+)]
 pub(crate) struct Args {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -162,14 +166,20 @@ pub(crate) fn complain(text: &str) {
 pub(crate) fn version(a: &OutputArgs) -> Result<ExitCode> {
     match a.output {
         Output::Text => say(&format!("observatory {VERSION}")),
-        Output::Json => say(&serde_json::json!({"name": "observatory", "version": VERSION}).to_string()),
+        Output::Json => {
+            say(&serde_json::json!({"name": "observatory", "version": VERSION}).to_string())
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 pub(crate) fn verify(a: &VerifyArgs) -> Result<ExitCode> {
     if !a.dir.join("wal").is_dir() {
-        return Err(UsageError(format!("{} is no data directory: it has no wal/", a.dir.display())).into());
+        return Err(UsageError(format!(
+            "{} is no data directory: it has no wal/",
+            a.dir.display()
+        ))
+        .into());
     }
     let r = obs_storage::verify(&a.dir, &OsVfs)?;
     match a.output.output {
@@ -179,9 +189,22 @@ pub(crate) fn verify(a: &VerifyArgs) -> Result<ExitCode> {
         }
         Output::Text => {
             for f in &r.findings {
-                say(&format!("{}: {}: {}", if f.is_damage { "DAMAGE" } else { "note" }, f.file, f.problem));
+                say(&format!(
+                    "{}: {}: {}",
+                    if f.is_damage { "DAMAGE" } else { "note" },
+                    f.file,
+                    f.problem
+                ));
             }
-            say(&format!("{} log files with {} batches, {} segments with {} blocks, {} bytes: {}", r.wal_files, r.batches, r.segments, r.blocks, r.bytes, if r.is_damaged() { "damaged" } else { "sound" }));
+            say(&format!(
+                "{} log files with {} batches, {} segments with {} blocks, {} bytes: {}",
+                r.wal_files,
+                r.batches,
+                r.segments,
+                r.blocks,
+                r.bytes,
+                if r.is_damaged() { "damaged" } else { "sound" }
+            ));
         }
     }
     Ok(if r.is_damaged() { ExitCode::from(1) } else { ExitCode::SUCCESS })

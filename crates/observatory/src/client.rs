@@ -7,13 +7,19 @@ use std::process::ExitCode;
 
 /// Runs a future on a small runtime of its own.
 pub(crate) fn block_on<T>(f: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().context("failed to start a runtime")?.block_on(f)
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("failed to start a runtime")?
+        .block_on(f)
 }
 
 pub(crate) fn query(a: &QueryArgs) -> Result<ExitCode> {
     let is_range = a.start.is_some() || a.step.is_some();
     let mut params: Vec<(&str, String)> = Vec::new();
-    let mut add = |name: &'static str, value: &Option<String>| params.extend(value.as_ref().map(|v| (name, v.clone())));
+    let mut add = |name: &'static str, value: &Option<String>| {
+        params.extend(value.as_ref().map(|v| (name, v.clone())))
+    };
     add("start", &a.start);
     add("end", &a.end);
     add("step", &a.step);
@@ -40,12 +46,22 @@ pub(crate) fn query(a: &QueryArgs) -> Result<ExitCode> {
         if let Some(t) = &a.tenant {
             request = request.header("X-Scope-OrgID", t);
         }
-        let response = request.send().await.with_context(|| format!("failed to reach {url}; is the server running?"))?;
-        Ok((response.status().is_success(), response.text().await.context("failed to read the answer")?))
+        let response = request
+            .send()
+            .await
+            .with_context(|| format!("failed to reach {url}; is the server running?"))?;
+        Ok((
+            response.status().is_success(),
+            response.text().await.context("failed to read the answer")?,
+        ))
     })?;
     if !ok {
         let json: Option<Value> = serde_json::from_str(&body).ok();
-        let text = json.as_ref().and_then(|j| j.get("error")).and_then(Value::as_str).unwrap_or(body.trim());
+        let text = json
+            .as_ref()
+            .and_then(|j| j.get("error"))
+            .and_then(Value::as_str)
+            .unwrap_or(body.trim());
         complain(&format!("error: {text}"));
         return Ok(ExitCode::from(1));
     }
@@ -64,14 +80,27 @@ fn text(v: &Value) -> String {
 fn series_name(labels: &Value) -> String {
     let pairs = labels.as_object().into_iter().flatten();
     let name = labels.get("__name__").and_then(Value::as_str).unwrap_or_default();
-    let rest: Vec<String> = pairs.filter(|(n, _)| *n != "__name__").map(|(n, v)| format!("{n}={v}")).collect();
-    if rest.is_empty() && !name.is_empty() { name.to_owned() } else { format!("{name}{{{}}}", rest.join(", ")) }
+    let rest: Vec<String> =
+        pairs.filter(|(n, _)| *n != "__name__").map(|(n, v)| format!("{n}={v}")).collect();
+    if rest.is_empty() && !name.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{name}{{{}}}", rest.join(", "))
+    }
 }
 
 fn print(answer: &Value) {
-    if let (Some(columns), Some(rows)) = (answer.get("columns").and_then(Value::as_array), answer.get("rows").and_then(Value::as_array)) {
+    if let (Some(columns), Some(rows)) = (
+        answer.get("columns").and_then(Value::as_array),
+        answer.get("rows").and_then(Value::as_array),
+    ) {
         let names: Vec<&str> = columns.iter().filter_map(|c| c.get("name")?.as_str()).collect();
-        let cells = rows.iter().map(|r| names.iter().map(|n| r.get(*n).filter(|v| !v.is_null()).map(text).unwrap_or_default()).collect::<Vec<_>>());
+        let cells = rows.iter().map(|r| {
+            names
+                .iter()
+                .map(|n| r.get(*n).filter(|v| !v.is_null()).map(text).unwrap_or_default())
+                .collect::<Vec<_>>()
+        });
         table(&names, &cells.collect::<Vec<_>>());
         return;
     }
@@ -79,14 +108,23 @@ fn print(answer: &Value) {
     let result = data.get("result").unwrap_or(&Value::Null);
     match data.get("resultType").and_then(Value::as_str) {
         Some("vector") => result.as_array().into_iter().flatten().for_each(|r| {
-            let value = r.get("value").or(r.get("histogram")).and_then(|v| v.get(1)).map(text).unwrap_or_default();
+            let value = r
+                .get("value")
+                .or(r.get("histogram"))
+                .and_then(|v| v.get(1))
+                .map(text)
+                .unwrap_or_default();
             say(&format!("{} => {value}", series_name(r.get("metric").unwrap_or(&Value::Null))));
         }),
         Some("matrix") => result.as_array().into_iter().flatten().for_each(|r| {
             say(&series_name(r.get("metric").unwrap_or(&Value::Null)));
             for kind in ["values", "histograms"] {
                 for point in r.get(kind).and_then(Value::as_array).into_iter().flatten() {
-                    say(&format!("  {} @[{}]", point.get(1).map(text).unwrap_or_default(), point.get(0).map(text).unwrap_or_default()));
+                    say(&format!(
+                        "  {} @[{}]",
+                        point.get(1).map(text).unwrap_or_default(),
+                        point.get(0).map(text).unwrap_or_default()
+                    ));
                 }
             }
         }),
@@ -94,12 +132,18 @@ fn print(answer: &Value) {
             let mut lines: Vec<(String, String)> = Vec::new();
             for s in result.as_array().into_iter().flatten() {
                 for v in s.get("values").and_then(Value::as_array).into_iter().flatten() {
-                    lines.push((v.get(0).map(text).unwrap_or_default(), v.get(1).map(text).unwrap_or_default()));
+                    lines.push((
+                        v.get(0).map(text).unwrap_or_default(),
+                        v.get(1).map(text).unwrap_or_default(),
+                    ));
                 }
             }
             lines.sort();
             for (ns, line) in lines {
-                let time = ns.parse().map(|n| obs_model::TimestampNs::from_nanos(n).to_string()).unwrap_or(ns);
+                let time = ns
+                    .parse()
+                    .map(|n| obs_model::TimestampNs::from_nanos(n).to_string())
+                    .unwrap_or(ns);
                 say(&format!("{time} {line}"));
             }
         }
@@ -108,7 +152,14 @@ fn print(answer: &Value) {
 }
 
 fn table(names: &[&str], rows: &[Vec<String>]) {
-    let width = |i: usize| rows.iter().filter_map(|r| r.get(i)).map(|c| c.chars().count()).chain(names.get(i).map(|n| n.len())).max().unwrap_or(0);
+    let width = |i: usize| {
+        rows.iter()
+            .filter_map(|r| r.get(i))
+            .map(|c| c.chars().count())
+            .chain(names.get(i).map(|n| n.len()))
+            .max()
+            .unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..names.len()).map(width).collect();
     let line = |cells: &mut dyn Iterator<Item = &str>| -> String {
         let padded: Vec<String> = cells.zip(&widths).map(|(c, w)| format!("{c:<w$}")).collect();

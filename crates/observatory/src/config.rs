@@ -79,7 +79,18 @@ pub(crate) struct Config {
 }
 
 /// Sections that belong to the configuration but are not read yet.
-const LATER: [&str; 10] = ["tenants", "retention", "prometheus", "alertmanager", "loki", "promtail", "sampling", "budgets", "grafana", "outbound"];
+const LATER: [&str; 10] = [
+    "tenants",
+    "retention",
+    "prometheus",
+    "alertmanager",
+    "loki",
+    "promtail",
+    "sampling",
+    "budgets",
+    "grafana",
+    "outbound",
+];
 
 /// Environment names of the Compose files that this product replaces, and the listener they move.
 const PORT_VARIABLES: [(&str, Listener); 6] = [
@@ -92,16 +103,25 @@ const PORT_VARIABLES: [(&str, Listener); 6] = [
 ];
 
 /// Replaces `${NAME}` and `${NAME:-default}`; comments are left alone.
-fn expand(text: &str, file: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<String, ConfigError> {
+fn expand(
+    text: &str,
+    file: &str,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<String, ConfigError> {
     let mut out = String::with_capacity(text.len());
     for (number, line) in text.lines().enumerate() {
         let mut rest = line;
         while let Some(at) = rest.find("${").filter(|_| !line.trim_start().starts_with('#')) {
             let (before, tail) = rest.split_at(at);
-            let fail = |message: String| ConfigError { file: file.into(), place: Some((number as u64 + 1, (line.len() - tail.len()) as u64 + 1)), message };
+            let fail = |message: String| ConfigError {
+                file: file.into(),
+                place: Some((number as u64 + 1, (line.len() - tail.len()) as u64 + 1)),
+                message,
+            };
             let Some(end) = tail.find('}') else { return Err(fail("${ is never closed".into())) };
             let inside = tail.get(2..end).unwrap_or_default();
-            let (name, default) = inside.split_once(":-").map_or((inside, None), |(n, d)| (n, Some(d)));
+            let (name, default) =
+                inside.split_once(":-").map_or((inside, None), |(n, d)| (n, Some(d)));
             let value = env(name).or_else(|| default.map(str::to_owned));
             out.push_str(before);
             out.push_str(&value.ok_or_else(|| fail(format!("environment variable {name} is not set; write ${{{name}:-default}} to give a default")))?);
@@ -123,7 +143,8 @@ fn distance(a: &str, b: &str) -> usize {
             *first = i + 1;
         }
         for (j, cb) in b.iter().enumerate() {
-            let (left, up) = (row.get(j).copied().unwrap_or(0), row.get(j + 1).copied().unwrap_or(0));
+            let (left, up) =
+                (row.get(j).copied().unwrap_or(0), row.get(j + 1).copied().unwrap_or(0));
             let next = (last + usize::from(ca != *cb)).min(left + 1).min(up + 1);
             last = up;
             if let Some(slot) = row.get_mut(j + 1) {
@@ -135,7 +156,11 @@ fn distance(a: &str, b: &str) -> usize {
 }
 
 fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    known.map(|k| (distance(word, k), k)).min().filter(|(d, _)| *d <= word.len().max(3) / 2 + 1).map(|(_, k)| k)
+    known
+        .map(|k| (distance(word, k), k))
+        .min()
+        .filter(|(d, _)| *d <= word.len().max(3) / 2 + 1)
+        .map(|(_, k)| k)
 }
 
 /// Turns a deserializer's message into one with a suggestion.
@@ -146,7 +171,9 @@ fn explain(message: &str) -> String {
         Some(word) => {
             let list = message.split("expected one of ").nth(1).unwrap_or_default();
             let known: Vec<&str> = list.split(", ").map(|k| k.trim_matches(['`', ' '])).collect();
-            let near = nearest(word, known.iter().copied()).map(|n| format!("; did you mean {n:?}?")).unwrap_or_default();
+            let near = nearest(word, known.iter().copied())
+                .map(|n| format!("; did you mean {n:?}?"))
+                .unwrap_or_default();
             format!("unknown key {word:?}{near} Known here: {}", known.join(", "))
         }
         None => message.to_owned(),
@@ -169,17 +196,29 @@ fn parse_raw(text: &str, file: &str) -> Result<Raw, ConfigError> {
 
 /// Parses `NAME=ADDR` of the command line.
 pub(crate) fn listen_flag(text: &str) -> Result<(String, String), String> {
-    text.split_once('=').map(|(n, a)| (n.to_owned(), a.to_owned())).ok_or_else(|| format!("--listen {text:?} is not NAME=ADDR"))
+    text.split_once('=')
+        .map(|(n, a)| (n.to_owned(), a.to_owned()))
+        .ok_or_else(|| format!("--listen {text:?} is not NAME=ADDR"))
 }
 
-fn set_listener(listen: &mut [(Listener, Address)], name: &str, address: &str) -> Result<(), String> {
+fn set_listener(
+    listen: &mut [(Listener, Address)],
+    name: &str,
+    address: &str,
+) -> Result<(), String> {
     let parsed = if address == "off" {
         Address::Off
     } else {
         // A bare port stays on loopback.
-        let full = if address.contains(':') && !address.starts_with(':') { address.to_owned() } else { format!("127.0.0.1:{}", address.trim_start_matches(':')) };
+        let full = if address.contains(':') && !address.starts_with(':') {
+            address.to_owned()
+        } else {
+            format!("127.0.0.1:{}", address.trim_start_matches(':'))
+        };
         let full = full.replace("localhost:", "127.0.0.1:");
-        Address::At(full.parse().map_err(|_| format!("{address:?} is no address; write HOST:PORT with a numeric host, PORT or off"))?)
+        Address::At(full.parse().map_err(|_| {
+            format!("{address:?} is no address; write HOST:PORT with a numeric host, PORT or off")
+        })?)
     };
     let mut found = false;
     for (l, a) in listen.iter_mut().filter(|(l, _)| name == "all" || l.name() == name) {
@@ -191,12 +230,19 @@ fn set_listener(listen: &mut [(Listener, Address)], name: &str, address: &str) -
         return Ok(());
     }
     let names: Vec<&str> = Listener::ALL.iter().map(|l| l.name()).collect();
-    let near = nearest(name, names.iter().copied()).map(|n| format!("; did you mean {n:?}?")).unwrap_or_default();
+    let near = nearest(name, names.iter().copied())
+        .map(|n| format!("; did you mean {n:?}?"))
+        .unwrap_or_default();
     Err(format!("no listener is called {name:?}{near} There are: {}, all", names.join(", ")))
 }
 
 /// Reads and validates a configuration; `flags` are (name, address) pairs that win over it.
-pub(crate) fn load(file: Option<&Path>, data: Option<&Path>, flags: &[(String, String)], env: &dyn Fn(&str) -> Option<String>) -> Result<Config, ConfigError> {
+pub(crate) fn load(
+    file: Option<&Path>,
+    data: Option<&Path>,
+    flags: &[(String, String)],
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<Config, ConfigError> {
     let name = file.map_or_else(|| "defaults".to_owned(), |f| f.display().to_string());
     let fail = |message: String| ConfigError { file: name.clone(), place: None, message };
     let text = match file {
@@ -204,25 +250,37 @@ pub(crate) fn load(file: Option<&Path>, data: Option<&Path>, flags: &[(String, S
         None => String::new(),
     };
     let raw = parse_raw(&expand(&text, &name, env)?, &name)?;
-    let mut listen: Vec<(Listener, Address)> = Listener::ALL.iter().map(|l| (*l, Address::At(SocketAddr::from(([127, 0, 0, 1], l.default_port()))))).collect();
+    let mut listen: Vec<(Listener, Address)> = Listener::ALL
+        .iter()
+        .map(|l| (*l, Address::At(SocketAddr::from(([127, 0, 0, 1], l.default_port())))))
+        .collect();
     for (variable, listener) in PORT_VARIABLES {
         if let Some(port) = env(variable) {
-            set_listener(&mut listen, listener.name(), &port).map_err(|e| fail(format!("environment variable {variable}: {e}")))?;
+            set_listener(&mut listen, listener.name(), &port)
+                .map_err(|e| fail(format!("environment variable {variable}: {e}")))?;
         }
     }
     for (n, a) in &raw.listen {
         set_listener(&mut listen, n, a).map_err(|e| fail(format!("listen: {e}")))?;
     }
     for (n, a) in flags {
-        set_listener(&mut listen, n, a).map_err(|e| ConfigError { file: "--listen".into(), place: None, message: e })?;
+        set_listener(&mut listen, n, a).map_err(|e| ConfigError {
+            file: "--listen".into(),
+            place: None,
+            message: e,
+        })?;
     }
-    let mut store = StoreConfig::new(data.map(Path::to_owned).or(raw.data.dir).unwrap_or_else(|| "data".into()));
+    let mut store = StoreConfig::new(
+        data.map(Path::to_owned).or(raw.data.dir).unwrap_or_else(|| "data".into()),
+    );
     store.head_bytes_max = raw.data.head_bytes.unwrap_or(store.head_bytes_max).max(1 << 20);
     store.disk_reserve_bytes = raw.data.disk_reserve_bytes.unwrap_or(store.disk_reserve_bytes);
     let d = ServerLimits::default();
     let l = raw.limits;
     let query_timeout = match l.query_timeout {
-        Some(text) => duration(&text).ok_or_else(|| fail(format!("limits.query_timeout: {text:?} is no duration; write 30s or 2m")))?,
+        Some(text) => duration(&text).ok_or_else(|| {
+            fail(format!("limits.query_timeout: {text:?} is no duration; write 30s or 2m"))
+        })?,
         None => d.query_timeout,
     };
     let server = ServerLimits {
@@ -235,7 +293,11 @@ pub(crate) fn load(file: Option<&Path>, data: Option<&Path>, flags: &[(String, S
         ..d
     };
     let d = Limits::default();
-    let ingest = Limits { labels_max: l.labels_per_series.unwrap_or(d.labels_max), log_line_bytes_max: l.log_line_bytes.unwrap_or(d.log_line_bytes_max), ..d };
+    let ingest = Limits {
+        labels_max: l.labels_per_series.unwrap_or(d.labels_max),
+        log_line_bytes_max: l.log_line_bytes.unwrap_or(d.log_line_bytes_max),
+        ..d
+    };
     // Paths in a file are relative to it.
     let base = file.and_then(Path::parent).map(Path::to_owned).unwrap_or_default();
     let price_files = raw.prices.files.into_iter().map(|p| base.join(p)).collect();
@@ -246,7 +308,9 @@ pub(crate) fn load(file: Option<&Path>, data: Option<&Path>, flags: &[(String, S
 
 /// Parses `30s`, `2m`, `1h30m`.
 fn duration(text: &str) -> Option<Duration> {
-    obs_promql::duration::parse_ms(text).and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis)
+    obs_promql::duration::parse_ms(text)
+        .and_then(|ms| u64::try_from(ms).ok())
+        .map(Duration::from_millis)
 }
 
 impl Config {
@@ -254,8 +318,13 @@ impl Config {
     pub(crate) fn prices(&self) -> Result<PriceBook, ConfigError> {
         let mut book = PriceBook::embedded();
         for path in &self.price_files {
-            let fail = |message: String| ConfigError { file: path.display().to_string(), place: None, message };
-            let text = std::fs::read_to_string(path).map_err(|e| fail(format!("cannot be read: {e}")))?;
+            let fail = |message: String| ConfigError {
+                file: path.display().to_string(),
+                place: None,
+                message,
+            };
+            let text =
+                std::fs::read_to_string(path).map_err(|e| fail(format!("cannot be read: {e}")))?;
             book.add_json(&text).map_err(|e| fail(e.to_string()))?;
         }
         Ok(book)
@@ -263,6 +332,7 @@ impl Config {
 }
 
 /// Returns an environment variable; the only place that reads the environment.
+#[expect(clippy::disallowed_methods, reason = "the one reader of the environment")]
 pub(crate) fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|v| !v.is_empty())
 }
@@ -298,7 +368,8 @@ mod tests {
         let path = dir.path().join("observatory.yaml");
         std::fs::write(&path, text).unwrap();
         let env = |n: &str| (n == "SET").then(|| "4400".to_owned());
-        load(Some(&path), None, &[], &env).map_err(|e| e.to_string().replace(&format!("{}/", dir.path().display()), ""))
+        load(Some(&path), None, &[], &env)
+            .map_err(|e| e.to_string().replace(&format!("{}/", dir.path().display()), ""))
     }
 
     #[test]
@@ -316,11 +387,23 @@ mod tests {
     #[test]
     fn a_wrong_file_says_where_and_what_instead() {
         let cases = [
-            ("data:\n  dri: /x\n", "observatory.yaml:2:3: unknown key \"dri\"; did you mean \"dir\"?"),
-            ("limitz:\n  x: 1\n", "observatory.yaml:1:1: unknown key \"limitz\"; did you mean \"limits\"?"),
-            ("listen:\n  prometeus: 9\n", "observatory.yaml: listen: no listener is called \"prometeus\"; did you mean \"prometheus\"?"),
+            (
+                "data:\n  dri: /x\n",
+                "observatory.yaml:2:3: unknown key \"dri\"; did you mean \"dir\"?",
+            ),
+            (
+                "limitz:\n  x: 1\n",
+                "observatory.yaml:1:1: unknown key \"limitz\"; did you mean \"limits\"?",
+            ),
+            (
+                "listen:\n  prometeus: 9\n",
+                "observatory.yaml: listen: no listener is called \"prometeus\"; did you mean \"prometheus\"?",
+            ),
             ("listen:\n  ui: here\n", "observatory.yaml: listen: \"here\" is no address"),
-            ("data:\n  dir: ${UNSET}\n", "observatory.yaml:2:8: environment variable UNSET is not set"),
+            (
+                "data:\n  dir: ${UNSET}\n",
+                "observatory.yaml:2:8: environment variable UNSET is not set",
+            ),
             ("limits:\n  query_concurrency: many\n", "observatory.yaml:2:22: "),
             ("retention: {}\n", "observatory.yaml:1:1: section \"retention\" is not supported yet"),
             ("prices:\n  files: [nope.json]\n", "nope.json: cannot be read"),

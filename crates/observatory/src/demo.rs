@@ -12,7 +12,8 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value::Value};
 use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs, ScopeLogs};
 use opentelemetry_proto::tonic::metrics::v1::{
-    AggregationTemporality, Gauge, Histogram, HistogramDataPoint, Metric, NumberDataPoint, ResourceMetrics, ScopeMetrics, Sum, metric::Data, number_data_point,
+    AggregationTemporality, Gauge, Histogram, HistogramDataPoint, Metric, NumberDataPoint,
+    ResourceMetrics, ScopeMetrics, Sum, metric::Data, number_data_point,
 };
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans, Span, Status};
 use prost::Message as _;
@@ -45,13 +46,55 @@ struct Model {
 }
 
 const MODELS: [Model; 7] = [
-    Model { provider: "openai", request: "gpt-4o-mini", response: "gpt-4o-mini-2024-07-18", first_ms: 260, speed: 110 },
-    Model { provider: "anthropic", request: "claude-sonnet-4-5", response: "claude-sonnet-4-5-20250929", first_ms: 620, speed: 70 },
-    Model { provider: "openai", request: "gpt-4o", response: "gpt-4o-2024-08-06", first_ms: 410, speed: 80 },
-    Model { provider: "gcp.gemini", request: "gemini-2.5-flash", response: "gemini-2.5-flash", first_ms: 330, speed: 160 },
-    Model { provider: "mistral_ai", request: "mistral-large-latest", response: "mistral-large-2411", first_ms: 480, speed: 60 },
-    Model { provider: "vllm", request: "llama-3.1-8b-instruct", response: "llama-3.1-8b-instruct", first_ms: 90, speed: 140 },
-    Model { provider: "acme", request: "acme-experimental-1", response: "acme-experimental-1", first_ms: 700, speed: 40 },
+    Model {
+        provider: "openai",
+        request: "gpt-4o-mini",
+        response: "gpt-4o-mini-2024-07-18",
+        first_ms: 260,
+        speed: 110,
+    },
+    Model {
+        provider: "anthropic",
+        request: "claude-sonnet-4-5",
+        response: "claude-sonnet-4-5-20250929",
+        first_ms: 620,
+        speed: 70,
+    },
+    Model {
+        provider: "openai",
+        request: "gpt-4o",
+        response: "gpt-4o-2024-08-06",
+        first_ms: 410,
+        speed: 80,
+    },
+    Model {
+        provider: "gcp.gemini",
+        request: "gemini-2.5-flash",
+        response: "gemini-2.5-flash",
+        first_ms: 330,
+        speed: 160,
+    },
+    Model {
+        provider: "mistral_ai",
+        request: "mistral-large-latest",
+        response: "mistral-large-2411",
+        first_ms: 480,
+        speed: 60,
+    },
+    Model {
+        provider: "vllm",
+        request: "llama-3.1-8b-instruct",
+        response: "llama-3.1-8b-instruct",
+        first_ms: 90,
+        speed: 140,
+    },
+    Model {
+        provider: "acme",
+        request: "acme-experimental-1",
+        response: "acme-experimental-1",
+        first_ms: 700,
+        speed: 40,
+    },
 ];
 
 struct Topic {
@@ -63,12 +106,48 @@ struct Topic {
 }
 
 const TOPICS: [Topic; 6] = [
-    Topic { question: "Where is my order 58213?", tool: "lookup_order", arguments: r#"{"order_id":"58213"}"#, result: r#"{"status":"shipped","carrier":"DHL","eta":"tomorrow"}"#, answer: "Your order 58213 has shipped with DHL and should arrive tomorrow." },
-    Topic { question: "What will the weather be in Paris tomorrow?", tool: "get_weather", arguments: r#"{"city":"Paris","day":"tomorrow"}"#, result: r#"{"summary":"light rain","high_c":14}"#, answer: "Tomorrow in Paris: light rain, up to 14 °C. Take an umbrella." },
-    Topic { question: "Summarise our refund policy for digital goods.", tool: "search_docs", arguments: r#"{"query":"refund policy digital goods"}"#, result: "Digital goods can be refunded within 14 days unless they were downloaded.", answer: "Digital goods are refundable within 14 days, unless they have been downloaded." },
-    Topic { question: "退款需要多长时间?", tool: "search_docs", arguments: r#"{"query":"退款 时间"}"#, result: "退款通常需要 5 到 7 个工作日。", answer: "退款一般在 5 到 7 个工作日内到账。" },
-    Topic { question: "Convert 250 EUR to USD, please.", tool: "convert_currency", arguments: r#"{"amount":250,"from":"EUR","to":"USD"}"#, result: r#"{"amount":291.4,"rate":1.1656}"#, answer: "250 EUR are about 291.40 USD at today's rate of 1.1656." },
-    Topic { question: "Book a table for two on Friday at eight.", tool: "book_table", arguments: r#"{"people":2,"day":"Friday","time":"20:00"}"#, result: r#"{"confirmed":true,"reference":"T-7731"}"#, answer: "Done: a table for two on Friday at 20:00, reference T-7731." },
+    Topic {
+        question: "Where is my order 58213?",
+        tool: "lookup_order",
+        arguments: r#"{"order_id":"58213"}"#,
+        result: r#"{"status":"shipped","carrier":"DHL","eta":"tomorrow"}"#,
+        answer: "Your order 58213 has shipped with DHL and should arrive tomorrow.",
+    },
+    Topic {
+        question: "What will the weather be in Paris tomorrow?",
+        tool: "get_weather",
+        arguments: r#"{"city":"Paris","day":"tomorrow"}"#,
+        result: r#"{"summary":"light rain","high_c":14}"#,
+        answer: "Tomorrow in Paris: light rain, up to 14 °C. Take an umbrella.",
+    },
+    Topic {
+        question: "Summarise our refund policy for digital goods.",
+        tool: "search_docs",
+        arguments: r#"{"query":"refund policy digital goods"}"#,
+        result: "Digital goods can be refunded within 14 days unless they were downloaded.",
+        answer: "Digital goods are refundable within 14 days, unless they have been downloaded.",
+    },
+    Topic {
+        question: "退款需要多长时间?",
+        tool: "search_docs",
+        arguments: r#"{"query":"退款 时间"}"#,
+        result: "退款通常需要 5 到 7 个工作日。",
+        answer: "退款一般在 5 到 7 个工作日内到账。",
+    },
+    Topic {
+        question: "Convert 250 EUR to USD, please.",
+        tool: "convert_currency",
+        arguments: r#"{"amount":250,"from":"EUR","to":"USD"}"#,
+        result: r#"{"amount":291.4,"rate":1.1656}"#,
+        answer: "250 EUR are about 291.40 USD at today's rate of 1.1656.",
+    },
+    Topic {
+        question: "Book a table for two on Friday at eight.",
+        tool: "book_table",
+        arguments: r#"{"people":2,"day":"Friday","time":"20:00"}"#,
+        result: r#"{"confirmed":true,"reference":"T-7731"}"#,
+        answer: "Done: a table for two on Friday at 20:00, reference T-7731.",
+    },
 ];
 
 const TEAMS: [&str; 4] = ["support", "growth", "search", "internal-tools"];
@@ -103,7 +182,14 @@ struct Telemetry {
 }
 
 fn service_resource(service: &str) -> Option<opentelemetry_proto::tonic::resource::v1::Resource> {
-    resource(service, &[("deployment.environment.name", "demo"), ("service.version", "1.4.2"), ("host.name", "demo-1")])
+    resource(
+        service,
+        &[
+            ("deployment.environment.name", "demo"),
+            ("service.version", "1.4.2"),
+            ("host.name", "demo-1"),
+        ],
+    )
 }
 
 impl Telemetry {
@@ -113,15 +199,34 @@ impl Telemetry {
 
     fn bodies(self) -> (Vec<u8>, Vec<u8>) {
         let spans = |(service, spans): (&'static str, Vec<Span>)| {
-            let scope_spans = vec![ScopeSpans { scope: scope("observatory.demo"), spans, ..ScopeSpans::default() }];
-            ResourceSpans { resource: service_resource(service), scope_spans, ..ResourceSpans::default() }
+            let scope_spans = vec![ScopeSpans {
+                scope: scope("observatory.demo"),
+                spans,
+                ..ScopeSpans::default()
+            }];
+            ResourceSpans {
+                resource: service_resource(service),
+                scope_spans,
+                ..ResourceSpans::default()
+            }
         };
         let logs = |(service, log_records): (&'static str, Vec<LogRecord>)| {
-            let scope_logs = vec![ScopeLogs { scope: scope("observatory.demo"), log_records, ..ScopeLogs::default() }];
-            ResourceLogs { resource: service_resource(service), scope_logs, ..ResourceLogs::default() }
+            let scope_logs = vec![ScopeLogs {
+                scope: scope("observatory.demo"),
+                log_records,
+                ..ScopeLogs::default()
+            }];
+            ResourceLogs {
+                resource: service_resource(service),
+                scope_logs,
+                ..ResourceLogs::default()
+            }
         };
-        let traces = ExportTraceServiceRequest { resource_spans: self.spans.into_iter().map(spans).collect() };
-        let logs = ExportLogsServiceRequest { resource_logs: self.logs.into_iter().map(logs).collect() };
+        let traces = ExportTraceServiceRequest {
+            resource_spans: self.spans.into_iter().map(spans).collect(),
+        };
+        let logs =
+            ExportLogsServiceRequest { resource_logs: self.logs.into_iter().map(logs).collect() };
         (traces.encode_to_vec(), logs.encode_to_vec())
     }
 }
@@ -138,7 +243,17 @@ impl Builder<'_> {
         (self.dice.roll() | 1).to_be_bytes().to_vec()
     }
 
-    fn span(&mut self, service: &'static str, name: &str, kind: i32, parent: &[u8], id: &[u8], (start, end): (u64, u64), attributes: Vec<KeyValue>, error: Option<&str>) {
+    fn span(
+        &mut self,
+        service: &'static str,
+        name: &str,
+        kind: i32,
+        parent: &[u8],
+        id: &[u8],
+        (start, end): (u64, u64),
+        attributes: Vec<KeyValue>,
+        error: Option<&str>,
+    ) {
         let status = error.map(|m| Status { code: 2, message: m.into() });
         let span = Span {
             trace_id: self.trace_id.clone(),
@@ -155,7 +270,14 @@ impl Builder<'_> {
         self.out.spans.entry(service).or_default().push(span);
     }
 
-    fn log(&mut self, service: &'static str, time: u64, span: &[u8], severity: (i32, &str), body: &serde_json::Value) {
+    fn log(
+        &mut self,
+        service: &'static str,
+        time: u64,
+        span: &[u8],
+        severity: (i32, &str),
+        body: &serde_json::Value,
+    ) {
         let record = LogRecord {
             time_unix_nano: time,
             observed_time_unix_nano: time,
@@ -204,7 +326,16 @@ struct Call {
 }
 
 /// Adds an inference call; returns its end, and false if it failed.
-fn inference(b: &mut Builder<'_>, m: &Model, t: &Topic, parent: &[u8], who: (&str, &str), c: &Call, fails: bool, slow: u64) -> (u64, bool) {
+fn inference(
+    b: &mut Builder<'_>,
+    m: &Model,
+    t: &Topic,
+    parent: &[u8],
+    who: (&str, &str),
+    c: &Call,
+    fails: bool,
+    slow: u64,
+) -> (u64, bool) {
     let id = b.id();
     let response_id = format!("resp_{:012x}", b.dice.roll() >> 16);
     let first = (m.first_ms * slow * b.dice.between(70, 160) / 100).max(20);
@@ -220,7 +351,16 @@ fn inference(b: &mut Builder<'_>, m: &Model, t: &Topic, parent: &[u8], who: (&st
     if fails {
         let end = c.start + first * MS;
         a.push(text("error.type", "RateLimitError"));
-        b.span("inference", &name, CLIENT, parent, &id, (c.start, end), a, Some("429 rate limit reached for requests per minute"));
+        b.span(
+            "inference",
+            &name,
+            CLIENT,
+            parent,
+            &id,
+            (c.start, end),
+            a,
+            Some("429 rate limit reached for requests per minute"),
+        );
         b.log("inference", end, &id, (17, "ERROR"), &json!({"level": "error", "msg": "provider refused the request", "provider": m.provider, "model": m.request, "status": 429, "latency_ms": first}));
         return (end, false);
     }
@@ -232,7 +372,10 @@ fn inference(b: &mut Builder<'_>, m: &Model, t: &Topic, parent: &[u8], who: (&st
         json!([{"role": "assistant", "parts": [{"type": "text", "content": t.answer}], "finish_reason": finish}])
     };
     a.push(text("gen_ai.response.model", m.response));
-    a.push(attribute("gen_ai.response.time_to_first_chunk", Value::DoubleValue(first as f64 / 1000.0)));
+    a.push(attribute(
+        "gen_ai.response.time_to_first_chunk",
+        Value::DoubleValue(first as f64 / 1000.0),
+    ));
     a.push(text("gen_ai.response.finish_reasons", &json!([finish]).to_string()));
     a.push(int("gen_ai.usage.input_tokens", c.input));
     a.push(int("gen_ai.usage.output_tokens", c.output));
@@ -252,9 +395,14 @@ fn add_trace(out: &mut Telemetry, number: u64, start: u64, origin: u64) {
     let weighted = [0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4, 5, 5];
     let pick = usize::try_from(dice.between(0, weighted.len() as u64)).unwrap_or(0);
     let model = if number % 97 == 13 { 6 } else { weighted.get(pick).copied().unwrap_or(0) };
-    let (Some(m), Some(t)) = (MODELS.get(model), TOPICS.get((number % TOPICS.len() as u64) as usize)) else { return };
+    let (Some(m), Some(t)) =
+        (MODELS.get(model), TOPICS.get((number % TOPICS.len() as u64) as usize))
+    else {
+        return;
+    };
     let before = origin.saturating_sub(start);
-    let incident = m.provider == "anthropic" && start < origin && before < INCIDENT.0 && before > INCIDENT.1;
+    let incident =
+        m.provider == "anthropic" && start < origin && before < INCIDENT.0 && before > INCIDENT.1;
     let fails = dice.percent(if incident { 65 } else { 2 });
     let slow = if incident { 4 } else { 1 };
     let trace_id = [dice.roll().to_be_bytes(), (dice.roll() | 1).to_be_bytes()].concat();
@@ -269,31 +417,122 @@ fn add_trace(out: &mut Telemetry, number: u64, start: u64, origin: u64) {
     let e_embed = t_embed + b.dice.between(25, 70) * MS;
     let e_search = e_embed + b.dice.between(4, 30) * MS;
     let words = t.question.split_whitespace().count() as u64;
-    let embedding = vec![text("gen_ai.operation.name", "embeddings"), text("gen_ai.provider.name", "openai"), text("gen_ai.request.model", "text-embedding-3-small"), text("gen_ai.response.model", "text-embedding-3-small"), int("gen_ai.usage.input_tokens", words * 2 + 3)];
-    b.span("memory", "embeddings text-embedding-3-small", CLIENT, &retrieve, &embed, (t_embed, e_embed), embedding, None);
-    b.span("memory", "search knowledge", CLIENT, &retrieve, &search, (e_embed, e_search), vec![text("db.system.name", "qdrant"), text("db.collection.name", "knowledge"), int("db.response.returned_rows", 4)], None);
-    b.span("memory", "retrieve context", SERVER, &route, &retrieve, (start + 12 * MS, e_search + 2 * MS), vec![text("gen_ai.operation.name", "retrieval")], None);
+    let embedding = vec![
+        text("gen_ai.operation.name", "embeddings"),
+        text("gen_ai.provider.name", "openai"),
+        text("gen_ai.request.model", "text-embedding-3-small"),
+        text("gen_ai.response.model", "text-embedding-3-small"),
+        int("gen_ai.usage.input_tokens", words * 2 + 3),
+    ];
+    b.span(
+        "memory",
+        "embeddings text-embedding-3-small",
+        CLIENT,
+        &retrieve,
+        &embed,
+        (t_embed, e_embed),
+        embedding,
+        None,
+    );
+    b.span(
+        "memory",
+        "search knowledge",
+        CLIENT,
+        &retrieve,
+        &search,
+        (e_embed, e_search),
+        vec![
+            text("db.system.name", "qdrant"),
+            text("db.collection.name", "knowledge"),
+            int("db.response.returned_rows", 4),
+        ],
+        None,
+    );
+    b.span(
+        "memory",
+        "retrieve context",
+        SERVER,
+        &route,
+        &retrieve,
+        (start + 12 * MS, e_search + 2 * MS),
+        vec![text("gen_ai.operation.name", "retrieval")],
+        None,
+    );
 
     let t_agent = e_search + 5 * MS;
     let context = b.dice.between(700, 2600);
     let cached = if b.dice.percent(45) { context / 2 } else { 0 };
-    let first = Call { start: t_agent + 3 * MS, input: context, cached, output: b.dice.between(18, 45), is_tool: true };
+    let first = Call {
+        start: t_agent + 3 * MS,
+        input: context,
+        cached,
+        output: b.dice.between(18, 45),
+        is_tool: true,
+    };
     let (mut end, mut ok) = inference(&mut b, m, t, &agent, who, &first, fails, slow);
     if ok {
         let e_tool = end + 2 * MS + b.dice.between(30, 400) * MS;
         let broken = b.dice.percent(2);
-        let a = vec![text("gen_ai.operation.name", "execute_tool"), text("gen_ai.tool.name", t.tool), text("mcp.method.name", "tools/call"), text("gen_ai.tool.call.arguments", t.arguments), text("gen_ai.tool.call.result", t.result)];
-        b.span("mcp-tools", &format!("execute_tool {}", t.tool), CLIENT, &agent, &tool, (end + 2 * MS, e_tool), a, broken.then_some("tool timed out"));
+        let a = vec![
+            text("gen_ai.operation.name", "execute_tool"),
+            text("gen_ai.tool.name", t.tool),
+            text("mcp.method.name", "tools/call"),
+            text("gen_ai.tool.call.arguments", t.arguments),
+            text("gen_ai.tool.call.result", t.result),
+        ];
+        b.span(
+            "mcp-tools",
+            &format!("execute_tool {}", t.tool),
+            CLIENT,
+            &agent,
+            &tool,
+            (end + 2 * MS, e_tool),
+            a,
+            broken.then_some("tool timed out"),
+        );
         let level = if broken { (13, "WARN") } else { (9, "INFO") };
         b.log("mcp-tools", e_tool, &tool, level, &json!({"level": level.1.to_lowercase(), "msg": "tool call", "tool": t.tool, "duration_ms": (e_tool - end) / MS, "ok": !broken}));
-        let second = Call { start: e_tool + 4 * MS, input: context + 160, cached, output: b.dice.between(60, 320), is_tool: false };
+        let second = Call {
+            start: e_tool + 4 * MS,
+            input: context + 160,
+            cached,
+            output: b.dice.between(60, 320),
+            is_tool: false,
+        };
         (end, ok) = inference(&mut b, m, t, &agent, who, &second, false, slow);
     }
     let problem = (!ok).then_some("upstream model failed");
-    b.span("router", "invoke_agent support-agent", INTERNAL, &route, &agent, (t_agent, end + MS), vec![text("gen_ai.operation.name", "invoke_agent"), text("gen_ai.agent.name", "support-agent")], problem);
-    b.span("router", "route request", SERVER, &root, &route, (start + 5 * MS, end + 3 * MS), vec![text("router.policy", "cost-aware"), text("router.model", m.request)], problem);
+    b.span(
+        "router",
+        "invoke_agent support-agent",
+        INTERNAL,
+        &route,
+        &agent,
+        (t_agent, end + MS),
+        vec![
+            text("gen_ai.operation.name", "invoke_agent"),
+            text("gen_ai.agent.name", "support-agent"),
+        ],
+        problem,
+    );
+    b.span(
+        "router",
+        "route request",
+        SERVER,
+        &root,
+        &route,
+        (start + 5 * MS, end + 3 * MS),
+        vec![text("router.policy", "cost-aware"), text("router.model", m.request)],
+        problem,
+    );
     let status = if ok { 200 } else { 502 };
-    let a = vec![text("http.request.method", "POST"), text("http.route", "/v1/chat"), int("http.response.status_code", status), text("user.id", &user), text("team", team)];
+    let a = vec![
+        text("http.request.method", "POST"),
+        text("http.route", "/v1/chat"),
+        int("http.response.status_code", status),
+        text("user.id", &user),
+        text("team", team),
+    ];
     b.span("gateway", "POST /v1/chat", SERVER, &[], &root, (start, end + 6 * MS), a, problem);
     let level = if ok { (9, "INFO") } else { (17, "ERROR") };
     b.log("gateway", end + 6 * MS, &root, level, &json!({"level": level.1.to_lowercase(), "msg": "request finished", "method": "POST", "path": "/v1/chat", "status": status, "duration_ms": (end + 6 * MS - start) / MS, "user": user, "team": team}));
@@ -311,17 +550,59 @@ fn large_trace(start: u64) -> Telemetry {
         let (step, judge) = (b.id(), b.id());
         let end = t + b.dice.between(20, 90) * MS;
         let failed = b.dice.percent(3).then_some("expected answer not found");
-        b.span("evaluator", "run prompt", INTERNAL, &case, &step, (t + MS, end - 8 * MS), vec![int("eval.case", i)], None);
-        b.span("evaluator", "judge answer", INTERNAL, &case, &judge, (end - 7 * MS, end - MS), vec![text("eval.metric", "exact match")], failed);
-        b.span("evaluator", &format!("case {i}"), INTERNAL, &root, &case, (t, end), vec![int("eval.case", i)], failed);
+        b.span(
+            "evaluator",
+            "run prompt",
+            INTERNAL,
+            &case,
+            &step,
+            (t + MS, end - 8 * MS),
+            vec![int("eval.case", i)],
+            None,
+        );
+        b.span(
+            "evaluator",
+            "judge answer",
+            INTERNAL,
+            &case,
+            &judge,
+            (end - 7 * MS, end - MS),
+            vec![text("eval.metric", "exact match")],
+            failed,
+        );
+        b.span(
+            "evaluator",
+            &format!("case {i}"),
+            INTERNAL,
+            &root,
+            &case,
+            (t, end),
+            vec![int("eval.case", i)],
+            failed,
+        );
         t += b.dice.between(4, 12) * MS;
     }
-    b.span("evaluator", "nightly-eval run", INTERNAL, &[], &root, (start, t + SECOND), vec![text("eval.suite", "support-regression"), int("eval.cases", per)], None);
+    b.span(
+        "evaluator",
+        "nightly-eval run",
+        INTERNAL,
+        &[],
+        &root,
+        (start, t + SECOND),
+        vec![text("eval.suite", "support-regression"), int("eval.cases", per)],
+        None,
+    );
     out
 }
 
 const BOUNDS: [f64; 9] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
-const SERVICES: [(&str, &str, u64, f64); 5] = [("gateway", "/v1/chat", 240, 2.6), ("router", "/route", 240, 2.5), ("memory", "/retrieve", 240, 0.09), ("inference", "/complete", 430, 1.3), ("mcp-tools", "/call", 210, 0.2)];
+const SERVICES: [(&str, &str, u64, f64); 5] = [
+    ("gateway", "/v1/chat", 240, 2.6),
+    ("router", "/route", 240, 2.5),
+    ("memory", "/retrieve", 240, 0.09),
+    ("inference", "/complete", 430, 1.3),
+    ("mcp-tools", "/call", 210, 0.2),
+];
 
 /// The platform's own metrics at a time: cumulative since the history's start.
 fn metrics(time: u64, history_start: u64, origin: u64) -> Vec<u8> {
@@ -330,14 +611,29 @@ fn metrics(time: u64, history_start: u64, origin: u64) -> Vec<u8> {
     let wave = |phase: f64| 1.0 + 0.3 * (minutes / 9.0 + phase).sin();
     let mut resource_metrics = Vec::new();
     let mut add = |service: &str, metrics: Vec<Metric>| {
-        let scope_metrics = vec![ScopeMetrics { scope: scope("observatory.demo"), metrics, ..ScopeMetrics::default() }];
-        resource_metrics.push(ResourceMetrics { resource: service_resource(service), scope_metrics, ..ResourceMetrics::default() });
+        let scope_metrics = vec![ScopeMetrics {
+            scope: scope("observatory.demo"),
+            metrics,
+            ..ScopeMetrics::default()
+        }];
+        resource_metrics.push(ResourceMetrics {
+            resource: service_resource(service),
+            scope_metrics,
+            ..ResourceMetrics::default()
+        });
     };
     let before = origin.saturating_sub(time);
     let degraded = time < origin && before < INCIDENT.0 && before > INCIDENT.1;
     for (i, (service, route, per_minute, typical)) in SERVICES.iter().enumerate() {
         let total = *per_minute as f64 * (minutes + 0.9 * (1.0 - (minutes / 9.0 + i as f64).cos()));
-        let failed = total * 0.012 + if degraded { (INCIDENT.0 - before) as f64 / MINUTE as f64 * 14.0 } else if time + INCIDENT.1 >= origin { 168.0 } else { 0.0 };
+        let failed = total * 0.012
+            + if degraded {
+                (INCIDENT.0 - before) as f64 / MINUTE as f64 * 14.0
+            } else if time + INCIDENT.1 >= origin {
+                168.0
+            } else {
+                0.0
+            };
         let mut points = Vec::new();
         for (status, n) in [(200, total), (502, failed)] {
             let (mut counts, mut below) = (Vec::new(), 0.0);
@@ -350,7 +646,11 @@ fn metrics(time: u64, history_start: u64, origin: u64) -> Vec<u8> {
             counts.push((n * (1.0 - below)) as u64);
             let count = counts.iter().sum();
             points.push(HistogramDataPoint {
-                attributes: vec![text("http.route", route), text("http.request.method", "POST"), int("http.response.status_code", status)],
+                attributes: vec![
+                    text("http.route", route),
+                    text("http.request.method", "POST"),
+                    int("http.response.status_code", status),
+                ],
                 start_time_unix_nano: history_start,
                 time_unix_nano: time,
                 count,
@@ -360,13 +660,36 @@ fn metrics(time: u64, history_start: u64, origin: u64) -> Vec<u8> {
                 ..HistogramDataPoint::default()
             });
         }
-        let histogram = Histogram { data_points: points, aggregation_temporality: AggregationTemporality::Cumulative as i32 };
-        let mut list = vec![Metric { name: "http.server.request.duration".into(), unit: "s".into(), description: "Duration of HTTP server requests.".into(), data: Some(Data::Histogram(histogram)), ..Metric::default() }];
+        let histogram = Histogram {
+            data_points: points,
+            aggregation_temporality: AggregationTemporality::Cumulative as i32,
+        };
+        let mut list = vec![Metric {
+            name: "http.server.request.duration".into(),
+            unit: "s".into(),
+            description: "Duration of HTTP server requests.".into(),
+            data: Some(Data::Histogram(histogram)),
+            ..Metric::default()
+        }];
         if *service == "inference" {
             list.extend(gpu_metrics(time, &wave));
-            let point = NumberDataPoint { start_time_unix_nano: history_start, time_unix_nano: time, value: Some(number_data_point::Value::AsDouble((minutes * 3.1).floor())), ..NumberDataPoint::default() };
-            let sum = Sum { data_points: vec![point], aggregation_temporality: AggregationTemporality::Cumulative as i32, is_monotonic: true };
-            list.push(Metric { name: "inference.retries".into(), description: "Requests repeated after a provider's failure.".into(), data: Some(Data::Sum(sum)), ..Metric::default() });
+            let point = NumberDataPoint {
+                start_time_unix_nano: history_start,
+                time_unix_nano: time,
+                value: Some(number_data_point::Value::AsDouble((minutes * 3.1).floor())),
+                ..NumberDataPoint::default()
+            };
+            let sum = Sum {
+                data_points: vec![point],
+                aggregation_temporality: AggregationTemporality::Cumulative as i32,
+                is_monotonic: true,
+            };
+            list.push(Metric {
+                name: "inference.retries".into(),
+                description: "Requests repeated after a provider's failure.".into(),
+                data: Some(Data::Sum(sum)),
+                ..Metric::default()
+            });
         }
         add(service, list);
     }
@@ -381,13 +704,23 @@ fn gpu_metrics(time: u64, wave: &dyn Fn(f64) -> f64) -> Vec<Metric> {
             value: Some(number_data_point::Value::AsDouble(value(f64::from(gpu)))),
             ..NumberDataPoint::default()
         };
-        Metric { name: name.into(), unit: unit.into(), description: description.into(), data: Some(Data::Gauge(Gauge { data_points: (0..2).map(point).collect() })), ..Metric::default() }
+        Metric {
+            name: name.into(),
+            unit: unit.into(),
+            description: description.into(),
+            data: Some(Data::Gauge(Gauge { data_points: (0..2).map(point).collect() })),
+            ..Metric::default()
+        }
     };
     vec![
-        gauge("hw.gpu.utilization", "1", "Share of time the GPU was busy.", &|g| (0.62 * wave(g)).min(1.0)),
+        gauge("hw.gpu.utilization", "1", "Share of time the GPU was busy.", &|g| {
+            (0.62 * wave(g)).min(1.0)
+        }),
         gauge("hw.gpu.memory.usage", "By", "GPU memory in use.", &|g| 58e9 + 6e9 * wave(g + 1.0)),
         gauge("hw.gpu.temperature", "Cel", "GPU temperature.", &|g| 51.0 + 12.0 * wave(g)),
-        gauge("vllm.queue.depth", "{request}", "Requests waiting for the engine.", &|g| (3.0 * wave(g)).round()),
+        gauge("vllm.queue.depth", "{request}", "Requests waiting for the engine.", &|g| {
+            (3.0 * wave(g)).round()
+        }),
     ]
 }
 
@@ -437,7 +770,7 @@ pub(crate) async fn run(address: SocketAddr, stop: CancellationToken) {
         number += 1;
         add_trace(&mut batch, number, now.saturating_sub(8 * SECOND), origin);
         flush(&mut batch).await;
-        if number % (SCRAPE_STEP / LIVE_STEP.as_nanos() as u64) == 0 {
+        if number.is_multiple_of(SCRAPE_STEP / LIVE_STEP.as_nanos() as u64) {
             send("/v1/metrics", metrics(now, history_start, origin)).await;
         }
     }

@@ -29,7 +29,11 @@ fn main() -> ExitCode {
         Err(e) => {
             cli::complain(&format!("error: {e:#}"));
             // A usage or configuration error is 2, a finding is 1.
-            ExitCode::from(if e.is::<config::ConfigError>() || e.is::<cli::UsageError>() { 2 } else { 1 })
+            ExitCode::from(if e.is::<config::ConfigError>() || e.is::<cli::UsageError>() {
+                2
+            } else {
+                1
+            })
         }
     }
 }

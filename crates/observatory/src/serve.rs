@@ -8,8 +8,8 @@ use obs_ingest::{Ingest, Telemetry};
 use obs_model::{Append as _, TenantId, TimestampNs, WriteBatch};
 use obs_server::state::Parts;
 use obs_server::{AppState, Listener, router, serve_grpc};
-use obs_storage::vfs::OsVfs;
 use obs_storage::Store;
+use obs_storage::vfs::OsVfs;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -29,6 +29,7 @@ const DERIVE: Duration = Duration::from_secs(5);
 const SELF_SCRAPE: Duration = Duration::from_secs(15);
 
 /// Returns the time of day; the only clock that labels data.
+#[expect(clippy::disallowed_methods, reason = "the one clock that all others are handed")]
 pub(crate) fn wall_clock() -> TimestampNs {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     TimestampNs::from_nanos(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
@@ -36,20 +37,35 @@ pub(crate) fn wall_clock() -> TimestampNs {
 
 fn init_logging() {
     let level = config::environment("LOG_LEVEL").unwrap_or_else(|| "info".into());
-    let filter = tracing_subscriber::EnvFilter::try_new(level).unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let filter = tracing_subscriber::EnvFilter::try_new(level)
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     // A second initialisation, in tests, changes nothing.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .try_init();
 }
 
 pub(crate) fn run(a: &ServeArgs) -> Result<ExitCode> {
     init_logging();
-    let flags = a.listen.iter().map(|l| config::listen_flag(l)).collect::<Result<Vec<_>, _>>().map_err(UsageError)?;
-    let load = || config::load(a.config.as_deref(), a.data.as_deref(), &flags, &config::environment);
+    let flags = a
+        .listen
+        .iter()
+        .map(|l| config::listen_flag(l))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(UsageError)?;
+    let load =
+        || config::load(a.config.as_deref(), a.data.as_deref(), &flags, &config::environment);
     let config = load()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("failed to start the runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("failed to start the runtime")?;
     let (file, data) = (a.config.clone(), a.data.clone());
     let reload_prices = move |ingest: &Ingest| -> Result<(), String> {
-        let fresh = config::load(file.as_deref(), data.as_deref(), &flags, &config::environment).map_err(|e| e.to_string())?;
+        let fresh = config::load(file.as_deref(), data.as_deref(), &flags, &config::environment)
+            .map_err(|e| e.to_string())?;
         ingest.set_prices(fresh.prices().map_err(|e| e.to_string())?);
         Ok(())
     };
@@ -65,7 +81,8 @@ async fn serve(config: Config, demo: bool, reload_prices: ReloadPrices) -> Resul
     let store = Store::open(config.store.clone(), Arc::new(OsVfs))?;
     report_recovery(&store);
     let telemetry = Telemetry::new().context("failed to register metrics")?;
-    let ingest = Ingest::new(Arc::new(store.clone()), config.ingest.clone(), config.prices()?, telemetry);
+    let ingest =
+        Ingest::new(Arc::new(store.clone()), config.ingest.clone(), config.prices()?, telemetry);
     let state = AppState::new(Parts {
         source: Arc::new(store.clone()),
         ingest: ingest.clone(),
@@ -102,7 +119,8 @@ async fn serve(config: Config, demo: bool, reload_prices: ReloadPrices) -> Resul
     tracing::info!("draining");
     state.draining.store(true, Ordering::Relaxed);
     stop.cancel();
-    let drained = tokio::time::timeout(DRAIN, async { while tasks.join_next().await.is_some() {} }).await;
+    let drained =
+        tokio::time::timeout(DRAIN, async { while tasks.join_next().await.is_some() {} }).await;
     if drained.is_err() {
         tracing::warn!("open requests were cut off after {} s", DRAIN.as_secs());
         tasks.shutdown().await;
@@ -111,7 +129,9 @@ async fn serve(config: Config, demo: bool, reload_prices: ReloadPrices) -> Resul
     if let Err(e) = ingest.tick(wall_clock().to_millis()).await {
         tracing::warn!(error = %e, "last derived series were not stored");
     }
-    tokio::task::spawn_blocking(move || store.close()).await.context("failed to close the store")?;
+    tokio::task::spawn_blocking(move || store.close())
+        .await
+        .context("failed to close the store")?;
     let _ = std::fs::remove_file(dir.join("endpoints.json"));
     Ok(())
 }
@@ -121,10 +141,22 @@ fn report_recovery(store: &Store) {
     if r.bad_frames > 0 || !r.bad_segments.is_empty() {
         tracing::error!(bad_frames = r.bad_frames, bad_segments = ?r.bad_segments, "the data directory is damaged; run `observatory verify`");
     }
-    tracing::info!(wal_files = r.wal_files, wal_bytes = r.wal_bytes, batches = r.batches, torn_bytes = r.torn_bytes, segments = r.segments, "store opened");
+    tracing::info!(
+        wal_files = r.wal_files,
+        wal_bytes = r.wal_bytes,
+        batches = r.batches,
+        torn_bytes = r.torn_bytes,
+        segments = r.segments,
+        "store opened"
+    );
 }
 
-async fn listen(config: &Config, state: &AppState, stop: &CancellationToken, tasks: &mut JoinSet<()>) -> Result<BTreeMap<&'static str, SocketAddr>> {
+async fn listen(
+    config: &Config,
+    state: &AppState,
+    stop: &CancellationToken,
+    tasks: &mut JoinSet<()>,
+) -> Result<BTreeMap<&'static str, SocketAddr>> {
     let mut endpoints = BTreeMap::new();
     for (listener, address) in &config.listen {
         let Address::At(address) = address else { continue };
@@ -141,7 +173,8 @@ async fn listen(config: &Config, state: &AppState, stop: &CancellationToken, tas
         } else {
             let routes = router(*listener, state);
             tasks.spawn(async move {
-                let server = axum::serve(socket, routes).with_graceful_shutdown(stop.cancelled_owned());
+                let server =
+                    axum::serve(socket, routes).with_graceful_shutdown(stop.cancelled_owned());
                 if let Err(e) = server.await {
                     tracing::error!(listener = name, error = %e, "listener failed");
                 }
@@ -152,14 +185,20 @@ async fn listen(config: &Config, state: &AppState, stop: &CancellationToken, tas
 }
 
 fn instance(endpoints: &BTreeMap<&'static str, SocketAddr>) -> String {
-    endpoints.get(Listener::Ui.name()).or(endpoints.values().next()).map_or_else(|| "observatory".into(), ToString::to_string)
+    endpoints
+        .get(Listener::Ui.name())
+        .or(endpoints.values().next())
+        .map_or_else(|| "observatory".into(), ToString::to_string)
 }
 
 /// Readers of the file never see half of it.
 fn write_endpoints(dir: &Path, endpoints: &BTreeMap<&'static str, SocketAddr>) -> Result<()> {
-    let map: serde_json::Map<String, serde_json::Value> = endpoints.iter().map(|(n, a)| ((*n).to_owned(), a.to_string().into())).collect();
+    let map: serde_json::Map<String, serde_json::Value> =
+        endpoints.iter().map(|(n, a)| ((*n).to_owned(), a.to_string().into())).collect();
     let (new, path) = (dir.join("endpoints.json.new"), dir.join("endpoints.json"));
-    std::fs::write(&new, serde_json::Value::Object(map).to_string()).and_then(|()| std::fs::rename(&new, &path)).context("failed to write endpoints.json")
+    std::fs::write(&new, serde_json::Value::Object(map).to_string())
+        .and_then(|()| std::fs::rename(&new, &path))
+        .context("failed to write endpoints.json")
 }
 
 /// Emits the derived series and the own metrics until told to stop.
@@ -188,7 +227,13 @@ fn publish_usage(store: &Store, t: &Telemetry) {
         t.gauges.with_label_values(&[kind]).set(i64::try_from(v).unwrap_or(i64::MAX));
     }
     let s = store.stats();
-    for (kind, v) in [("wal_syncs", &s.wal_syncs), ("wal_bytes", &s.wal_bytes), ("wal_failures", &s.wal_failures), ("flushes", &s.flushes), ("refused", &s.refused)] {
+    for (kind, v) in [
+        ("wal_syncs", &s.wal_syncs),
+        ("wal_bytes", &s.wal_bytes),
+        ("wal_failures", &s.wal_failures),
+        ("flushes", &s.flushes),
+        ("refused", &s.refused),
+    ] {
         let counter = t.counters.with_label_values(&[kind]);
         counter.inc_by(v.load(Ordering::Relaxed).saturating_sub(counter.get()));
     }
@@ -197,7 +242,11 @@ fn publish_usage(store: &Store, t: &Telemetry) {
 /// Returns on SIGTERM or SIGINT; SIGHUP reloads.
 async fn wait_for_signal(state: &AppState) -> Result<()> {
     let install = |kind| signal(kind).context("failed to listen for signals");
-    let (mut term, mut int, mut hup) = (install(SignalKind::terminate())?, install(SignalKind::interrupt())?, install(SignalKind::hangup())?);
+    let (mut term, mut int, mut hup) = (
+        install(SignalKind::terminate())?,
+        install(SignalKind::interrupt())?,
+        install(SignalKind::hangup())?,
+    );
     loop {
         tokio::select! {
             _ = term.recv() => return Ok(()),

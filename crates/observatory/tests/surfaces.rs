@@ -29,11 +29,23 @@ async fn what_send_sends_every_query_finds() {
     assert!(query("promql", "observatory_send_total").contains("job=\"hello\""));
     assert!(query("logql", "{service_name=\"hello\"}").contains("test log record"));
     assert!(query("sql", "SELECT service, name FROM spans").contains("test span"));
-    let json_out: Value = serde_json::from_str(&out(&run(&["query", "sql", "SELECT 1 AS one", "--url", &ui, "--output", "json"]))).unwrap();
+    let json_out: Value = serde_json::from_str(&out(&run(&[
+        "query",
+        "sql",
+        "SELECT 1 AS one",
+        "--url",
+        &ui,
+        "--output",
+        "json",
+    ])))
+    .unwrap();
     assert_eq!(json_out["rows"][0]["one"], 1);
     assert_eq!(run(&["query", "promql", "rate(", "--url", &ui]).status.code(), Some(1));
     assert_eq!(run(&["query", "cobol", "x"]).status.code(), Some(2));
-    assert_eq!(run(&["query", "promql", "up", "--url", "http://127.0.0.1:9"]).status.code(), Some(1));
+    assert_eq!(
+        run(&["query", "promql", "up", "--url", "http://127.0.0.1:9"]).status.code(),
+        Some(1)
+    );
     assert!(out(&run(&["version"])).starts_with("observatory "));
 }
 
@@ -49,13 +61,15 @@ async fn health_readiness_drain_and_restart() {
     }
     run(&["send", "log", "--endpoint", &server.url("otlp-http", "")]);
     // Another server on the same directory is refused and harms nothing.
-    let second = run(&["serve", "--listen", "all=127.0.0.1:0", "--data", dir.path().to_str().unwrap()]);
+    let second =
+        run(&["serve", "--listen", "all=127.0.0.1:0", "--data", dir.path().to_str().unwrap()]);
     assert_eq!(second.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&second.stderr).contains("in use by another process"));
     assert_eq!(server.terminate(), Some(0));
     assert!(!dir.path().join("endpoints.json").exists());
     let server = Server::start(dir.path(), &[]);
-    let found = json(server.url("ui", "/api/v1/sql?q=SELECT%20count(*)%20AS%20n%20FROM%20logs")).await;
+    let found =
+        json(server.url("ui", "/api/v1/sql?q=SELECT%20count(*)%20AS%20n%20FROM%20logs")).await;
     assert_eq!(found["rows"][0]["n"], 1);
 }
 
@@ -68,7 +82,10 @@ fn configuration_errors_say_where_and_exit_2() {
     for args in [&["check", "config", path][..], &["serve", "--config", path]] {
         let o = run(args);
         let text = String::from_utf8_lossy(&o.stderr);
-        assert!(text.contains(":2:3: unknown key \"query_timout\"; did you mean \"query_timeout\"?"), "{text}");
+        assert!(
+            text.contains(":2:3: unknown key \"query_timout\"; did you mean \"query_timeout\"?"),
+            "{text}"
+        );
         assert_eq!(o.status.code(), Some(if args[0] == "serve" { 2 } else { 1 }));
     }
     let o = run(&["serve", "--listen", "promtheus=1"]);
@@ -85,13 +102,23 @@ async fn grafana_takes_us_for_its_data_sources() {
     assert_eq!(sum["data"], serde_json::json!({"resultType": "scalar", "result": [4, "2"]}));
     let build = json(server.url("prometheus", "/api/v1/status/buildinfo")).await;
     assert!(build["data"]["version"].is_string() && build["data"]["features"].is_null());
-    let sum = json(server.url("loki", "/loki/api/v1/query?query=vector(1)%2Bvector(1)&time=4000000000")).await;
+    let sum =
+        json(server.url("loki", "/loki/api/v1/query?query=vector(1)%2Bvector(1)&time=4000000000"))
+            .await;
     assert_eq!(sum["data"]["result"][0]["value"][1], "2");
     let services = json(server.url("jaeger", "/api/services")).await;
     assert!(services["data"].is_array());
     // POST forms work as GET does.
-    let form = reqwest::Client::new().post(server.url("prometheus", "/api/v1/query")).form(&[("query", "vector(7)"), ("time", "5")]).send().await.unwrap();
-    assert_eq!(form.json::<Value>().await.unwrap()["data"]["result"][0]["value"], serde_json::json!([5, "7"]));
+    let form = reqwest::Client::new()
+        .post(server.url("prometheus", "/api/v1/query"))
+        .form(&[("query", "vector(7)"), ("time", "5")])
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(
+        form.json::<Value>().await.unwrap()["data"]["result"][0]["value"],
+        serde_json::json!([5, "7"])
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -100,7 +127,12 @@ async fn tenants_do_not_see_each_other() {
     let server = Server::start(dir.path(), &[]);
     run(&["send", "log", "--endpoint", &server.url("otlp-http", ""), "--tenant", "team-a"]);
     let count = async |tenant: &str| {
-        let r = reqwest::Client::new().get(server.url("ui", "/api/v1/sql?q=SELECT%20count(*)%20AS%20n%20FROM%20logs")).header("X-Scope-OrgID", tenant).send().await.unwrap();
+        let r = reqwest::Client::new()
+            .get(server.url("ui", "/api/v1/sql?q=SELECT%20count(*)%20AS%20n%20FROM%20logs"))
+            .header("X-Scope-OrgID", tenant)
+            .send()
+            .await
+            .unwrap();
         r.json::<Value>().await.unwrap()["rows"][0]["n"].clone()
     };
     assert_eq!(count("team-a").await, 1);
@@ -122,22 +154,38 @@ async fn every_metric_kind_reaches_promql() {
                {{"name":"s","summary":{{"dataPoints":[{{"timeUnixNano":"{t}","count":"1","sum":2,"quantileValues":[{{"quantile":0.5,"value":3}}]}}]}}}}"#,
             n = i * 10
         );
-        let body = format!(r#"{{"resourceMetrics":[{{"scopeMetrics":[{{"metrics":[{points}]}}]}}]}}"#);
-        let r = client.post(server.url("otlp-http", "/v1/metrics")).header("content-type", "application/json").body(body).send().await.unwrap();
+        let body =
+            format!(r#"{{"resourceMetrics":[{{"scopeMetrics":[{{"metrics":[{points}]}}]}}]}}"#);
+        let r = client
+            .post(server.url("otlp-http", "/v1/metrics"))
+            .header("content-type", "application/json")
+            .body(body)
+            .send()
+            .await
+            .unwrap();
         assert_eq!((r.status().as_u16(), r.text().await.unwrap()), (200, "{}".to_owned()));
     }
     let at = (start + 60_000_000_000) as f64 / 1e9;
     let value = async |query: &str| -> String {
-        let r = client.get(server.url("prometheus", "/api/v1/query")).query(&[("query", query), ("time", &at.to_string())]).send().await.unwrap();
+        let r = client
+            .get(server.url("prometheus", "/api/v1/query"))
+            .query(&[("query", query), ("time", &at.to_string())])
+            .send()
+            .await
+            .unwrap();
         let v: Value = r.json().await.unwrap();
-        v["data"]["result"][0]["value"][1].as_str().unwrap_or_else(|| panic!("{query}: {v}")).to_owned()
+        v["data"]["result"][0]["value"][1]
+            .as_str()
+            .unwrap_or_else(|| panic!("{query}: {v}"))
+            .to_owned()
     };
     assert_eq!(value("d_total").await, "20");
     assert_eq!(value("histogram_count(e)").await, "40");
     assert_eq!(value("histogram_quantile(1, e)").await, "2");
     assert_eq!(value("s{quantile=\"0.5\"}").await, "3");
     eventually("own metrics in the store", || async {
-        let r = json(server.url("prometheus", "/api/v1/query?query=storage_items_written_total")).await;
+        let r =
+            json(server.url("prometheus", "/api/v1/query?query=storage_items_written_total")).await;
         r["data"]["result"].as_array().is_some_and(|a| !a.is_empty()).then_some(())
     })
     .await;

@@ -33,16 +33,27 @@ pub(super) fn value(v: Option<AnyValue>, depth: usize) -> AttributeValue {
         Value::IntValue(i) => AttributeValue::Int(i),
         Value::DoubleValue(d) => AttributeValue::Double(d),
         Value::BytesValue(b) => AttributeValue::Bytes(b),
-        Value::ArrayValue(a) => AttributeValue::Array(a.values.into_iter().map(|v| value(Some(v), depth + 1)).collect()),
-        Value::KvlistValue(l) => AttributeValue::Map(l.values.into_iter().map(|kv| (kv.key, value(kv.value, depth + 1))).collect()),
+        Value::ArrayValue(a) => {
+            AttributeValue::Array(a.values.into_iter().map(|v| value(Some(v), depth + 1)).collect())
+        }
+        Value::KvlistValue(l) => AttributeValue::Map(
+            l.values.into_iter().map(|kv| (kv.key, value(kv.value, depth + 1))).collect(),
+        ),
         // References into a string table exist in the profiles signal alone.
-        #[allow(unreachable_patterns, reason = "the variant exists in some versions of the protocol crate")]
+        #[allow(
+            unreachable_patterns,
+            reason = "the variant exists in some versions of the protocol crate"
+        )]
         _ => AttributeValue::Empty,
     }
 }
 
 pub(super) fn attributes(list: Vec<KeyValue>) -> Attributes {
-    let pairs: Vec<_> = list.into_iter().filter(|kv| !kv.key.is_empty()).map(|kv| (kv.key, value(kv.value, 0))).collect();
+    let pairs: Vec<_> = list
+        .into_iter()
+        .filter(|kv| !kv.key.is_empty())
+        .map(|kv| (kv.key, value(kv.value, 0)))
+        .collect();
     pairs.into()
 }
 

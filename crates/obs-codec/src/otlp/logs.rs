@@ -3,17 +3,34 @@
 use super::common::{attributes, resource, value};
 use super::names::label_name;
 use crate::{Decoded, Rejected};
-use obs_model::{AttributeValue, Labels, LabelsBuilder, LogRecord, Resource, SpanId, TimestampNs, TraceId};
+use obs_model::{
+    AttributeValue, Labels, LabelsBuilder, LogRecord, Resource, SpanId, TimestampNs, TraceId,
+};
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use std::sync::Arc;
 
 /// Resource attributes that become stream labels; Loki's default list.
 const STREAM_ATTRIBUTES: [&str; 20] = [
-    "cloud.availability_zone", "cloud.region", "container.name", "deployment.environment",
-    "deployment.environment.name", "k8s.cluster.name", "k8s.container.name", "k8s.cronjob.name",
-    "k8s.daemonset.name", "k8s.deployment.name", "k8s.job.name", "k8s.namespace.name",
-    "k8s.pod.name", "k8s.replicaset.name", "k8s.statefulset.name", "service.instance.id",
-    "service.name", "service.namespace", "host.name", "process.executable.name",
+    "cloud.availability_zone",
+    "cloud.region",
+    "container.name",
+    "deployment.environment",
+    "deployment.environment.name",
+    "k8s.cluster.name",
+    "k8s.container.name",
+    "k8s.cronjob.name",
+    "k8s.daemonset.name",
+    "k8s.deployment.name",
+    "k8s.job.name",
+    "k8s.namespace.name",
+    "k8s.pod.name",
+    "k8s.replicaset.name",
+    "k8s.statefulset.name",
+    "service.instance.id",
+    "service.name",
+    "service.namespace",
+    "host.name",
+    "process.executable.name",
 ];
 
 /// Returns the stream of a resource: Loki's index labels, `unknown_service` without a name.
@@ -37,11 +54,19 @@ pub fn decode_logs(request: ExportLogsServiceRequest, now: TimestampNs) -> Decod
         for sl in rl.scope_logs {
             for r in sl.log_records {
                 if !matches!(r.trace_id.len(), 0 | 16) || !matches!(r.span_id.len(), 0 | 8) {
-                    rejected.add(format!("invalid trace id of {} bytes or span id of {} bytes", r.trace_id.len(), r.span_id.len()));
+                    rejected.add(format!(
+                        "invalid trace id of {} bytes or span id of {} bytes",
+                        r.trace_id.len(),
+                        r.span_id.len()
+                    ));
                     continue;
                 }
-                let time = |ns: u64| if ns == 0 { Some(None) } else { TimestampNs::from_unsigned(ns).map(Some) };
-                let (Some(timestamp), Some(observed)) = (time(r.time_unix_nano), time(r.observed_time_unix_nano)) else {
+                let time = |ns: u64| {
+                    if ns == 0 { Some(None) } else { TimestampNs::from_unsigned(ns).map(Some) }
+                };
+                let (Some(timestamp), Some(observed)) =
+                    (time(r.time_unix_nano), time(r.observed_time_unix_nano))
+                else {
                     rejected.add("time is past the year 2262");
                     continue;
                 };

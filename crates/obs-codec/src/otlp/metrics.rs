@@ -8,21 +8,23 @@ use super::common::{attributes, resource};
 use super::names::{label_name, metric_name};
 use crate::{Decoded, Rejected};
 use obs_model::{
-    Attributes, Histogram, Labels, LabelsBuilder, METRIC_NAME, MetricKind, MetricMetadata, Resource,
-    STALE_NAN_BITS, Sample, SampleValue, Series, TimestampMs,
+    Attributes, Histogram, Labels, LabelsBuilder, METRIC_NAME, MetricKind, MetricMetadata,
+    Resource, STALE_NAN_BITS, Sample, SampleValue, Series, TimestampMs,
 };
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value as NumberValue;
 use opentelemetry_proto::tonic::metrics::v1::{
-    AggregationTemporality, ExponentialHistogramDataPoint, HistogramDataPoint, Metric, NumberDataPoint, SummaryDataPoint,
+    AggregationTemporality, ExponentialHistogramDataPoint, HistogramDataPoint, Metric,
+    NumberDataPoint, SummaryDataPoint,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Resource attributes that become labels of every series, beside `job` and `instance`.
-const PROMOTED: [&str; 4] = ["service.name", "service.instance.id", "deployment.environment.name", "service.version"];
+const PROMOTED: [&str; 4] =
+    ["service.name", "service.instance.id", "deployment.environment.name", "service.version"];
 /// OTLP's flag of a point without a value.
 const NO_RECORDED_VALUE: u32 = 1;
 /// The finest resolution that native histograms have.
@@ -48,7 +50,8 @@ struct Builder {
 
 /// Converts a request. Points without a valid time or of unspecified temporality are refused.
 pub fn decode_metrics(request: ExportMetricsServiceRequest) -> Decoded<Metrics> {
-    let mut b = Builder { out: Metrics::default(), rejected: Rejected::default(), base: Vec::new() };
+    let mut b =
+        Builder { out: Metrics::default(), rejected: Rejected::default(), base: Vec::new() };
     let mut metadata = BTreeMap::new();
     for rm in request.resource_metrics {
         let resource = resource(rm.resource);
@@ -73,7 +76,8 @@ fn resource_labels(r: &Resource) -> Vec<(String, String)> {
     let get = |k: &str| r.attributes.get(k).map(ToString::to_string).filter(|v| !v.is_empty());
     let mut out = Vec::new();
     if let Some(name) = get("service.name") {
-        let job = get("service.namespace").map_or_else(|| name.clone(), |ns| format!("{ns}/{name}"));
+        let job =
+            get("service.namespace").map_or_else(|| name.clone(), |ns| format!("{ns}/{name}"));
         out.push(("job".to_owned(), job));
     }
     if let Some(instance) = get("service.instance.id") {
@@ -97,7 +101,9 @@ impl Builder {
         for (k, v) in point.iter() {
             let text = v.to_string();
             // Keys that become one name share it, joined as the specification says.
-            seen.entry(label_name(k)).and_modify(|old| *old = format!("{old};{text}")).or_insert(text);
+            seen.entry(label_name(k))
+                .and_modify(|old| *old = format!("{old};{text}"))
+                .or_insert(text);
         }
         for (k, v) in &seen {
             b.set(k, v);
@@ -176,7 +182,12 @@ impl Builder {
     }
 
     /// Returns a point's time and labels' attributes, or refuses it.
-    fn point(&mut self, ns: u64, list: Vec<KeyValue>, note: &mut dyn FnMut(TimestampMs)) -> Option<(TimestampMs, Attributes)> {
+    fn point(
+        &mut self,
+        ns: u64,
+        list: Vec<KeyValue>,
+        note: &mut dyn FnMut(TimestampMs),
+    ) -> Option<(TimestampMs, Attributes)> {
         let Some(t) = time(ns) else {
             self.rejected.add("data point has no time");
             return None;
@@ -185,7 +196,13 @@ impl Builder {
         Some((t, attributes(list)))
     }
 
-    fn number(&mut self, name: &str, p: NumberDataPoint, delta: bool, note: &mut dyn FnMut(TimestampMs)) {
+    fn number(
+        &mut self,
+        name: &str,
+        p: NumberDataPoint,
+        delta: bool,
+        note: &mut dyn FnMut(TimestampMs),
+    ) {
         let Some((t, attrs)) = self.point(p.time_unix_nano, p.attributes, note) else { return };
         let value = match p.value {
             _ if p.flags & NO_RECORDED_VALUE != 0 => f64::from_bits(STALE_NAN_BITS),
@@ -197,13 +214,20 @@ impl Builder {
         self.push(labels, t, SampleValue::Float(value), delta);
     }
 
-    fn histogram(&mut self, name: &str, p: HistogramDataPoint, delta: bool, note: &mut dyn FnMut(TimestampMs)) {
+    fn histogram(
+        &mut self,
+        name: &str,
+        p: HistogramDataPoint,
+        delta: bool,
+        note: &mut dyn FnMut(TimestampMs),
+    ) {
         if !p.bucket_counts.is_empty() && p.bucket_counts.len() != p.explicit_bounds.len() + 1 {
             return self.rejected.add("histogram's bounds and counts do not fit together");
         }
         let Some((t, attrs)) = self.point(p.time_unix_nano, p.attributes, note) else { return };
         let stale = p.flags & NO_RECORDED_VALUE != 0;
-        let value = |v: f64| SampleValue::Float(if stale { f64::from_bits(STALE_NAN_BITS) } else { v });
+        let value =
+            |v: f64| SampleValue::Float(if stale { f64::from_bits(STALE_NAN_BITS) } else { v });
         let bucket = format!("{name}_bucket");
         let mut cumulative = 0_u64;
         for (count, bound) in p.bucket_counts.iter().zip(&p.explicit_bounds) {
@@ -221,13 +245,23 @@ impl Builder {
         }
     }
 
-    fn exponential(&mut self, name: &str, p: ExponentialHistogramDataPoint, delta: bool, note: &mut dyn FnMut(TimestampMs)) {
+    fn exponential(
+        &mut self,
+        name: &str,
+        p: ExponentialHistogramDataPoint,
+        delta: bool,
+        note: &mut dyn FnMut(TimestampMs),
+    ) {
         if p.scale < SCHEMA_MIN {
-            return self.rejected.add(format!("exponential histogram's scale {} is below {SCHEMA_MIN}", p.scale));
+            return self
+                .rejected
+                .add(format!("exponential histogram's scale {} is below {SCHEMA_MIN}", p.scale));
         }
         let Some((t, attrs)) = self.point(p.time_unix_nano, p.attributes, note) else { return };
         let shift = (p.scale - SCHEMA_MAX).max(0).unsigned_abs().min(31);
-        let side = |b: Option<opentelemetry_proto::tonic::metrics::v1::exponential_histogram_data_point::Buckets>| {
+        let side = |b: Option<
+            opentelemetry_proto::tonic::metrics::v1::exponential_histogram_data_point::Buckets,
+        >| {
             let mut out: BTreeMap<i32, f64> = BTreeMap::new();
             if let Some(b) = b {
                 for (i, count) in b.bucket_counts.iter().enumerate().filter(|(_, c)| **c > 0) {
@@ -267,7 +301,12 @@ impl Builder {
 
     fn target_info(&mut self, resource: &Resource, t: TimestampMs) {
         let identifying = ["service.name", "service.namespace", "service.instance.id"];
-        let rest: Attributes = resource.attributes.iter().filter(|(k, _)| !identifying.contains(&k.as_str())).cloned().collect();
+        let rest: Attributes = resource
+            .attributes
+            .iter()
+            .filter(|(k, _)| !identifying.contains(&k.as_str()))
+            .cloned()
+            .collect();
         if rest.is_empty() || self.base.is_empty() {
             return;
         }
@@ -293,7 +332,12 @@ mod tests {
             SampleValue::Float(f) => *f,
             SampleValue::Histogram(h) => h.count,
         };
-        series.iter().map(|s| (s.labels.filter(|n| !["job", "service_name"].contains(&n)).to_string(), value(s))).collect()
+        series
+            .iter()
+            .map(|s| {
+                (s.labels.filter(|n| !["job", "service_name"].contains(&n)).to_string(), value(s))
+            })
+            .collect()
     }
 
     #[test]
@@ -303,7 +347,14 @@ mod tests {
                {"name":"inc","sum":{"aggregationTemporality":1,"isMonotonic":true,"dataPoints":[{"timeUnixNano":"5000000000","asInt":"2"}]}},
                {"name":"temp","unit":"Cel","gauge":{"dataPoints":[{"timeUnixNano":"5000000000","asDouble":1.5}, {"asDouble":2}]}}"#,
         );
-        assert_eq!(floats(&d.items.series), [("req_total{a_b=\"x\"}".into(), 3.0), ("temp_celsius".into(), 1.5), ("target_info{os=\"linux\"}".into(), 1.0)]);
+        assert_eq!(
+            floats(&d.items.series),
+            [
+                ("req_total{a_b=\"x\"}".into(), 3.0),
+                ("temp_celsius".into(), 1.5),
+                ("target_info{os=\"linux\"}".into(), 1.0)
+            ]
+        );
         assert_eq!(floats(&d.items.deltas), [("inc_total".into(), 2.0)]);
         assert_eq!(d.rejected.count, 1);
         assert_eq!(d.items.series[0].labels.get("job"), "api");
@@ -327,7 +378,9 @@ mod tests {
                 ("lat_seconds_sum".into(), 9.0)
             ]
         );
-        let SampleValue::Histogram(h) = &d.items.series[5].samples[0].value else { panic!("not native") };
+        let SampleValue::Histogram(h) = &d.items.series[5].samples[0].value else {
+            panic!("not native")
+        };
         // Scale 9 is one finer than the finest: indices -1, 0, 1 become -1, 0, 0, one higher here.
         assert_eq!((h.schema, h.positive.clone()), (8, vec![(0, 1.0), (1, 2.0)]));
         assert_eq!(d.rejected.count, 1);

@@ -3,7 +3,8 @@
 
 /// Returns a label name for an attribute key.
 pub fn label_name(key: &str) -> String {
-    let mut out: String = key.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' }).collect();
+    let mut out: String =
+        key.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' }).collect();
     if out.starts_with(|c: char| c.is_ascii_digit()) {
         out.insert_str(0, "key_");
     }
@@ -56,7 +57,10 @@ fn per_word(unit: &str) -> &str {
 }
 
 fn tokens(text: &str) -> Vec<String> {
-    text.split(|c: char| !c.is_ascii_alphanumeric() && c != ':').filter(|t| !t.is_empty()).map(str::to_owned).collect()
+    text.split(|c: char| !c.is_ascii_alphanumeric() && c != ':')
+        .filter(|t| !t.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Returns a metric name: sanitised, with its unit and `_total` (counters) or `_ratio` (gauges of
@@ -105,7 +109,13 @@ mod tests {
             ("http.server.duration", "s", false, false, "http_server_duration_seconds"),
             ("gen_ai.client.token.usage", "{token}", false, false, "gen_ai_client_token_usage"),
             ("gen_ai.client.token.usage", "token", false, false, "gen_ai_client_token_usage"),
-            ("gen_ai.client.generation.choices", "choice", true, false, "gen_ai_client_generation_choices_choice_total"),
+            (
+                "gen_ai.client.generation.choices",
+                "choice",
+                true,
+                false,
+                "gen_ai_client_generation_choices_choice_total",
+            ),
             ("requests", "1", true, false, "requests_total"),
             ("requests_total", "", true, false, "requests_total"),
             ("cpu.utilization", "1", false, true, "cpu_utilization_ratio"),

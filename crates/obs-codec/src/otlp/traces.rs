@@ -2,7 +2,9 @@
 
 use super::common::{attributes, resource, scope};
 use crate::{Decoded, Rejected};
-use obs_model::{Resource, Scope, Span, SpanEvent, SpanId, SpanKind, SpanLink, SpanStatus, TimestampNs, TraceId};
+use obs_model::{
+    Resource, Scope, Span, SpanEvent, SpanId, SpanKind, SpanLink, SpanStatus, TimestampNs, TraceId,
+};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::Span as ProtoSpan;
 use std::sync::Arc;
@@ -26,12 +28,16 @@ pub fn decode_traces(request: ExportTraceServiceRequest) -> Decoded<Vec<Span>> {
 }
 
 fn span(s: ProtoSpan, resource: &Arc<Resource>, scope: &Arc<Scope>) -> Result<Span, String> {
-    let trace_id = TraceId::from_slice(&s.trace_id).ok_or_else(|| format!("invalid trace id of {} bytes", s.trace_id.len()))?;
-    let span_id = SpanId::from_slice(&s.span_id).ok_or_else(|| format!("invalid span id of {} bytes", s.span_id.len()))?;
+    let trace_id = TraceId::from_slice(&s.trace_id)
+        .ok_or_else(|| format!("invalid trace id of {} bytes", s.trace_id.len()))?;
+    let span_id = SpanId::from_slice(&s.span_id)
+        .ok_or_else(|| format!("invalid span id of {} bytes", s.span_id.len()))?;
     if !matches!(s.parent_span_id.len(), 0 | 8) {
         return Err(format!("invalid parent span id of {} bytes", s.parent_span_id.len()));
     }
-    let time = |ns: u64, what: &str| TimestampNs::from_unsigned(ns).ok_or_else(|| format!("{what} time is past the year 2262"));
+    let time = |ns: u64, what: &str| {
+        TimestampNs::from_unsigned(ns).ok_or_else(|| format!("{what} time is past the year 2262"))
+    };
     if s.start_time_unix_nano == 0 {
         return Err("span has no start time".into());
     }

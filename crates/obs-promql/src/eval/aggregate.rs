@@ -51,7 +51,10 @@ impl Group {
         match value {
             SampleValue::Float(f) => {
                 self.floats += 1;
-                if self.floats == 1 || (op == AggregateOp::Min && (*f < self.extreme || self.extreme.is_nan())) || (op == AggregateOp::Max && (*f > self.extreme || self.extreme.is_nan())) {
+                if self.floats == 1
+                    || (op == AggregateOp::Min && (*f < self.extreme || self.extreme.is_nan()))
+                    || (op == AggregateOp::Max && (*f > self.extreme || self.extreme.is_nan()))
+                {
                     self.extreme = *f;
                 }
                 self.sum.add(*f);
@@ -97,7 +100,9 @@ impl Group {
         float(match op {
             AggregateOp::Sum => self.sum.value(),
             // A sum that overflowed still has a mean.
-            AggregateOp::Avg if self.sum.value().is_infinite() && self.mean.is_finite() => self.mean,
+            AggregateOp::Avg if self.sum.value().is_infinite() && self.mean.is_finite() => {
+                self.mean
+            }
             AggregateOp::Avg => self.sum.value() / n,
             AggregateOp::Stddev => (self.squares / n).sqrt(),
             AggregateOp::Stdvar => self.squares / n,
@@ -129,11 +134,21 @@ pub(crate) fn quantile(q: f64, values: &mut [f64]) -> f64 {
 
 fn group_labels(labels: &Labels, g: &Grouping) -> Labels {
     let listed = |n: &str| g.labels.iter().any(|l| l == n);
-    if g.without { labels.filter(|n| n != METRIC_NAME && !listed(n)) } else { labels.filter(listed) }
+    if g.without {
+        labels.filter(|n| n != METRIC_NAME && !listed(n))
+    } else {
+        labels.filter(listed)
+    }
 }
 
 impl Evaluator<'_> {
-    pub(crate) fn aggregate(&mut self, op: AggregateOp, param: Option<(Value, Pos)>, grouping: &Grouping, columns: Vec<Column>) -> Evaluated<Vec<Column>> {
+    pub(crate) fn aggregate(
+        &mut self,
+        op: AggregateOp,
+        param: Option<(Value, Pos)>,
+        grouping: &Grouping,
+        columns: Vec<Column>,
+    ) -> Evaluated<Vec<Column>> {
         // Groups in order of first appearance, so that results are stable.
         let mut index: HashMap<Labels, usize> = HashMap::new();
         let mut groups: Vec<(Labels, Vec<Column>)> = Vec::new();
@@ -148,9 +163,15 @@ impl Evaluator<'_> {
             }
         }
         match (op, param) {
-            (AggregateOp::Topk | AggregateOp::Bottomk, Some((Value::Scalar(k), _))) => self.top(op, &k, groups),
-            (AggregateOp::Quantile, Some((Value::Scalar(q), pos))) => Ok(self.quantiles(&q, pos, groups)),
-            (AggregateOp::CountValues, Some((Value::String(label), _))) => self.count_values(&label, groups),
+            (AggregateOp::Topk | AggregateOp::Bottomk, Some((Value::Scalar(k), _))) => {
+                self.top(op, &k, groups)
+            }
+            (AggregateOp::Quantile, Some((Value::Scalar(q), pos))) => {
+                Ok(self.quantiles(&q, pos, groups))
+            }
+            (AggregateOp::CountValues, Some((Value::String(label), _))) => {
+                self.count_values(&label, groups)
+            }
             (_, None) => Ok(self.fold(op, groups)),
             _ => execution("aggregation parameter has the wrong type"),
         }
@@ -167,8 +188,13 @@ impl Evaluator<'_> {
                     }
                 }
             }
-            if slots.iter().any(|g| g.floats > 0 && g.histograms > 0) && matches!(op, AggregateOp::Sum | AggregateOp::Avg) {
-                self.annotations.warn("encountered a mix of histograms and floats for aggregation", Pos::default());
+            if slots.iter().any(|g| g.floats > 0 && g.histograms > 0)
+                && matches!(op, AggregateOp::Sum | AggregateOp::Avg)
+            {
+                self.annotations.warn(
+                    "encountered a mix of histograms and floats for aggregation",
+                    Pos::default(),
+                );
             }
             out.push(Column { labels, values: slots.into_iter().map(|g| g.finish(op)).collect() });
         }
@@ -176,22 +202,42 @@ impl Evaluator<'_> {
         out
     }
 
-    fn quantiles(&mut self, q: &[f64], pos: Pos, groups: Vec<(Labels, Vec<Column>)>) -> Vec<Column> {
+    fn quantiles(
+        &mut self,
+        q: &[f64],
+        pos: Pos,
+        groups: Vec<(Labels, Vec<Column>)>,
+    ) -> Vec<Column> {
         if let Some(bad) = q.iter().find(|q| !(0.0..=1.0).contains(*q)) {
-            self.annotations.warn(format!("quantile value should be between 0 and 1, got {}", format_float(*bad)), pos);
+            self.annotations.warn(
+                format!("quantile value should be between 0 and 1, got {}", format_float(*bad)),
+                pos,
+            );
         }
         let value = |members: &[Column], step: usize, q: f64| {
             let mut values: Vec<f64> = members.iter().filter_map(|c| c.float(step)).collect();
-            if values.is_empty() { None } else { Some(SampleValue::Float(quantile(q, &mut values))) }
+            if values.is_empty() {
+                None
+            } else {
+                Some(SampleValue::Float(quantile(q, &mut values)))
+            }
         };
         groups
             .into_iter()
-            .map(|(labels, members)| Column { labels, values: q.iter().enumerate().map(|(i, q)| value(&members, i, *q)).collect() })
+            .map(|(labels, members)| Column {
+                labels,
+                values: q.iter().enumerate().map(|(i, q)| value(&members, i, *q)).collect(),
+            })
             .filter(|c| c.values.iter().any(Option::is_some))
             .collect()
     }
 
-    fn top(&self, op: AggregateOp, k: &[f64], groups: Vec<(Labels, Vec<Column>)>) -> Evaluated<Vec<Column>> {
+    fn top(
+        &self,
+        op: AggregateOp,
+        k: &[f64],
+        groups: Vec<(Labels, Vec<Column>)>,
+    ) -> Evaluated<Vec<Column>> {
         if let Some(bad) = k.iter().find(|k| k.is_nan() || k.abs() > 9.2e18) {
             return execution(format!("Scalar value {} overflows int64", format_float(*bad)));
         }
@@ -200,10 +246,15 @@ impl Evaluator<'_> {
             let mut kept = vec![vec![None; self.steps.count]; members.len()];
             let mut last_order: Vec<usize> = Vec::new();
             for (step, k) in k.iter().enumerate() {
-                let mut ranked: Vec<(usize, f64)> = members.iter().enumerate().filter_map(|(i, c)| Some((i, c.float(step)?))).collect();
+                let mut ranked: Vec<(usize, f64)> = members
+                    .iter()
+                    .enumerate()
+                    .filter_map(|(i, c)| Some((i, c.float(step)?)))
+                    .collect();
                 // NaN ranks last for both.
                 ranked.sort_by(|(_, a), (_, b)| {
-                    let natural = if op == AggregateOp::Topk { b.partial_cmp(a) } else { a.partial_cmp(b) };
+                    let natural =
+                        if op == AggregateOp::Topk { b.partial_cmp(a) } else { a.partial_cmp(b) };
                     natural.unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
                 });
                 ranked.truncate(k.max(0.0) as usize);
@@ -214,18 +265,28 @@ impl Evaluator<'_> {
                     }
                 }
             }
-            let mut columns: Vec<Option<Column>> = members.into_iter().zip(kept).map(|(c, values)| Some(Column { labels: c.labels, values })).collect();
+            let mut columns: Vec<Option<Column>> = members
+                .into_iter()
+                .zip(kept)
+                .map(|(c, values)| Some(Column { labels: c.labels, values }))
+                .collect();
             // An instant query lists the group by rank.
             if self.steps.count == 1 {
                 out.extend(last_order.into_iter().filter_map(|i| columns.get_mut(i)?.take()));
             } else {
-                out.extend(columns.into_iter().flatten().filter(|c| c.values.iter().any(Option::is_some)));
+                out.extend(
+                    columns.into_iter().flatten().filter(|c| c.values.iter().any(Option::is_some)),
+                );
             }
         }
         Ok(out)
     }
 
-    fn count_values(&self, label: &str, groups: Vec<(Labels, Vec<Column>)>) -> Evaluated<Vec<Column>> {
+    fn count_values(
+        &self,
+        label: &str,
+        groups: Vec<(Labels, Vec<Column>)>,
+    ) -> Evaluated<Vec<Column>> {
         if label.is_empty() {
             return execution("invalid label name \"\"");
         }
@@ -238,7 +299,10 @@ impl Evaluator<'_> {
                     let Some(f) = c.float(step) else { continue };
                     let text = format_float(f);
                     let at = *index.entry(text.clone()).or_insert_with(|| {
-                        out.push(Column { labels: labels.with(label, &text), values: vec![None; self.steps.count] });
+                        out.push(Column {
+                            labels: labels.with(label, &text),
+                            values: vec![None; self.steps.count],
+                        });
                         out.len() - 1
                     });
                     if let Some(slot) = out.get_mut(at).and_then(|c| c.values.get_mut(step)) {

@@ -26,7 +26,15 @@ fn floats(op: BinaryOp, l: f64, r: f64) -> (f64, bool) {
 }
 
 impl Evaluator<'_> {
-    pub(crate) fn binary(&mut self, op: BinaryOp, lhs: Value, rhs: Value, bool_modifier: bool, matching: &Matching, pos: Pos) -> Evaluated<Value> {
+    pub(crate) fn binary(
+        &mut self,
+        op: BinaryOp,
+        lhs: Value,
+        rhs: Value,
+        bool_modifier: bool,
+        matching: &Matching,
+        pos: Pos,
+    ) -> Evaluated<Value> {
         match (lhs, rhs) {
             (Value::Scalar(l), Value::Scalar(r)) => {
                 let pair = |(a, b): (f64, f64)| match floats(op, a, b) {
@@ -35,18 +43,39 @@ impl Evaluator<'_> {
                 };
                 Ok(Value::Scalar(l.into_iter().zip(r).map(pair).collect()))
             }
-            (Value::Vector(l), Value::Scalar(r)) => self.vector_scalar(op, l, &r, false, bool_modifier, pos),
-            (Value::Scalar(l), Value::Vector(r)) => self.vector_scalar(op, r, &l, true, bool_modifier, pos),
-            (Value::Vector(l), Value::Vector(r)) if op.is_set() => Ok(Value::Vector(self.set(op, l, r, matching))),
-            (Value::Vector(l), Value::Vector(r)) => self.vectors(op, l, r, bool_modifier, matching, pos).map(Value::Vector),
+            (Value::Vector(l), Value::Scalar(r)) => {
+                self.vector_scalar(op, l, &r, false, bool_modifier, pos)
+            }
+            (Value::Scalar(l), Value::Vector(r)) => {
+                self.vector_scalar(op, r, &l, true, bool_modifier, pos)
+            }
+            (Value::Vector(l), Value::Vector(r)) if op.is_set() => {
+                Ok(Value::Vector(self.set(op, l, r, matching)))
+            }
+            (Value::Vector(l), Value::Vector(r)) => {
+                self.vectors(op, l, r, bool_modifier, matching, pos).map(Value::Vector)
+            }
             _ => execution("binary operation on a string"),
         }
     }
 
     /// Applies an operator to two samples; `None` drops the pair.
-    fn samples(&mut self, op: BinaryOp, l: &SampleValue, r: &SampleValue, pos: Pos) -> Option<(SampleValue, bool)> {
+    fn samples(
+        &mut self,
+        op: BinaryOp,
+        l: &SampleValue,
+        r: &SampleValue,
+        pos: Pos,
+    ) -> Option<(SampleValue, bool)> {
         let illegal = |ev: &mut Self, a: &str, b: &str| {
-            ev.annotations.info(format!("incompatible sample types encountered for binary operator {:?}: {a} {} {b}", op.as_str(), op.as_str()), pos);
+            ev.annotations.info(
+                format!(
+                    "incompatible sample types encountered for binary operator {:?}: {a} {} {b}",
+                    op.as_str(),
+                    op.as_str()
+                ),
+                pos,
+            );
             None
         };
         match (l, r) {
@@ -54,8 +83,10 @@ impl Evaluator<'_> {
                 let (v, keep) = floats(op, *a, *b);
                 Some((SampleValue::Float(v), keep))
             }
-            (SampleValue::Histogram(h), SampleValue::Float(f)) | (SampleValue::Float(f), SampleValue::Histogram(h))
-                if op == BinaryOp::Mul || (op == BinaryOp::Div && matches!(l, SampleValue::Histogram(_))) =>
+            (SampleValue::Histogram(h), SampleValue::Float(f))
+            | (SampleValue::Float(f), SampleValue::Histogram(h))
+                if op == BinaryOp::Mul
+                    || (op == BinaryOp::Div && matches!(l, SampleValue::Histogram(_))) =>
             {
                 let mut h = (**h).clone();
                 h.scale(if op == BinaryOp::Mul { *f } else { 1.0 / f });
@@ -78,7 +109,14 @@ impl Evaluator<'_> {
         }
     }
 
-    fn slot(&mut self, op: BinaryOp, l: &SampleValue, r: &SampleValue, bool_modifier: bool, pos: Pos) -> Slot {
+    fn slot(
+        &mut self,
+        op: BinaryOp,
+        l: &SampleValue,
+        r: &SampleValue,
+        bool_modifier: bool,
+        pos: Pos,
+    ) -> Slot {
         let (value, keep) = self.samples(op, l, r, pos)?;
         match (op.is_comparison(), bool_modifier, keep) {
             (true, true, _) => Some(SampleValue::Float(f64::from(u8::from(keep)))),
@@ -87,7 +125,15 @@ impl Evaluator<'_> {
         }
     }
 
-    fn vector_scalar(&mut self, op: BinaryOp, columns: Vec<Column>, scalar: &[f64], swapped: bool, bool_modifier: bool, pos: Pos) -> Evaluated<Value> {
+    fn vector_scalar(
+        &mut self,
+        op: BinaryOp,
+        columns: Vec<Column>,
+        scalar: &[f64],
+        swapped: bool,
+        bool_modifier: bool,
+        pos: Pos,
+    ) -> Evaluated<Value> {
         let mut out = Vec::with_capacity(columns.len());
         for c in columns {
             let mut values = Vec::with_capacity(c.values.len());
@@ -100,24 +146,39 @@ impl Evaluator<'_> {
                     Some(if op.is_comparison() && !bool_modifier { v } else { result })
                 }));
             }
-            let labels = if op.is_comparison() && !bool_modifier { c.labels } else { c.labels.without_name() };
+            let labels = if op.is_comparison() && !bool_modifier {
+                c.labels
+            } else {
+                c.labels.without_name()
+            };
             out.push(Column { labels, values });
         }
         super::merge_same_labels(out).map(Value::Vector)
     }
 
-    fn set(&self, op: BinaryOp, lhs: Vec<Column>, rhs: Vec<Column>, matching: &Matching) -> Vec<Column> {
+    fn set(
+        &self,
+        op: BinaryOp,
+        lhs: Vec<Column>,
+        rhs: Vec<Column>,
+        matching: &Matching,
+    ) -> Vec<Column> {
         let present = |columns: &[Column]| {
             let mut by_key: HashMap<Labels, Vec<bool>> = HashMap::new();
             for c in columns {
-                let seen = by_key.entry(signature(&c.labels, matching)).or_insert_with(|| vec![false; self.steps.count]);
+                let seen = by_key
+                    .entry(signature(&c.labels, matching))
+                    .or_insert_with(|| vec![false; self.steps.count]);
                 for (flag, slot) in seen.iter_mut().zip(&c.values) {
                     *flag |= slot.is_some();
                 }
             }
             by_key
         };
-        let mask = |columns: Vec<Column>, other: &HashMap<Labels, Vec<bool>>, keep_if_present: bool| -> Vec<Column> {
+        let mask = |columns: Vec<Column>,
+                    other: &HashMap<Labels, Vec<bool>>,
+                    keep_if_present: bool|
+         -> Vec<Column> {
             columns
                 .into_iter()
                 .map(|mut c| {
@@ -155,7 +216,15 @@ impl Evaluator<'_> {
         }
     }
 
-    fn vectors(&mut self, op: BinaryOp, lhs: Vec<Column>, rhs: Vec<Column>, bool_modifier: bool, matching: &Matching, pos: Pos) -> Evaluated<Vec<Column>> {
+    fn vectors(
+        &mut self,
+        op: BinaryOp,
+        lhs: Vec<Column>,
+        rhs: Vec<Column>,
+        bool_modifier: bool,
+        matching: &Matching,
+        pos: Pos,
+    ) -> Evaluated<Vec<Column>> {
         let swapped = matching.cardinality == Cardinality::OneToMany;
         let (many, one) = if swapped { (rhs, lhs) } else { (lhs, rhs) };
         let mut ones: HashMap<Labels, Vec<Column>> = HashMap::new();
@@ -171,18 +240,22 @@ impl Evaluator<'_> {
             let Some(partners) = ones.get(&key) else { continue };
             for (step, slot) in m.values.iter().enumerate() {
                 let Some(value) = slot else { continue };
-                let mut there = partners.iter().filter_map(|c| Some((c, c.values.get(step)?.as_ref()?)));
+                let mut there =
+                    partners.iter().filter_map(|c| Some((c, c.values.get(step)?.as_ref()?)));
                 let Some((partner, other)) = there.next() else { continue };
                 if let Some((second, _)) = there.next() {
                     return duplicate(&key, &partner.labels, &second.labels, swapped);
                 }
                 let (l, r) = if swapped { (other, value) } else { (value, other) };
                 if matching.cardinality == Cardinality::OneToOne {
-                    let seen = matched.entry(key.clone()).or_insert_with(|| vec![false; self.steps.count]);
+                    let seen =
+                        matched.entry(key.clone()).or_insert_with(|| vec![false; self.steps.count]);
                     if let Some(flag) = seen.get_mut(step)
                         && std::mem::replace(flag, true)
                     {
-                        return execution("multiple matches for labels: many-to-one matching must be explicit (group_left/group_right)");
+                        return execution(
+                            "multiple matches for labels: many-to-one matching must be explicit (group_left/group_right)",
+                        );
                     }
                 }
                 let Some(result) = self.slot(op, l, r, bool_modifier, pos) else { continue };
@@ -194,7 +267,9 @@ impl Evaluator<'_> {
                 });
                 if let Some(place) = columns.get_mut(index).and_then(|c| c.values.get_mut(step)) {
                     if place.is_some() {
-                        return execution("multiple matches for labels: grouping labels must ensure unique matches");
+                        return execution(
+                            "multiple matches for labels: grouping labels must ensure unique matches",
+                        );
                     }
                     *place = Some(result);
                 }
@@ -213,11 +288,22 @@ fn duplicate<T>(key: &Labels, a: &Labels, b: &Labels, swapped: bool) -> Evaluate
 
 fn signature(labels: &Labels, matching: &Matching) -> Labels {
     let listed = |n: &str| matching.labels.iter().any(|l| l == n);
-    if matching.on { labels.filter(listed) } else { labels.filter(|n| n != obs_model::METRIC_NAME && !listed(n)) }
+    if matching.on {
+        labels.filter(listed)
+    } else {
+        labels.filter(|n| n != obs_model::METRIC_NAME && !listed(n))
+    }
 }
 
-fn result_labels(op: BinaryOp, bool_modifier: bool, matching: &Matching, many: &Labels, one: &Labels) -> Labels {
-    let base = if op.is_comparison() && !bool_modifier { many.clone() } else { many.without_name() };
+fn result_labels(
+    op: BinaryOp,
+    bool_modifier: bool,
+    matching: &Matching,
+    many: &Labels,
+    one: &Labels,
+) -> Labels {
+    let base =
+        if op.is_comparison() && !bool_modifier { many.clone() } else { many.without_name() };
     if matching.cardinality == Cardinality::OneToOne {
         let listed = |n: &str| matching.labels.iter().any(|l| l == n);
         return if matching.on { base.filter(listed) } else { base.filter(|n| !listed(n)) };

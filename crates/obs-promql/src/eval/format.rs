@@ -25,7 +25,17 @@ mod tests {
 
     #[test]
     fn floats_print_as_go_prints_them() {
-        let cases = [(0.0, "0"), (-0.0, "-0"), (1.5, "1.5"), (1e21, "1e+21"), (1e-7, "1e-07"), (123456789.0, "123456789"), (f64::NAN, "NaN"), (f64::NEG_INFINITY, "-Inf"), (0.1, "0.1")];
+        let cases = [
+            (0.0, "0"),
+            (-0.0, "-0"),
+            (1.5, "1.5"),
+            (1e21, "1e+21"),
+            (1e-7, "1e-07"),
+            (123456789.0, "123456789"),
+            (f64::NAN, "NaN"),
+            (f64::NEG_INFINITY, "-Inf"),
+            (0.1, "0.1"),
+        ];
         for (f, want) in cases {
             assert_eq!(format_float(f), want);
         }

@@ -2,7 +2,9 @@
 
 use crate::ast::Pos;
 use crate::eval::{Column, Evaluated, Evaluator, format_float};
-use obs_model::{CUSTOM_BUCKETS_SCHEMA, Histogram, HistogramBucket, Labels, METRIC_NAME, SampleValue};
+use obs_model::{
+    CUSTOM_BUCKETS_SCHEMA, Histogram, HistogramBucket, Labels, METRIC_NAME, SampleValue,
+};
 use std::collections::HashMap;
 
 /// A classic bucket: upper bound and cumulative count.
@@ -86,7 +88,8 @@ fn native_quantile(q: f64, h: &Histogram) -> f64 {
     let mut rank = if forward { q * h.count } else { (1.0 - q) * h.count };
     let mut seen = 0.0;
     let mut found: Option<HistogramBucket> = None;
-    let order: Box<dyn Iterator<Item = &HistogramBucket>> = if forward { Box::new(buckets.iter()) } else { Box::new(buckets.iter().rev()) };
+    let order: Box<dyn Iterator<Item = &HistogramBucket>> =
+        if forward { Box::new(buckets.iter()) } else { Box::new(buckets.iter().rev()) };
     for b in order.filter(|b| b.count != 0.0) {
         seen += b.count;
         found = Some(*b);
@@ -131,7 +134,11 @@ fn native_quantile(q: f64, h: &Histogram) -> f64 {
         return b.lower + (b.upper - b.lower) * fraction;
     }
     let (low, high) = (b.lower.abs().log2(), b.upper.abs().log2());
-    if b.lower > 0.0 { (low + (high - low) * fraction).exp2() } else { -(high + (low - high) * (1.0 - fraction)).exp2() }
+    if b.lower > 0.0 {
+        (low + (high - low) * fraction).exp2()
+    } else {
+        -(high + (low - high) * (1.0 - fraction)).exp2()
+    }
 }
 
 /// Share of observations at or below `value` of a native histogram, times the count.
@@ -182,7 +189,13 @@ fn classic_rank(value: f64, buckets: &[Bucket]) -> f64 {
 
 impl Evaluator<'_> {
     /// Groups classic `le` series by their other labels and applies `classic` or `native`.
-    fn per_histogram(&mut self, columns: Vec<Column>, pos: Pos, classic: impl Fn(usize, &mut Vec<Bucket>) -> f64, native: impl Fn(usize, &Histogram) -> f64) -> Evaluated<Vec<Column>> {
+    fn per_histogram(
+        &mut self,
+        columns: Vec<Column>,
+        pos: Pos,
+        classic: impl Fn(usize, &mut Vec<Bucket>) -> f64,
+        native: impl Fn(usize, &Histogram) -> f64,
+    ) -> Evaluated<Vec<Column>> {
         let mut index: HashMap<Labels, usize> = HashMap::new();
         let mut groups: Vec<(Labels, Vec<Vec<Bucket>>)> = Vec::new();
         let mut out = Vec::new();
@@ -217,21 +230,46 @@ impl Evaluator<'_> {
             out.push(Column { labels: c.labels.without_name(), values: natives });
         }
         for (labels, steps) in groups {
-            let value = |(step, mut buckets): (usize, Vec<Bucket>)| if buckets.is_empty() { None } else { Some(SampleValue::Float(classic(step, &mut buckets))) };
+            let value = |(step, mut buckets): (usize, Vec<Bucket>)| {
+                if buckets.is_empty() {
+                    None
+                } else {
+                    Some(SampleValue::Float(classic(step, &mut buckets)))
+                }
+            };
             out.push(Column { labels, values: steps.into_iter().enumerate().map(value).collect() });
         }
         super::merge_same_labels(out)
     }
 
-    pub(crate) fn histogram_quantile(&mut self, q: &[f64], columns: Vec<Column>, pos: Pos) -> Evaluated<Vec<Column>> {
+    pub(crate) fn histogram_quantile(
+        &mut self,
+        q: &[f64],
+        columns: Vec<Column>,
+        pos: Pos,
+    ) -> Evaluated<Vec<Column>> {
         if let Some(bad) = q.iter().find(|q| !(0.0..=1.0).contains(*q)) {
-            self.annotations.warn(format!("quantile value should be between 0 and 1, got {}", format_float(*bad)), pos);
+            self.annotations.warn(
+                format!("quantile value should be between 0 and 1, got {}", format_float(*bad)),
+                pos,
+            );
         }
         let at = |step: usize| q.get(step).copied().unwrap_or(f64::NAN);
-        self.per_histogram(columns, pos, |s, b| classic_quantile(at(s), b), |s, h| native_quantile(at(s), h))
+        self.per_histogram(
+            columns,
+            pos,
+            |s, b| classic_quantile(at(s), b),
+            |s, h| native_quantile(at(s), h),
+        )
     }
 
-    pub(crate) fn histogram_fraction(&mut self, lower: &[f64], upper: &[f64], columns: Vec<Column>, pos: Pos) -> Evaluated<Vec<Column>> {
+    pub(crate) fn histogram_fraction(
+        &mut self,
+        lower: &[f64],
+        upper: &[f64],
+        columns: Vec<Column>,
+        pos: Pos,
+    ) -> Evaluated<Vec<Column>> {
         let at = |list: &[f64], step: usize| list.get(step).copied().unwrap_or(f64::NAN);
         let share = |lower: f64, upper: f64, count: f64, rank: &dyn Fn(f64) -> f64| {
             if lower.is_nan() || upper.is_nan() || count == 0.0 || count.is_nan() {
@@ -245,7 +283,15 @@ impl Evaluator<'_> {
         self.per_histogram(
             columns,
             pos,
-            |s, b| if prepare(b) { share(at(lower, s), at(upper, s), b.last().map_or(0.0, |b| b.count), &|v| classic_rank(v, b)) } else { f64::NAN },
+            |s, b| {
+                if prepare(b) {
+                    share(at(lower, s), at(upper, s), b.last().map_or(0.0, |b| b.count), &|v| {
+                        classic_rank(v, b)
+                    })
+                } else {
+                    f64::NAN
+                }
+            },
             |s, h| share(at(lower, s), at(upper, s), h.count, &|v| native_rank(v, h)),
         )
     }

@@ -16,7 +16,9 @@ pub use annotations::Annotations;
 pub use format::format_float;
 
 use crate::ast::{At, Expr, Selector};
-use obs_model::{Budget, Labels, Sample, SampleValue, SelectError, SelectSeries, Series, TenantId, TimestampMs};
+use obs_model::{
+    Budget, Labels, Sample, SampleValue, SelectError, SelectSeries, Series, TenantId, TimestampMs,
+};
 use std::collections::HashMap;
 
 /// Settings of a query that do not depend on its text. Milliseconds.
@@ -129,16 +131,33 @@ pub(crate) struct Evaluator<'a> {
 ///
 /// # Errors
 /// See [`EvalError`].
-pub fn evaluate_instant(source: &dyn SelectSeries, tenant: &TenantId, expr: &Expr, time: TimestampMs, options: QueryOptions, budget: &Budget) -> Result<(Output, Annotations), EvalError> {
+pub fn evaluate_instant(
+    source: &dyn SelectSeries,
+    tenant: &TenantId,
+    expr: &Expr,
+    time: TimestampMs,
+    options: QueryOptions,
+    budget: &Budget,
+) -> Result<(Output, Annotations), EvalError> {
     let steps = Steps { start: time.millis(), step: 1, count: 1 };
     let mut annotations = Annotations::default();
-    let mut ev = Evaluator { source, tenant, budget, options, annotations: &mut annotations, steps, bounds: (steps.start, steps.start) };
+    let mut ev = Evaluator {
+        source,
+        tenant,
+        budget,
+        options,
+        annotations: &mut annotations,
+        steps,
+        bounds: (steps.start, steps.start),
+    };
     let sample = |value| Sample { timestamp: time, value };
     let output = if expr.value_type() == crate::ast::ValueType::Matrix {
         Output::Matrix(ev.instant_matrix(expr)?)
     } else {
         match ev.eval(expr)? {
-            Value::Scalar(v) => Output::Scalar(sample(SampleValue::Float(v.first().copied().unwrap_or(f64::NAN)))),
+            Value::Scalar(v) => {
+                Output::Scalar(sample(SampleValue::Float(v.first().copied().unwrap_or(f64::NAN))))
+            }
             Value::String(s) => Output::String(time, s),
             Value::Vector(columns) => {
                 let row = |c: Column| Some((c.labels, sample(c.values.into_iter().next()??)));
@@ -153,24 +172,49 @@ pub fn evaluate_instant(source: &dyn SelectSeries, tenant: &TenantId, expr: &Exp
 ///
 /// # Errors
 /// See [`EvalError`]; also when the expression is not a scalar or instant vector.
-pub fn evaluate_range(source: &dyn SelectSeries, tenant: &TenantId, expr: &Expr, (start, end): (TimestampMs, TimestampMs), step_ms: i64, options: QueryOptions, budget: &Budget) -> Result<(Output, Annotations), EvalError> {
+pub fn evaluate_range(
+    source: &dyn SelectSeries,
+    tenant: &TenantId,
+    expr: &Expr,
+    (start, end): (TimestampMs, TimestampMs),
+    step_ms: i64,
+    options: QueryOptions,
+    budget: &Budget,
+) -> Result<(Output, Annotations), EvalError> {
     let count = (end.millis().saturating_sub(start.millis()).max(0) / step_ms.max(1)) as usize + 1;
     let steps = Steps { start: start.millis(), step: step_ms.max(1), count };
     let mut annotations = Annotations::default();
-    let mut ev = Evaluator { source, tenant, budget, options, annotations: &mut annotations, steps, bounds: (start.millis(), end.millis()) };
+    let mut ev = Evaluator {
+        source,
+        tenant,
+        budget,
+        options,
+        annotations: &mut annotations,
+        steps,
+        bounds: (start.millis(), end.millis()),
+    };
     let columns = match ev.eval(expr)? {
         Value::Scalar(v) => {
             let values = v.into_iter().map(|f| Some(SampleValue::Float(f))).collect();
             vec![Column { labels: Labels::default(), values }]
         }
         Value::Vector(columns) => columns,
-        Value::String(_) => return execution("invalid expression type \"string\" for range query, must be Scalar or instant Vector"),
+        Value::String(_) => {
+            return execution(
+                "invalid expression type \"string\" for range query, must be Scalar or instant Vector",
+            );
+        }
     };
     let mut series: Vec<Series> = columns
         .into_iter()
         .map(|c| {
-            let point = |(t, v): (i64, Slot)| Some(Sample { timestamp: TimestampMs::from_millis(t), value: v? });
-            Series { labels: c.labels, samples: steps.times().zip(c.values).filter_map(point).collect() }
+            let point = |(t, v): (i64, Slot)| {
+                Some(Sample { timestamp: TimestampMs::from_millis(t), value: v? })
+            };
+            Series {
+                labels: c.labels,
+                samples: steps.times().zip(c.values).filter_map(point).collect(),
+            }
         })
         .filter(|s| !s.samples.is_empty())
         .collect();
@@ -182,7 +226,14 @@ pub fn evaluate_range(source: &dyn SelectSeries, tenant: &TenantId, expr: &Expr,
 #[cfg(test)]
 pub(crate) fn constant(expr: &Expr) -> Option<f64> {
     let store = obs_testkit::MemoryStore::default();
-    let out = evaluate_instant(&store, &TenantId::default(), expr, TimestampMs::from_millis(0), QueryOptions::default(), &Budget::new(1, 1));
+    let out = evaluate_instant(
+        &store,
+        &TenantId::default(),
+        expr,
+        TimestampMs::from_millis(0),
+        QueryOptions::default(),
+        &Budget::new(1, 1),
+    );
     match out.ok()?.0 {
         Output::Scalar(Sample { value: SampleValue::Float(f), .. }) => Some(f),
         _ => None,
@@ -206,12 +257,17 @@ impl Evaluator<'_> {
                 self.binary(*op, l, r, *bool_modifier, matching, *pos)
             }
             Expr::Aggregate { op, expr: inner, param, grouping, .. } => {
-                let param = param.as_ref().map(|p| Ok::<_, EvalError>((self.eval(p)?, p.pos()))).transpose()?;
+                let param = param
+                    .as_ref()
+                    .map(|p| Ok::<_, EvalError>((self.eval(p)?, p.pos())))
+                    .transpose()?;
                 let columns = self.vector(inner)?;
                 self.aggregate(*op, param, grouping, columns).map(Value::Vector)
             }
             Expr::Call { function, args, pos } => self.call(function.name, args, *pos),
-            Expr::Matrix { .. } | Expr::Subquery { .. } => execution("range vector cannot be evaluated on its own"),
+            Expr::Matrix { .. } | Expr::Subquery { .. } => {
+                execution("range vector cannot be evaluated on its own")
+            }
         }
     }
 
@@ -278,7 +334,11 @@ impl Evaluator<'_> {
     }
 
     /// Evaluates with other steps, for subqueries.
-    pub(crate) fn with_steps<T>(&mut self, steps: Steps, f: impl FnOnce(&mut Self) -> Evaluated<T>) -> Evaluated<T> {
+    pub(crate) fn with_steps<T>(
+        &mut self,
+        steps: Steps,
+        f: impl FnOnce(&mut Self) -> Evaluated<T>,
+    ) -> Evaluated<T> {
         let saved = std::mem::replace(&mut self.steps, steps);
         let result = f(self);
         self.steps = saved;

@@ -24,7 +24,12 @@ struct Window {
 ///
 /// `first`/`delta` are the first value and the increase, for counters: a counter is never
 /// extrapolated below zero.
-fn extrapolation(times: (i64, i64), count: usize, window: Window, counter: Option<(f64, f64)>) -> f64 {
+fn extrapolation(
+    times: (i64, i64),
+    count: usize,
+    window: Window,
+    counter: Option<(f64, f64)>,
+) -> f64 {
     let sampled = (times.1 - times.0) as f64 / 1000.0;
     let average = sampled / (count as f64 - 1.0);
     let mut to_start = (times.0 - window.start) as f64 / 1000.0;
@@ -46,7 +51,12 @@ fn extrapolation(times: (i64, i64), count: usize, window: Window, counter: Optio
 }
 
 /// `rate`, `increase` and `delta`.
-fn extrapolated(samples: &[Sample], window: Window, counter: bool, per_second: bool) -> Result<Slot, &'static str> {
+fn extrapolated(
+    samples: &[Sample],
+    window: Window,
+    counter: bool,
+    per_second: bool,
+) -> Result<Slot, &'static str> {
     let (Some(first), Some(last)) = (samples.first(), samples.last()) else { return Ok(None) };
     if samples.len() < 2 {
         return Ok(None);
@@ -59,29 +69,43 @@ fn extrapolated(samples: &[Sample], window: Window, counter: bool, per_second: b
             let mut delta = b - a;
             let mut previous = *a;
             for s in samples {
-                let Some(f) = float(s) else { return Err("encountered a mix of histograms and floats for metric name") };
+                let Some(f) = float(s) else {
+                    return Err("encountered a mix of histograms and floats for metric name");
+                };
                 if counter && f < previous {
                     delta += previous;
                 }
                 previous = f;
             }
-            let factor = extrapolation(times, samples.len(), window, counter.then_some((*a, delta)));
+            let factor =
+                extrapolation(times, samples.len(), window, counter.then_some((*a, delta)));
             Ok(Some(SampleValue::Float(delta * factor * per)))
         }
         (SampleValue::Histogram(a), SampleValue::Histogram(b)) => {
             let mut delta = (**b).clone();
             if !delta.add_scaled(a, -1.0) {
-                return Err("vector contains histograms with incompatible custom buckets for metric name");
+                return Err(
+                    "vector contains histograms with incompatible custom buckets for metric name",
+                );
             }
             let mut previous: &Histogram = a;
             for s in samples.iter().skip(1) {
-                let SampleValue::Histogram(h) = &s.value else { return Err("encountered a mix of histograms and floats for metric name") };
+                let SampleValue::Histogram(h) = &s.value else {
+                    return Err("encountered a mix of histograms and floats for metric name");
+                };
                 if counter && h.is_reset_after(previous) && !delta.add_scaled(previous, 1.0) {
-                    return Err("vector contains histograms with incompatible custom buckets for metric name");
+                    return Err(
+                        "vector contains histograms with incompatible custom buckets for metric name",
+                    );
                 }
                 previous = h;
             }
-            let factor = extrapolation(times, samples.len(), window, counter.then_some((a.count, delta.count)));
+            let factor = extrapolation(
+                times,
+                samples.len(),
+                window,
+                counter.then_some((a.count, delta.count)),
+            );
             delta.scale(factor * per);
             Ok(Some(SampleValue::Histogram(delta.into())))
         }
@@ -152,7 +176,9 @@ fn of_floats(name: &str, points: &Points, param: f64, window_end: i64) -> Option
         return None;
     }
     let n = points.len() as f64;
-    let changes = |hit: fn(f64, f64) -> bool| points.windows(2).filter(|w| matches!(w, [a, b] if hit(a.1, b.1))).count() as f64;
+    let changes = |hit: fn(f64, f64) -> bool| {
+        points.windows(2).filter(|w| matches!(w, [a, b] if hit(a.1, b.1))).count() as f64
+    };
     Some(match name {
         "irate" => instant_delta(points, true)?,
         "idelta" => instant_delta(points, false)?,
@@ -165,7 +191,9 @@ fn of_floats(name: &str, points: &Points, param: f64, window_end: i64) -> Option
         "sum_over_time" => sum(points),
         "stddev_over_time" => variance(points).sqrt(),
         "stdvar_over_time" => variance(points),
-        "quantile_over_time" => quantile(param, &mut points.iter().map(|p| p.1).collect::<Vec<_>>()),
+        "quantile_over_time" => {
+            quantile(param, &mut points.iter().map(|p| p.1).collect::<Vec<_>>())
+        }
         "changes" => changes(|a, b| a != b && !(a.is_nan() && b.is_nan())),
         "resets" => changes(|a, b| b < a),
         "deriv" => regression(points, i64::MIN)?.0,
@@ -179,7 +207,10 @@ fn of_floats(name: &str, points: &Points, param: f64, window_end: i64) -> Option
 
 /// Functions of a window of histograms only.
 fn of_histograms(name: &str, samples: &[Sample]) -> Slot {
-    let histograms: Vec<&Histogram> = samples.iter().filter_map(|s| if let SampleValue::Histogram(h) = &s.value { Some(&**h) } else { None }).collect();
+    let histograms: Vec<&Histogram> = samples
+        .iter()
+        .filter_map(|s| if let SampleValue::Histogram(h) = &s.value { Some(&**h) } else { None })
+        .collect();
     let (first, rest) = histograms.split_first()?;
     match name {
         "sum_over_time" | "avg_over_time" => {
@@ -194,8 +225,13 @@ fn of_histograms(name: &str, samples: &[Sample]) -> Slot {
             }
             Some(SampleValue::Histogram(total.into()))
         }
-        "changes" => Some(SampleValue::Float(histograms.windows(2).filter(|w| matches!(w, [a, b] if a != b)).count() as f64)),
-        "resets" => Some(SampleValue::Float(histograms.windows(2).filter(|w| matches!(w, [a, b] if b.is_reset_after(a))).count() as f64)),
+        "changes" => Some(SampleValue::Float(
+            histograms.windows(2).filter(|w| matches!(w, [a, b] if a != b)).count() as f64,
+        )),
+        "resets" => Some(SampleValue::Float(
+            histograms.windows(2).filter(|w| matches!(w, [a, b] if b.is_reset_after(a))).count()
+                as f64,
+        )),
         _ => None,
     }
 }
@@ -204,9 +240,16 @@ const COUNTER_SUFFIXES: [&str; 4] = ["_total", "_sum", "_count", "_bucket"];
 
 impl Evaluator<'_> {
     /// Evaluates a function whose argument at `range_at` is a range vector.
-    pub(crate) fn range_function(&mut self, name: &str, args: &[Expr], pos: Pos) -> Evaluated<Vec<Column>> {
+    pub(crate) fn range_function(
+        &mut self,
+        name: &str,
+        args: &[Expr],
+        pos: Pos,
+    ) -> Evaluated<Vec<Column>> {
         let range_at = usize::from(name == "quantile_over_time");
-        let Some(range_arg) = args.get(range_at) else { return super::execution("missing argument") };
+        let Some(range_arg) = args.get(range_at) else {
+            return super::execution("missing argument");
+        };
         let ranges = self.range_vector(range_arg)?;
         let params = match args.get(1 - range_at) {
             Some(p) => self.scalar(p)?,
@@ -215,7 +258,8 @@ impl Evaluator<'_> {
         if name == "quantile_over_time"
             && let Some(bad) = params.iter().find(|q| !(0.0..=1.0).contains(*q))
         {
-            let text = format!("quantile value should be between 0 and 1, got {}", format_float(*bad));
+            let text =
+                format!("quantile value should be between 0 and 1, got {}", format_float(*bad));
             self.annotations.warn(text, args.first().map_or(pos, Expr::pos));
         }
         let mut columns = self.windows(name, &ranges, &params, pos, range_arg)?;
@@ -227,10 +271,22 @@ impl Evaluator<'_> {
         merge_same_labels(columns)
     }
 
-    fn windows(&mut self, name: &str, ranges: &RangeVector, params: &[f64], pos: Pos, arg: &Expr) -> Evaluated<Vec<Column>> {
+    fn windows(
+        &mut self,
+        name: &str,
+        ranges: &RangeVector,
+        params: &[f64],
+        pos: Pos,
+        arg: &Expr,
+    ) -> Evaluated<Vec<Column>> {
         let blank = || vec![None; self.steps.count];
-        self.budget.take(0, ranges.series.len().saturating_mul(self.steps.count).saturating_mul(24))?;
-        let mut columns: Vec<Column> = ranges.series.iter().map(|s| Column { labels: s.labels.clone(), values: blank() }).collect();
+        self.budget
+            .take(0, ranges.series.len().saturating_mul(self.steps.count).saturating_mul(24))?;
+        let mut columns: Vec<Column> = ranges
+            .series
+            .iter()
+            .map(|s| Column { labels: s.labels.clone(), values: blank() })
+            .collect();
         let mut problems: Vec<(usize, &'static str)> = Vec::new();
         let mut points = Points::new();
         let budget = self.budget;
@@ -240,25 +296,37 @@ impl Evaluator<'_> {
             let window = Window { start: end - ranges.range_ms, end };
             let float_result = |f: f64| Some(SampleValue::Float(f));
             let slot = match name {
-                "rate" | "increase" | "delta" => extrapolated(samples, window, name != "delta", name == "rate").unwrap_or_else(|problem| {
-                    problems.push((series, problem));
-                    None
-                }),
+                "rate" | "increase" | "delta" => {
+                    extrapolated(samples, window, name != "delta", name == "rate").unwrap_or_else(
+                        |problem| {
+                            problems.push((series, problem));
+                            None
+                        },
+                    )
+                }
                 "last_over_time" => samples.last().map(|s| s.value.clone()),
                 "count_over_time" => float_result(samples.len() as f64),
                 "present_over_time" => float_result(1.0),
                 _ => {
                     points.clear();
-                    points.extend(samples.iter().filter_map(|s| Some((s.timestamp.millis(), float(s)?))));
+                    points.extend(
+                        samples.iter().filter_map(|s| Some((s.timestamp.millis(), float(s)?))),
+                    );
                     // `predict_linear` predicts from the evaluation time, not from the window's end.
                     let at = if name == "predict_linear" { self.steps.at(step) } else { end };
                     if points.is_empty() {
                         of_histograms(name, samples)
-                    } else if points.len() < samples.len() && matches!(name, "sum_over_time" | "avg_over_time") {
-                        problems.push((series, "encountered a mix of histograms and floats for metric name"));
+                    } else if points.len() < samples.len()
+                        && matches!(name, "sum_over_time" | "avg_over_time")
+                    {
+                        problems.push((
+                            series,
+                            "encountered a mix of histograms and floats for metric name",
+                        ));
                         None
                     } else {
-                        of_floats(name, &points, params.get(step).copied().unwrap_or(f64::NAN), at).and_then(float_result)
+                        of_floats(name, &points, params.get(step).copied().unwrap_or(f64::NAN), at)
+                            .and_then(float_result)
                     }
                 }
             };
@@ -281,7 +349,10 @@ impl Evaluator<'_> {
         for s in &ranges.series {
             let name = s.labels.metric_name();
             let is_float = s.samples.iter().any(|x| matches!(x.value, SampleValue::Float(_)));
-            if is_float && !name.is_empty() && !COUNTER_SUFFIXES.iter().any(|suffix| name.ends_with(suffix)) {
+            if is_float
+                && !name.is_empty()
+                && !COUNTER_SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
+            {
                 self.annotations.info(format!("metric might not be a counter, name does not end in _total/_sum/_count/_bucket: {name:?}"), arg.pos());
                 return;
             }
@@ -299,10 +370,17 @@ impl Evaluator<'_> {
             Ok::<_, obs_model::SelectError>(())
         })?;
         let labels = match arg.unwrap_parens() {
-            Expr::Matrix { selector, .. } => super::vector_functions::absent_labels(&selector.matchers),
+            Expr::Matrix { selector, .. } => {
+                super::vector_functions::absent_labels(&selector.matchers)
+            }
             _ => Labels::default(),
         };
-        let values: Vec<Slot> = present.into_iter().map(|p| (!p).then_some(SampleValue::Float(1.0))).collect();
-        Ok(if values.iter().any(Option::is_some) { vec![Column { labels, values }] } else { Vec::new() })
+        let values: Vec<Slot> =
+            present.into_iter().map(|p| (!p).then_some(SampleValue::Float(1.0))).collect();
+        Ok(if values.iter().any(Option::is_some) {
+            vec![Column { labels, values }]
+        } else {
+            Vec::new()
+        })
     }
 }

@@ -15,7 +15,10 @@ pub(crate) struct RangeVector {
 impl RangeVector {
     /// Calls `f` for each series and step that has samples in its left-open window. Gives the
     /// series' index, the step's index and the samples.
-    pub(crate) fn each_window<E>(&self, mut f: impl FnMut(usize, usize, &[Sample]) -> Result<(), E>) -> Result<(), E> {
+    pub(crate) fn each_window<E>(
+        &self,
+        mut f: impl FnMut(usize, usize, &[Sample]) -> Result<(), E>,
+    ) -> Result<(), E> {
         for (index, series) in self.series.iter().enumerate() {
             let samples = series.samples.as_slice();
             let (mut from, mut to) = (0, 0);
@@ -24,7 +27,8 @@ impl RangeVector {
                 while samples.get(to).is_some_and(|s| s.timestamp.millis() <= *end) {
                     to += 1;
                 }
-                while from < to && samples.get(from).is_some_and(|s| s.timestamp.millis() <= start) {
+                while from < to && samples.get(from).is_some_and(|s| s.timestamp.millis() <= start)
+                {
                     from += 1;
                 }
                 if let Some(window) = samples.get(from..to).filter(|w| !w.is_empty()) {
@@ -51,7 +55,10 @@ impl Evaluator<'_> {
     }
 
     /// Returns columns and, for each slot, the time of the sample it came from.
-    pub(crate) fn selector_samples(&mut self, selector: &Selector) -> Evaluated<Vec<(Column, Vec<i64>)>> {
+    pub(crate) fn selector_samples(
+        &mut self,
+        selector: &Selector,
+    ) -> Evaluated<Vec<(Column, Vec<i64>)>> {
         let (from, to) = self.reference_bounds(selector);
         // Left-open: a sample exactly one look-back old is too old.
         let series = self.fetch(selector, from - self.options.lookback_ms + 1, to)?;
@@ -67,7 +74,9 @@ impl Evaluator<'_> {
                     next += 1;
                 }
                 let latest = next.checked_sub(1).and_then(|i| s.samples.get(i));
-                let Some(sample) = latest.filter(|x| x.timestamp.millis() > at - self.options.lookback_ms && !x.value.is_stale()) else {
+                let Some(sample) = latest.filter(|x| {
+                    x.timestamp.millis() > at - self.options.lookback_ms && !x.value.is_stale()
+                }) else {
                     continue;
                 };
                 if let (Some(v), Some(time)) = (values.get_mut(i), times.get_mut(i)) {
@@ -92,12 +101,18 @@ impl Evaluator<'_> {
                 for s in &mut series {
                     s.samples.retain(|x| !x.value.is_stale());
                 }
-                let ends = self.steps.times().map(|t| self.reference_time(selector.at, t) - selector.offset_ms).collect();
+                let ends = self
+                    .steps
+                    .times()
+                    .map(|t| self.reference_time(selector.at, t) - selector.offset_ms)
+                    .collect();
                 Ok(RangeVector { series, range_ms: *range_ms, ends })
             }
             Expr::Subquery { expr, range_ms, step_ms, offset_ms, at, .. } => {
-                let ends: Vec<i64> = self.steps.times().map(|t| self.reference_time(*at, t) - offset_ms).collect();
-                let (first, last) = (ends.first().copied().unwrap_or(0), ends.last().copied().unwrap_or(0));
+                let ends: Vec<i64> =
+                    self.steps.times().map(|t| self.reference_time(*at, t) - offset_ms).collect();
+                let (first, last) =
+                    (ends.first().copied().unwrap_or(0), ends.last().copied().unwrap_or(0));
                 let step = step_ms.unwrap_or(self.options.default_step_ms);
                 // Aligned to the step, whatever the query's start; left-open.
                 let mut start = (first - range_ms).div_euclid(step) * step;
@@ -107,7 +122,11 @@ impl Evaluator<'_> {
                 let count = if last < start { 0 } else { ((last - start) / step) as usize + 1 };
                 let steps = Steps { start, step, count };
                 self.budget.take(count, 0)?;
-                let value = if count == 0 { Value::Vector(Vec::new()) } else { self.with_steps(steps, |ev| ev.eval(expr))? };
+                let value = if count == 0 {
+                    Value::Vector(Vec::new())
+                } else {
+                    self.with_steps(steps, |ev| ev.eval(expr))?
+                };
                 let columns = match value {
                     Value::Vector(v) => v,
                     Value::Scalar(v) => {
@@ -116,8 +135,13 @@ impl Evaluator<'_> {
                     }
                     Value::String(_) => return execution("subquery over a string"),
                 };
-                let point = |(t, v): (i64, Option<SampleValue>)| Some(Sample { timestamp: TimestampMs::from_millis(t), value: v? });
-                let series = columns.into_iter().map(|c| Series { labels: c.labels, samples: steps.times().zip(c.values).filter_map(point).collect() });
+                let point = |(t, v): (i64, Option<SampleValue>)| {
+                    Some(Sample { timestamp: TimestampMs::from_millis(t), value: v? })
+                };
+                let series = columns.into_iter().map(|c| Series {
+                    labels: c.labels,
+                    samples: steps.times().zip(c.values).filter_map(point).collect(),
+                });
                 Ok(RangeVector { series: series.collect(), range_ms: *range_ms, ends })
             }
             _ => execution("expected a range vector"),
@@ -128,13 +152,14 @@ impl Evaluator<'_> {
     pub(crate) fn instant_matrix(&mut self, expr: &Expr) -> Evaluated<Vec<Series>> {
         let ranges = self.range_vector(expr)?;
         let mut out = Vec::new();
-        ranges.each_window(|i, _, samples| {
-            if let Some(s) = ranges.series.get(i) {
-                out.push(Series { labels: s.labels.clone(), samples: samples.to_vec() });
-            }
-            Ok::<_, std::convert::Infallible>(())
-        })
-        .unwrap_or_else(|e| match e {});
+        ranges
+            .each_window(|i, _, samples| {
+                if let Some(s) = ranges.series.get(i) {
+                    out.push(Series { labels: s.labels.clone(), samples: samples.to_vec() });
+                }
+                Ok::<_, std::convert::Infallible>(())
+            })
+            .unwrap_or_else(|e| match e {});
         out.sort_by(|a, b| a.labels.cmp(&b.labels));
         Ok(out)
     }

@@ -1,8 +1,10 @@
 //! Functions of instant vectors and scalars, and the dispatch of all function calls.
 
 use crate::ast::{Expr, Pos};
-use crate::eval::{Column, Evaluated, Evaluator, Slot, Value, execution, histograms, merge_same_labels};
-use obs_model::{Labels, MatchOp, Matcher, METRIC_NAME, SampleValue};
+use crate::eval::{
+    Column, Evaluated, Evaluator, Slot, Value, execution, histograms, merge_same_labels,
+};
+use obs_model::{Labels, METRIC_NAME, MatchOp, Matcher, SampleValue};
 use std::collections::HashMap;
 
 /// Labels of `absent()`'s result: the equality matchers, except of names that appear twice.
@@ -11,7 +13,9 @@ pub(crate) fn absent_labels(matchers: &[Matcher]) -> Labels {
     for m in matchers {
         *seen.entry(&m.name).or_default() += 1;
     }
-    let plain = |m: &&Matcher| m.op == MatchOp::Equal && m.name != METRIC_NAME && seen.get(m.name.as_str()) == Some(&1);
+    let plain = |m: &&Matcher| {
+        m.op == MatchOp::Equal && m.name != METRIC_NAME && seen.get(m.name.as_str()) == Some(&1)
+    };
     Labels::from_pairs(matchers.iter().filter(plain).map(|m| (&m.name, &m.value)))
 }
 
@@ -48,7 +52,13 @@ fn date(seconds: f64) -> Option<Date> {
     let mp = (5 * doy + 2) / 153;
     let month = if mp < 10 { mp + 3 } else { mp - 9 };
     let year = yoe + era * 400 + i64::from(month <= 2);
-    Some(Date { year, month, day: doy - (153 * mp + 2) / 5 + 1, seconds_of_day: s.rem_euclid(86_400), days })
+    Some(Date {
+        year,
+        month,
+        day: doy - (153 * mp + 2) / 5 + 1,
+        seconds_of_day: s.rem_euclid(86_400),
+        days,
+    })
 }
 
 fn date_part(name: &str, seconds: f64) -> f64 {
@@ -104,7 +114,10 @@ fn map_floats(columns: Vec<Column>, f: impl Fn(usize, f64) -> Slot) -> Evaluated
             Some(SampleValue::Float(v)) => f(i, *v),
             _ => None,
         };
-        Column { labels: c.labels.without_name(), values: c.values.iter().enumerate().map(value).collect() }
+        Column {
+            labels: c.labels.without_name(),
+            values: c.values.iter().enumerate().map(value).collect(),
+        }
     };
     merge_same_labels(columns.into_iter().map(map).collect())
 }
@@ -114,7 +127,9 @@ impl Evaluator<'_> {
         let float = |f: f64| Some(SampleValue::Float(f));
         let first = args.first();
         match (name, first) {
-            ("time", _) => Ok(Value::Scalar(self.steps.times().map(|t| t as f64 / 1000.0).collect())),
+            ("time", _) => {
+                Ok(Value::Scalar(self.steps.times().map(|t| t as f64 / 1000.0).collect()))
+            }
             ("pi", _) => Ok(Value::Scalar(vec![std::f64::consts::PI; self.steps.count])),
             ("vector", Some(arg)) => {
                 let values = self.scalar(arg)?.into_iter().map(float).collect();
@@ -123,7 +138,8 @@ impl Evaluator<'_> {
             ("scalar", Some(arg)) => {
                 let columns = self.vector(arg)?;
                 let only = |step| {
-                    let mut there = columns.iter().filter(|c| matches!(c.values.get(step), Some(Some(_))));
+                    let mut there =
+                        columns.iter().filter(|c| matches!(c.values.get(step), Some(Some(_))));
                     match (there.next(), there.next()) {
                         (Some(c), None) => c.float(step).unwrap_or(f64::NAN),
                         _ => f64::NAN,
@@ -132,13 +148,19 @@ impl Evaluator<'_> {
                 Ok(Value::Scalar((0..self.steps.count).map(only).collect()))
             }
             ("absent_over_time", Some(arg)) => self.absent_over_time(arg).map(Value::Vector),
-            (_, Some(_)) if args.iter().any(|a| a.value_type() == crate::ast::ValueType::Matrix) => {
+            (_, Some(_))
+                if args.iter().any(|a| a.value_type() == crate::ast::ValueType::Matrix) =>
+            {
                 self.range_function(name, args, pos).map(Value::Vector)
             }
             ("timestamp", Some(arg)) => self.timestamp(arg).map(Value::Vector),
             ("histogram_quantile" | "histogram_fraction", Some(q)) => {
                 let lower = self.scalar(q)?;
-                let upper = if args.len() == 3 { args.get(1).map(|a| self.scalar(a)).transpose()? } else { None };
+                let upper = if args.len() == 3 {
+                    args.get(1).map(|a| self.scalar(a)).transpose()?
+                } else {
+                    None
+                };
                 let Some(last) = args.last() else { return execution("missing argument") };
                 let columns = self.vector(last)?;
                 match upper {
@@ -149,10 +171,17 @@ impl Evaluator<'_> {
             }
             ("label_replace", Some(arg)) => self.label_replace(arg, args).map(Value::Vector),
             ("label_join", Some(arg)) => self.label_join(arg, args).map(Value::Vector),
-            ("year" | "month" | "day_of_month" | "day_of_week" | "day_of_year" | "days_in_month" | "hour" | "minute", _) => {
+            (
+                "year" | "month" | "day_of_month" | "day_of_week" | "day_of_year" | "days_in_month"
+                | "hour" | "minute",
+                _,
+            ) => {
                 let columns = match first {
                     Some(arg) => self.vector(arg)?,
-                    None => vec![Column { labels: Labels::default(), values: self.steps.times().map(|t| float(t as f64 / 1000.0)).collect() }],
+                    None => vec![Column {
+                        labels: Labels::default(),
+                        values: self.steps.times().map(|t| float(t as f64 / 1000.0)).collect(),
+                    }],
                 };
                 map_floats(columns, |_, f| float(date_part(name, f))).map(Value::Vector)
             }
@@ -165,16 +194,24 @@ impl Evaluator<'_> {
         let float = |f: f64| Some(SampleValue::Float(f));
         let columns = self.vector(arg)?;
         let params = args.iter().skip(1).map(|a| self.scalar(a)).collect::<Evaluated<Vec<_>>>()?;
-        let param = |n: usize, step: usize, default: f64| params.get(n).and_then(|p| p.get(step)).copied().unwrap_or(default);
+        let param = |n: usize, step: usize, default: f64| {
+            params.get(n).and_then(|p| p.get(step)).copied().unwrap_or(default)
+        };
         match name {
             "absent" => {
-                let any = |step| columns.iter().any(|c| matches!(c.values.get(step), Some(Some(_))));
-                let values: Vec<Slot> = (0..self.steps.count).map(|s| if any(s) { None } else { float(1.0) }).collect();
+                let any =
+                    |step| columns.iter().any(|c| matches!(c.values.get(step), Some(Some(_))));
+                let values: Vec<Slot> =
+                    (0..self.steps.count).map(|s| if any(s) { None } else { float(1.0) }).collect();
                 let labels = match arg.unwrap_parens() {
                     Expr::Selector(s) => absent_labels(&s.matchers),
                     _ => Labels::default(),
                 };
-                Ok(if values.iter().any(Option::is_some) { vec![Column { labels, values }] } else { Vec::new() })
+                Ok(if values.iter().any(Option::is_some) {
+                    vec![Column { labels, values }]
+                } else {
+                    Vec::new()
+                })
             }
             "clamp" => map_floats(columns, |i, f| {
                 let (min, max) = (param(0, i, f64::NAN), param(1, i, f64::NAN));
@@ -186,14 +223,29 @@ impl Evaluator<'_> {
                     float(f.min(max).max(min))
                 }
             }),
-            "clamp_min" => map_floats(columns, |i, f| float(if f.is_nan() || param(0, i, 0.0).is_nan() { f64::NAN } else { f.max(param(0, i, 0.0)) })),
-            "clamp_max" => map_floats(columns, |i, f| float(if f.is_nan() || param(0, i, 0.0).is_nan() { f64::NAN } else { f.min(param(0, i, 0.0)) })),
+            "clamp_min" => map_floats(columns, |i, f| {
+                float(if f.is_nan() || param(0, i, 0.0).is_nan() {
+                    f64::NAN
+                } else {
+                    f.max(param(0, i, 0.0))
+                })
+            }),
+            "clamp_max" => map_floats(columns, |i, f| {
+                float(if f.is_nan() || param(0, i, 0.0).is_nan() {
+                    f64::NAN
+                } else {
+                    f.min(param(0, i, 0.0))
+                })
+            }),
             "round" => map_floats(columns, |i, f| {
                 let inverse = 1.0 / param(0, i, 1.0);
                 float((f * inverse + 0.5).floor() / inverse)
             }),
             "sort" | "sort_desc" => {
-                let mut columns: Vec<Column> = columns.into_iter().filter(|c| c.values.iter().any(|v| matches!(v, Some(SampleValue::Float(_))))).collect();
+                let mut columns: Vec<Column> = columns
+                    .into_iter()
+                    .filter(|c| c.values.iter().any(|v| matches!(v, Some(SampleValue::Float(_)))))
+                    .collect();
                 columns.sort_by(|a, b| {
                     let (a, b) = (a.float(0).unwrap_or(f64::NAN), b.float(0).unwrap_or(f64::NAN));
                     let order = if name == "sort" { a.partial_cmp(&b) } else { b.partial_cmp(&a) };
@@ -207,7 +259,10 @@ impl Evaluator<'_> {
                         Some(SampleValue::Histogram(h)) => float(histograms::part(name, h)),
                         _ => None,
                     };
-                    Column { labels: c.labels.without_name(), values: c.values.iter().map(value).collect() }
+                    Column {
+                        labels: c.labels.without_name(),
+                        values: c.values.iter().map(value).collect(),
+                    }
                 };
                 merge_same_labels(columns.into_iter().map(map).collect())
             }
@@ -222,7 +277,12 @@ impl Evaluator<'_> {
             let rows = self.selector_samples(s)?;
             let column = |(c, times): (Column, Vec<i64>)| Column {
                 labels: c.labels.without_name(),
-                values: c.values.iter().zip(times).map(|(v, t)| v.as_ref().and_then(|_| seconds(t))).collect(),
+                values: c
+                    .values
+                    .iter()
+                    .zip(times)
+                    .map(|(v, t)| v.as_ref().and_then(|_| seconds(t)))
+                    .collect(),
             };
             rows.into_iter().map(column).collect()
         } else {
@@ -230,7 +290,12 @@ impl Evaluator<'_> {
             let times: Vec<i64> = self.steps.times().collect();
             let column = |c: Column| Column {
                 labels: c.labels.without_name(),
-                values: c.values.iter().zip(&times).map(|(v, t)| v.as_ref().and_then(|_| seconds(*t))).collect(),
+                values: c
+                    .values
+                    .iter()
+                    .zip(&times)
+                    .map(|(v, t)| v.as_ref().and_then(|_| seconds(*t)))
+                    .collect(),
             };
             columns.into_iter().map(column).collect()
         };
@@ -241,9 +306,13 @@ impl Evaluator<'_> {
         let (target, replacement) = (self.string(args.get(1))?, self.string(args.get(2))?);
         let (source, pattern) = (self.string(args.get(3))?, self.string(args.get(4))?);
         let regex = regex::Regex::new(&format!("^(?s:{pattern})$"));
-        let Ok(regex) = regex else { return execution(format!("invalid regular expression in label_replace(): {pattern}")) };
+        let Ok(regex) = regex else {
+            return execution(format!("invalid regular expression in label_replace(): {pattern}"));
+        };
         if target.is_empty() {
-            return execution(format!("invalid destination label name in label_replace(): {target}"));
+            return execution(format!(
+                "invalid destination label name in label_replace(): {target}"
+            ));
         }
         let mut columns = self.vector(arg)?;
         for c in &mut columns {
@@ -258,7 +327,8 @@ impl Evaluator<'_> {
 
     fn label_join(&mut self, arg: &Expr, args: &[Expr]) -> Evaluated<Vec<Column>> {
         let (target, separator) = (self.string(args.get(1))?, self.string(args.get(2))?);
-        let sources = args.iter().skip(3).map(|a| self.string(Some(a))).collect::<Evaluated<Vec<_>>>()?;
+        let sources =
+            args.iter().skip(3).map(|a| self.string(Some(a))).collect::<Evaluated<Vec<_>>>()?;
         let mut columns = self.vector(arg)?;
         for c in &mut columns {
             let parts: Vec<&str> = sources.iter().map(|s| c.labels.get(s)).collect();

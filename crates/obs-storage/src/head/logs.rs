@@ -21,7 +21,11 @@ impl LogsHead {
         let t = record.timestamp.nanos();
         let stream = match self.streams.get_mut(&record.stream) {
             Some(s) => s,
-            None => self.streams.entry(record.stream.clone()).or_insert(Stream { records: Vec::new(), min: t, max: t }),
+            None => self.streams.entry(record.stream.clone()).or_insert(Stream {
+                records: Vec::new(),
+                min: t,
+                max: t,
+            }),
         };
         stream.min = stream.min.min(t);
         stream.max = stream.max.max(t);
@@ -29,7 +33,10 @@ impl LogsHead {
     }
 
     /// Returns the records of matching streams in the range, unsorted.
-    pub(crate) fn matching<'a>(&'a self, selection: &'a LogSelection<'a>) -> impl Iterator<Item = &'a Arc<LogRecord>> {
+    pub(crate) fn matching<'a>(
+        &'a self,
+        selection: &'a LogSelection<'a>,
+    ) -> impl Iterator<Item = &'a Arc<LogRecord>> {
         let (start, end) = (selection.start, selection.end);
         self.matching_streams(selection)
             .flat_map(|(_, s)| &s.records)
@@ -37,13 +44,21 @@ impl LogsHead {
             .filter(|r| selection.trace_id.is_none_or(|t| r.trace_id == Some(t)))
     }
 
-    fn matching_streams<'a>(&'a self, selection: &'a LogSelection<'a>) -> impl Iterator<Item = (&'a Labels, &'a Stream)> {
+    fn matching_streams<'a>(
+        &'a self,
+        selection: &'a LogSelection<'a>,
+    ) -> impl Iterator<Item = (&'a Labels, &'a Stream)> {
         self.streams.iter().filter(|(labels, s)| {
-            s.max >= selection.start.nanos() && s.min < selection.end.nanos() && Matcher::all_match(selection.matchers, labels)
+            s.max >= selection.start.nanos()
+                && s.min < selection.end.nanos()
+                && Matcher::all_match(selection.matchers, labels)
         })
     }
 
-    pub(crate) fn stream_labels<'a>(&'a self, selection: &'a LogSelection<'a>) -> impl Iterator<Item = &'a Labels> {
+    pub(crate) fn stream_labels<'a>(
+        &'a self,
+        selection: &'a LogSelection<'a>,
+    ) -> impl Iterator<Item = &'a Labels> {
         self.matching_streams(selection).map(|(labels, _)| labels)
     }
 

@@ -44,7 +44,12 @@ impl SeriesHead {
     }
 
     /// Appends the samples in `[start, end]` ms, oldest write first.
-    pub(crate) fn read(&self, start: i64, end: i64, out: &mut Vec<Sample>) -> Result<(), Malformed> {
+    pub(crate) fn read(
+        &self,
+        start: i64,
+        end: i64,
+        out: &mut Vec<Sample>,
+    ) -> Result<(), Malformed> {
         for c in self.sealed.iter().filter(|c| c.max >= start && c.min <= end) {
             out.extend(Chunk::decode(&c.bytes)?);
         }
@@ -83,7 +88,14 @@ impl MetricsHead {
             }
         }
         self.by_labels.insert(labels.clone(), reference);
-        self.series.push(SeriesHead { labels: labels.clone(), sealed: Vec::new(), open: Vec::new(), wal_file: 0, min: i64::MAX, max: i64::MIN });
+        self.series.push(SeriesHead {
+            labels: labels.clone(),
+            sealed: Vec::new(),
+            open: Vec::new(),
+            wal_file: 0,
+            min: i64::MAX,
+            max: i64::MIN,
+        });
         (reference, true)
     }
 
@@ -98,17 +110,29 @@ impl MetricsHead {
     }
 
     /// Returns matching series that have samples in `[start, end]` ms.
-    pub(crate) fn matching<'a>(&'a self, matchers: &'a [Matcher], start: i64, end: i64) -> impl Iterator<Item = &'a SeriesHead> {
+    pub(crate) fn matching<'a>(
+        &'a self,
+        matchers: &'a [Matcher],
+        start: i64,
+        end: i64,
+    ) -> impl Iterator<Item = &'a SeriesHead> {
         let narrowest = matchers
             .iter()
             .filter(|m| m.op == MatchOp::Equal && !m.value.is_empty())
-            .map(|m| self.postings.get(m.name.as_str()).and_then(|v| v.get(m.value.as_str())).map_or(&[][..], Vec::as_slice))
+            .map(|m| {
+                self.postings
+                    .get(m.name.as_str())
+                    .and_then(|v| v.get(m.value.as_str()))
+                    .map_or(&[][..], Vec::as_slice)
+            })
             .min_by_key(|list| list.len());
         let candidates: Box<dyn Iterator<Item = &SeriesHead>> = match narrowest {
             Some(list) => Box::new(list.iter().filter_map(|r| self.series.get(*r as usize))),
             None => Box::new(self.series.iter()),
         };
-        candidates.filter(move |s| s.max >= start && s.min <= end && Matcher::all_match(matchers, &s.labels))
+        candidates.filter(move |s| {
+            s.max >= start && s.min <= end && Matcher::all_match(matchers, &s.labels)
+        })
     }
 
     /// Returns all series sorted by labels with their samples as chunks, for a segment.
@@ -120,7 +144,10 @@ impl MetricsHead {
             s.read(i64::MIN, i64::MAX, &mut samples)?;
             sort_unique(&mut samples);
             if !samples.is_empty() {
-                out.push((s.labels.clone(), samples.chunks(SAMPLES_PER_CHUNK).flat_map(Chunk::encode).collect()));
+                out.push((
+                    s.labels.clone(),
+                    samples.chunks(SAMPLES_PER_CHUNK).flat_map(Chunk::encode).collect(),
+                ));
             }
         }
         out.sort_by(|a, b| a.0.cmp(&b.0));

@@ -11,9 +11,12 @@ use crate::segment::{SegmentError, properties};
 use arrow::array::{Array, ArrayRef, BinaryArray, BinaryBuilder, Int64Array, RecordBatch};
 use arrow::datatypes::{DataType, Field, Schema};
 use obs_model::{Labels, Matcher, Sample};
-use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector};
 use parquet::arrow::ArrowWriter;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection,
+    RowSelector,
+};
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
@@ -29,7 +32,8 @@ pub(crate) fn encode(series: &[(Labels, Vec<Chunk>)]) -> Result<Vec<u8>, Segment
         int("count"),
         Field::new("chunk", DataType::Binary, false),
     ]));
-    let mut writer = ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties(ROWS_PER_GROUP)))?;
+    let mut writer =
+        ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties(ROWS_PER_GROUP)))?;
     for part in series.chunks(1024) {
         let (mut labels, mut chunks) = (BinaryBuilder::new(), BinaryBuilder::new());
         let (mut min, mut max, mut count) = (Vec::new(), Vec::new(), Vec::new());
@@ -70,6 +74,10 @@ struct Index {
     entries: Vec<Entry>,
 }
 
+/// Takes a series' labels and some of its samples.
+pub(crate) type VisitSeries<'a> =
+    &'a mut dyn FnMut(&Labels, Vec<Sample>) -> Result<(), SegmentError>;
+
 /// An open segment of samples.
 #[derive(Debug)]
 pub(crate) struct MetricSegment {
@@ -78,11 +86,17 @@ pub(crate) struct MetricSegment {
 }
 
 fn binary<'a>(batch: &'a RecordBatch, name: &'static str) -> Result<&'a BinaryArray, SegmentError> {
-    batch.column_by_name(name).and_then(|c| c.as_any().downcast_ref()).ok_or(SegmentError::Column(name))
+    batch
+        .column_by_name(name)
+        .and_then(|c| c.as_any().downcast_ref())
+        .ok_or(SegmentError::Column(name))
 }
 
 fn ints<'a>(batch: &'a RecordBatch, name: &'static str) -> Result<&'a Int64Array, SegmentError> {
-    batch.column_by_name(name).and_then(|c| c.as_any().downcast_ref()).ok_or(SegmentError::Column(name))
+    batch
+        .column_by_name(name)
+        .and_then(|c| c.as_any().downcast_ref())
+        .ok_or(SegmentError::Column(name))
 }
 
 impl MetricSegment {
@@ -95,14 +109,17 @@ impl MetricSegment {
             return Ok(i);
         }
         let footer = ArrowReaderMetadata::load(&self.file, ArrowReaderOptions::default())?;
-        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(self.file.clone(), footer.clone());
-        let mask = ProjectionMask::columns(builder.parquet_schema(), ["labels", "min_time", "max_time"]);
+        let builder =
+            ParquetRecordBatchReaderBuilder::new_with_metadata(self.file.clone(), footer.clone());
+        let mask =
+            ProjectionMask::columns(builder.parquet_schema(), ["labels", "min_time", "max_time"]);
         let mut entries: Vec<Entry> = Vec::new();
         let mut last: Vec<u8> = Vec::new();
         let mut row = 0;
         for batch in builder.with_projection(mask).build()? {
             let batch = batch?;
-            let (labels, min, max) = (binary(&batch, "labels")?, ints(&batch, "min_time")?, ints(&batch, "max_time")?);
+            let (labels, min, max) =
+                (binary(&batch, "labels")?, ints(&batch, "min_time")?, ints(&batch, "max_time")?);
             for ((bytes, min), max) in labels.iter().zip(min.values()).zip(max.values()) {
                 let bytes = bytes.unwrap_or_default();
                 match entries.last_mut() {
@@ -124,17 +141,35 @@ impl MetricSegment {
     }
 
     /// Returns the label sets that match and have samples in `[start, end]` ms.
-    pub(crate) fn label_sets(&self, matchers: &[Matcher], start: i64, end: i64) -> Result<Vec<Labels>, SegmentError> {
+    pub(crate) fn label_sets(
+        &self,
+        matchers: &[Matcher],
+        start: i64,
+        end: i64,
+    ) -> Result<Vec<Labels>, SegmentError> {
         Ok(self.matching(matchers, start, end)?.map(|e| e.labels.clone()).collect())
     }
 
-    fn matching(&self, matchers: &[Matcher], start: i64, end: i64) -> Result<impl Iterator<Item = &Entry>, SegmentError> {
-        let hit = move |e: &&Entry| e.max >= start && e.min <= end && Matcher::all_match(matchers, &e.labels);
+    fn matching(
+        &self,
+        matchers: &[Matcher],
+        start: i64,
+        end: i64,
+    ) -> Result<impl Iterator<Item = &Entry>, SegmentError> {
+        let hit = move |e: &&Entry| {
+            e.max >= start && e.min <= end && Matcher::all_match(matchers, &e.labels)
+        };
         Ok(self.index()?.entries.iter().filter(hit))
     }
 
     /// Hands every matching series' samples (unfiltered by time within a chunk) to `visit`.
-    pub(crate) fn select(&self, matchers: &[Matcher], start: i64, end: i64, visit: &mut dyn FnMut(&Labels, Vec<Sample>) -> Result<(), SegmentError>) -> Result<(), SegmentError> {
+    pub(crate) fn select(
+        &self,
+        matchers: &[Matcher],
+        start: i64,
+        end: i64,
+        visit: VisitSeries<'_>,
+    ) -> Result<(), SegmentError> {
         let entries: Vec<&Entry> = self.matching(matchers, start, end)?.collect();
         if entries.is_empty() {
             return Ok(());
@@ -146,13 +181,21 @@ impl MetricSegment {
             selectors.push(RowSelector::select(e.rows.len()));
             at = e.rows.end;
         }
-        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(self.file.clone(), self.index()?.footer.clone());
-        let mask = ProjectionMask::columns(builder.parquet_schema(), ["min_time", "max_time", "chunk"]);
-        let reader = builder.with_projection(mask).with_row_selection(RowSelection::from(selectors)).build()?;
+        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(
+            self.file.clone(),
+            self.index()?.footer.clone(),
+        );
+        let mask =
+            ProjectionMask::columns(builder.parquet_schema(), ["min_time", "max_time", "chunk"]);
+        let reader = builder
+            .with_projection(mask)
+            .with_row_selection(RowSelection::from(selectors))
+            .build()?;
         let mut owners = entries.iter().flat_map(|e| e.rows.clone().map(move |_| &e.labels));
         for batch in reader {
             let batch = batch?;
-            let (min, max, chunks) = (ints(&batch, "min_time")?, ints(&batch, "max_time")?, binary(&batch, "chunk")?);
+            let (min, max, chunks) =
+                (ints(&batch, "min_time")?, ints(&batch, "max_time")?, binary(&batch, "chunk")?);
             for ((bytes, min), max) in chunks.iter().zip(min.values()).zip(max.values()) {
                 let Some(labels) = owners.next() else { return Err(SegmentError::Column("chunk")) };
                 if *max >= start && *min <= end {
@@ -173,10 +216,12 @@ mod tests {
     fn series_come_back_by_matcher_and_range() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("m.parquet");
-        let samples = |i: i64| (0..300).map(|t| Sample::float(t * 1000, (t * i) as f64)).collect::<Vec<_>>();
+        let samples =
+            |i: i64| (0..300).map(|t| Sample::float(t * 1000, (t * i) as f64)).collect::<Vec<_>>();
         let mut series: Vec<_> = (0..50)
             .map(|i| {
-                let labels = Labels::from_pairs([("__name__", "m".to_owned()), ("i", i.to_string())]);
+                let labels =
+                    Labels::from_pairs([("__name__", "m".to_owned()), ("i", i.to_string())]);
                 (labels, samples(i).chunks(120).flat_map(Chunk::encode).collect())
             })
             .collect();

@@ -26,7 +26,9 @@ impl Signal {
     }
 
     pub(crate) fn parse(name: &str) -> Option<Self> {
-        [Self::Metrics, Self::Logs, Self::Spans, Self::Calls].into_iter().find(|s| s.as_str() == name)
+        [Self::Metrics, Self::Logs, Self::Spans, Self::Calls]
+            .into_iter()
+            .find(|s| s.as_str() == name)
     }
 }
 

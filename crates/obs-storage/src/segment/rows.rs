@@ -13,7 +13,9 @@ use arrow::datatypes::{DataType, Field, Schema};
 use arrow::record_batch::RecordBatch;
 use obs_model::{LlmCall, LogRecord, Span, TraceId};
 use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
+};
 use parquet::file::metadata::RowGroupMetaData;
 use parquet::file::statistics::Statistics;
 use std::ops::ControlFlow;
@@ -89,7 +91,8 @@ fn batch<R: Row>(rows: &[Arc<R>], schema: &Arc<Schema>) -> Result<RecordBatch, S
         traces.append_option(row.trace().map(|t| *t.as_bytes()));
     }
     let time: Int64Array = rows.iter().map(|r| r.time()).collect();
-    let columns: Vec<ArrayRef> = vec![Arc::new(time), Arc::new(traces.finish()), Arc::new(payload.finish())];
+    let columns: Vec<ArrayRef> =
+        vec![Arc::new(time), Arc::new(traces.finish()), Arc::new(payload.finish())];
     Ok(RecordBatch::try_new(schema.clone(), columns)?)
 }
 
@@ -101,7 +104,8 @@ pub(crate) fn encode<R: Row>(rows: &mut [Arc<R>]) -> Result<Vec<u8>, SegmentErro
         Field::new("trace_id", DataType::Binary, true),
         Field::new("payload", DataType::Binary, false),
     ]));
-    let mut writer = ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties(R::ROWS_PER_GROUP)))?;
+    let mut writer =
+        ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties(R::ROWS_PER_GROUP)))?;
     for group in rows.chunks(R::ROWS_PER_GROUP) {
         writer.write(&batch(group, &schema)?)?;
     }
@@ -128,7 +132,8 @@ fn may_hold(group: &RowGroupMetaData, filter: &RowFilter) -> bool {
     if let (Some(trace), Some(Statistics::ByteArray(s))) = (filter.trace, stats(1))
         && let (Some(min), Some(max)) = (s.min_opt(), s.max_opt())
     {
-        return min.data() <= trace.as_bytes().as_slice() && trace.as_bytes().as_slice() <= max.data();
+        return min.data() <= trace.as_bytes().as_slice()
+            && trace.as_bytes().as_slice() <= max.data();
     }
     true
 }
@@ -155,7 +160,12 @@ impl RowSegment {
 
     /// Visits the rows that the filter lets through, in file order, or in reverse order of row
     /// groups and rows when `reverse`.
-    pub(crate) fn scan<R: Row>(&self, filter: &RowFilter, reverse: bool, visit: &mut dyn FnMut(Arc<R>) -> Result<ControlFlow<()>, SegmentError>) -> Result<ControlFlow<()>, SegmentError> {
+    pub(crate) fn scan<R: Row>(
+        &self,
+        filter: &RowFilter,
+        reverse: bool,
+        visit: &mut dyn FnMut(Arc<R>) -> Result<ControlFlow<()>, SegmentError>,
+    ) -> Result<ControlFlow<()>, SegmentError> {
         let footer = self.footer()?;
         let mut groups: Vec<usize> = (0..footer.metadata().num_row_groups()).collect();
         groups.retain(|g| may_hold(footer.metadata().row_group(*g), filter));
@@ -176,16 +186,24 @@ impl RowSegment {
         Ok(ControlFlow::Continue(()))
     }
 
-    fn read_group<R: Row>(&self, footer: &ArrowReaderMetadata, group: usize, filter: &RowFilter) -> Result<Vec<Arc<R>>, SegmentError> {
-        let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(self.file.clone(), footer.clone())
-            .with_row_groups(vec![group])
-            .with_batch_size(R::ROWS_PER_GROUP)
-            .build()?;
+    fn read_group<R: Row>(
+        &self,
+        footer: &ArrowReaderMetadata,
+        group: usize,
+        filter: &RowFilter,
+    ) -> Result<Vec<Arc<R>>, SegmentError> {
+        let reader =
+            ParquetRecordBatchReaderBuilder::new_with_metadata(self.file.clone(), footer.clone())
+                .with_row_groups(vec![group])
+                .with_batch_size(R::ROWS_PER_GROUP)
+                .build()?;
         let mut shared = Shared::default();
         let mut out = Vec::new();
         for batch in reader {
             let batch = batch?;
-            let payload = batch.column_by_name("payload").and_then(|c| c.as_any().downcast_ref::<BinaryArray>());
+            let payload = batch
+                .column_by_name("payload")
+                .and_then(|c| c.as_any().downcast_ref::<BinaryArray>());
             for bytes in payload.ok_or(SegmentError::Column("payload"))?.iter().flatten() {
                 let row = R::decode(&mut Decoder::new(bytes), &mut shared)?;
                 let in_range = row.time() >= filter.start && row.time() < filter.end;
@@ -243,6 +261,10 @@ mod tests {
         std::fs::write(&path, bytes).unwrap();
         let segment = RowSegment::new(CheckedFile::open(&OsVfs, &path).unwrap());
         let filter = RowFilter { start: 0, end: 100, trace: None };
-        assert!(segment.scan::<LogRecord>(&filter, false, &mut |_| Ok(ControlFlow::Continue(()))).is_err());
+        assert!(
+            segment
+                .scan::<LogRecord>(&filter, false, &mut |_| Ok(ControlFlow::Continue(())))
+                .is_err()
+        );
     }
 }

@@ -30,10 +30,14 @@ impl Server {
         let deadline = Instant::now() + Duration::from_secs(30);
         loop {
             if let Ok(text) = std::fs::read_to_string(dir.join("endpoints.json")) {
-                server.endpoints = serde_json::from_str(&text).expect("endpoints.json is an object of strings");
+                server.endpoints =
+                    serde_json::from_str(&text).expect("endpoints.json is an object of strings");
                 return server;
             }
-            assert!(server.child.try_wait().unwrap().is_none(), "the server ended before it was ready");
+            assert!(
+                server.child.try_wait().unwrap().is_none(),
+                "the server ended before it was ready"
+            );
             assert!(Instant::now() < deadline, "the server is not ready after 30 s");
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -51,7 +55,8 @@ impl Server {
 
     /// SIGTERM; returns the exit code.
     pub(crate) fn terminate(mut self) -> Option<i32> {
-        let status = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
+        let status =
+            Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
         assert!(status.success());
         self.child.wait().unwrap().code()
     }
@@ -72,7 +77,10 @@ impl Drop for Server {
 }
 
 /// Waits for a condition.
-pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut check: impl FnMut() -> F) -> T {
+pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut check: impl FnMut() -> F,
+) -> T {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         if let Some(v) = check().await {

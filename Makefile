@@ -1,0 +1,63 @@
+# `make run` and `make test` are all a newcomer needs; each installs what it misses and says so.
+
+# A target directory that several checkouts share is used when there is one.
+SHARED_TARGET := $(HOME)/.cache/llm-observatory/target
+export CARGO_TARGET_DIR ?= $(if $(wildcard $(SHARED_TARGET)),$(SHARED_TARGET),$(CURDIR)/target)
+
+.PHONY: run build test check unit clients ui-test browser ui ui-verify bench clean-venv deps-ui deps-clients deps-browser
+
+run: build
+	@"$(CARGO_TARGET_DIR)/release/observatory" serve --demo
+
+build:
+	cargo build --release
+
+# Everything that must hold before a change lands.
+test: check unit ui-test ui-verify clients browser
+	@echo "all tests passed"
+
+# Formatting, lints, crate edges, licences of what we link.
+check:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --quiet -- -D warnings
+	cargo run --quiet -p xtask -- tidy
+
+unit:
+	cargo build --workspace --all-targets
+	cargo test --workspace
+
+VENV := $(CARGO_TARGET_DIR)/venv
+WEB := crates/obs-ui/web
+
+deps-clients:
+	@scripts/deps.sh python "$(VENV)"
+
+deps-ui:
+	@scripts/deps.sh node "$(WEB)"
+
+deps-browser: deps-ui
+	@scripts/deps.sh chromium
+
+# Real SDKs from PyPI against the built binary.
+clients: deps-clients
+	cargo build
+	OBSERVATORY_BIN="$(CARGO_TARGET_DIR)/debug/observatory" "$(VENV)/bin/python" -m pytest -q -p no:cacheprovider tests/clients
+
+ui-test: deps-ui
+	cd $(WEB) && npm run --silent check && npm run --silent test
+
+# A browser walks the page of the real binary.
+browser: deps-browser
+	cargo build
+	cd $(WEB) && OBSERVATORY_BIN="$(CARGO_TARGET_DIR)/debug/observatory" LOG_LEVEL=warn node e2e/run.mjs
+
+# Rebuilds the committed page.
+ui: deps-ui
+	cd $(WEB) && npm run --silent build
+
+# The committed page is what the sources give.
+ui-verify: deps-ui
+	@out=$$(mktemp -d) && cd $(WEB) && UI_OUT=$$out npm run --silent build -- --logLevel warn && diff -r $$out ../dist && rm -rf $$out && echo "dist/ matches its sources"
+
+bench:
+	cargo bench --workspace
