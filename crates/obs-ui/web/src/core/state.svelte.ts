@@ -37,6 +37,8 @@ class Location {
       if (value && !url.searchParams.has(name)) url.searchParams.set(name, value);
     }
     history.pushState(null, '', url);
+    // A new page looks at the present, not at the moment the first one was opened.
+    this.now = Date.now();
     this.#read();
     document.querySelector('main')?.scrollTo(0, 0);
   }
