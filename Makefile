@@ -10,6 +10,7 @@ run: build
 	@"$(CARGO_TARGET_DIR)/release/observatory" serve --demo
 
 build:
+	@scripts/deps.sh build
 	cargo build --release
 
 # Everything that must hold before a change lands.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what a test suite needs and this machine lacks, and says what. Does nothing twice.
-#   deps.sh python VENV | node WEB_DIR | chromium
+#   deps.sh build | python VENV | node WEB_DIR | chromium
 set -euo pipefail
 
 say() { echo "deps: $*"; }
@@ -22,6 +22,9 @@ stamp_is_current() { # STAMP FILE
 }
 
 case "$1" in
+build)
+  command -v cc >/dev/null || debian build-essential
+  ;;
 python)
   venv=$2
   here=$(cd "$(dirname "$0")/.." && pwd)
@@ -57,7 +60,7 @@ chromium)
   debian chromium
   ;;
 *)
-  echo "usage: deps.sh python VENV | node WEB_DIR | chromium" >&2
+  echo "usage: deps.sh build | python VENV | node WEB_DIR | chromium" >&2
   exit 2
   ;;
 esac
