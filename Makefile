@@ -23,8 +23,11 @@ check:
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
 	cargo run --quiet -p xtask -- tidy
 
+# One set of flags everywhere: other flags would choose other features and build everything twice.
+BUILD_ALL := cargo build --workspace --all-targets
+
 unit:
-	cargo build --workspace --all-targets
+	$(BUILD_ALL)
 	cargo test --workspace
 
 VENV := $(CARGO_TARGET_DIR)/venv
@@ -41,7 +44,7 @@ deps-browser: deps-ui
 
 # Real SDKs from PyPI against the built binary.
 clients: deps-clients
-	cargo build
+	$(BUILD_ALL)
 	OBSERVATORY_BIN="$(CARGO_TARGET_DIR)/debug/observatory" "$(VENV)/bin/python" -m pytest -q -p no:cacheprovider tests/clients
 
 ui-test: deps-ui
@@ -49,7 +52,7 @@ ui-test: deps-ui
 
 # A browser walks the page of the real binary.
 browser: deps-browser
-	cargo build
+	$(BUILD_ALL)
 	cd $(WEB) && OBSERVATORY_BIN="$(CARGO_TARGET_DIR)/debug/observatory" LOG_LEVEL=warn node e2e/run.mjs
 
 # Rebuilds the committed page.
