@@ -172,6 +172,25 @@ try {
     }
   });
 
+  await step('Ctrl+K goes to a service, and j opens log lines', async () => {
+    await page.keyboard.press('Control+k');
+    const search = page.getByRole('searchbox', { name: 'Page, service, metric or trace id' });
+    await search.fill('evalu');
+    await page.getByRole('button', { name: 'evaluator service' }).waitFor();
+    await axe('palette');
+    await page.keyboard.press('Enter');
+    await page.waitForURL(/\/traces\?service=evaluator/);
+    await page.keyboard.press('g');
+    await page.keyboard.press('o');
+    await page.waitForURL((u) => u.pathname === '/logs');
+    await page.getByRole('region', { name: 'Lines' }).getByRole('button').first().waitFor();
+    await page.keyboard.press('j');
+    await page.keyboard.press('j');
+    await page.getByRole('region', { name: 'Line detail' }).waitFor();
+    await page.keyboard.press('Escape');
+    await page.getByRole('region', { name: 'Line detail' }).waitFor({ state: 'detached' });
+  });
+
   await step('what users wrote stays text', async () => {
     const evil = '<img src=x onerror="document.title=1"><a href="javascript:1">x</a>';
     const now = BigInt(Date.now()) * 1_000_000n;
