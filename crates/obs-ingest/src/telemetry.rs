@@ -46,6 +46,9 @@ impl Telemetry {
     /// When two metrics have the same name, which is a bug that any test finds.
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
+        // Memory, CPU, descriptors and start time of the process, under their usual names.
+        let process = prometheus::process_collector::ProcessCollector::for_self();
+        registry.register(Box::new(process))?;
         let histogram = |name: &str, help: &str, labels: &[&str], buckets: &[f64]| {
             let h = HistogramVec::new(
                 HistogramOpts::new(name, help).buckets(buckets.to_vec()),
@@ -192,6 +195,7 @@ mod tests {
         assert!(t.text().contains(
             "storage_writes_total{operation=\"insert\",status=\"success\",writer_type=\"log\"} 1"
         ));
+        assert!(t.text().contains("process_resident_memory_bytes"));
         let (series, metadata) = t.series("me", TimestampMs::from_millis(5));
         let find = |name: &str| series.iter().find(|s| s.labels.metric_name() == name).unwrap();
         assert_eq!(find("storage_writes_total").samples, [Sample::float(5, 1.0)]);
