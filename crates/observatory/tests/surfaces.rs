@@ -190,3 +190,41 @@ async fn every_metric_kind_reaches_promql() {
     })
     .await;
 }
+
+/// Price files are read again on demand; a broken one changes nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reload_takes_new_prices_and_keeps_old_ones_when_they_are_broken() {
+    let dir = tempfile::tempdir().unwrap();
+    let prices = dir.path().join("prices.json");
+    let write = |version: &str| {
+        let record = r#"{"provider":"acme","model":"m","input":"1","output":"2"}"#;
+        std::fs::write(&prices, format!(r#"{{"version":"{version}","prices":[{record}]}}"#))
+            .unwrap();
+    };
+    write("one");
+    let config = dir.path().join("observatory.yaml");
+    std::fs::write(&config, "prices:\n  files: [prices.json]\n").unwrap();
+    let data = dir.path().join("data");
+    let server = Server::start(&data, &["--config", config.to_str().unwrap()]);
+    let version = async || json(server.url("ui", "/api/v1/prices")).await["version"].clone();
+    let reload = async || {
+        let r = reqwest::Client::new()
+            .post(server.url("prometheus", "/-/reload"))
+            .send()
+            .await
+            .unwrap();
+        (r.status().as_u16(), r.text().await.unwrap())
+    };
+    assert_eq!(version().await, "one");
+    write("two");
+    assert_eq!(reload().await.0, 200);
+    assert_eq!(version().await, "two");
+    std::fs::write(&prices, "{").unwrap();
+    let (status, text) = reload().await;
+    assert_eq!(status, 500);
+    assert!(text.contains("prices.json"), "{text}");
+    assert_eq!(version().await, "two");
+    write("three");
+    server.signal("HUP");
+    eventually("the reload", || async { (version().await == "three").then_some(()) }).await;
+}

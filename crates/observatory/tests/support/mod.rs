@@ -53,11 +53,16 @@ impl Server {
         self.child.wait().unwrap();
     }
 
+    /// Sends a signal by its short name.
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        let status = Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap();
+        assert!(status.success());
+    }
+
     /// SIGTERM; returns the exit code.
     pub(crate) fn terminate(mut self) -> Option<i32> {
-        let status =
-            Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
-        assert!(status.success());
+        self.signal("TERM");
         self.child.wait().unwrap().code()
     }
 
