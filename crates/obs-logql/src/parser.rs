@@ -219,21 +219,24 @@ impl Parser {
     }
 
     fn log_expr(&mut self) -> Parsed<LogExpr> {
-        let matchers = self.selector()?;
+        Ok(LogExpr { matchers: self.selector()?, stages: self.stages()? })
+    }
+
+    fn stages(&mut self) -> Parsed<Vec<Stage>> {
         let mut stages = Vec::new();
         loop {
             match self.peek() {
                 Token::Op("|=" | "|~" | "!=" | "!~") => {
                     stages.push(Stage::Line(self.line_filter()?))
                 }
-                Token::Op("|>" | "!>") => {
-                    return self.fail(self.start(), "pattern line filters are not supported yet");
-                }
                 Token::Op("|") => {
                     self.at += 1;
                     stages.push(self.stage()?);
                 }
-                _ => return Ok(LogExpr { matchers, stages }),
+                Token::Op("|>" | "!>") => {
+                    return self.fail(self.start(), "pattern line filters are not supported yet");
+                }
+                _ => return Ok(stages),
             }
         }
     }
@@ -636,10 +639,7 @@ impl Parser {
         // The range may stand after the selector or after the whole pipeline.
         let matchers = self.selector()?;
         let mut range = self.range()?;
-        let mut expr = LogExpr { matchers, stages: Vec::new() };
-        if matches!(self.peek(), Token::Op("|" | "|=" | "|~" | "!=" | "!~" | "|>" | "!>")) {
-            expr.stages = self.stages_after_selector()?;
-        }
+        let expr = LogExpr { matchers, stages: self.stages()? };
         if range.is_none() {
             range = self.range()?;
         }
@@ -658,25 +658,6 @@ impl Parser {
             at: None,
             pos: pos(at, self.start()),
         }))
-    }
-
-    fn stages_after_selector(&mut self) -> Parsed<Vec<Stage>> {
-        let mut stages = Vec::new();
-        loop {
-            match self.peek() {
-                Token::Op("|=" | "|~" | "!=" | "!~") => {
-                    stages.push(Stage::Line(self.line_filter()?))
-                }
-                Token::Op("|") => {
-                    self.at += 1;
-                    stages.push(self.stage()?);
-                }
-                Token::Op("|>" | "!>") => {
-                    return self.fail(self.start(), "pattern line filters are not supported yet");
-                }
-                _ => return Ok(stages),
-            }
-        }
     }
 
     fn range(&mut self) -> Parsed<Option<i64>> {

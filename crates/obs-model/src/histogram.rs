@@ -129,8 +129,8 @@ impl Histogram {
                 }
             }
         }
-        let (schema, bounds) = (self.schema, Self { schema: self.schema, ..Self::default() });
-        debug_assert!(schema != CUSTOM_BUCKETS_SCHEMA);
+        debug_assert!(self.schema != CUSTOM_BUCKETS_SCHEMA);
+        let bounds = Self { schema: self.schema, ..Self::default() };
         let mut absorbed = 0.0;
         for side in [&mut self.positive, &mut self.negative] {
             side.retain(|&(i, c)| {

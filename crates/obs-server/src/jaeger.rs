@@ -13,7 +13,7 @@ use obs_model::{
 };
 use obs_traceql::{TagFilter, TraceSearch, dependencies, search};
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// Traces a search may return.
@@ -42,13 +42,7 @@ impl IntoResponse for ApiError {
 
 impl From<QueryFailure> for ApiError {
     fn from(f: QueryFailure) -> Self {
-        let status = match f {
-            QueryFailure::Bad(_) | QueryFailure::TooMuch(_) => StatusCode::BAD_REQUEST,
-            QueryFailure::Busy => StatusCode::TOO_MANY_REQUESTS,
-            QueryFailure::Timeout => StatusCode::GATEWAY_TIMEOUT,
-            QueryFailure::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
-        };
-        Self(status, f.message())
+        Self(f.status(), f.message())
     }
 }
 
@@ -277,7 +271,7 @@ fn span_tags(s: &Span) -> Vec<Value> {
 /// Writes a trace as Jaeger's UI model.
 pub(crate) fn trace_json(spans: &[Arc<Span>]) -> Value {
     let mut processes: Vec<Arc<Resource>> = Vec::new();
-    let ids: HashMap<_, _> = spans.iter().map(|s| (s.span_id, ())).collect();
+    let ids: HashSet<_> = spans.iter().map(|s| s.span_id).collect();
     let mut out = Vec::with_capacity(spans.len());
     for s in spans {
         let process = processes
@@ -307,7 +301,7 @@ pub(crate) fn trace_json(spans: &[Arc<Span>]) -> Value {
                 json!({"timestamp": e.timestamp.nanos() / 1000, "fields": fields})
             })
             .collect();
-        let orphan = s.parent_id.is_some_and(|p| !ids.contains_key(&p));
+        let orphan = s.parent_id.is_some_and(|p| !ids.contains(&p));
         let warnings =
             if orphan { json!(["parent span is not in the trace"]) } else { Value::Null };
         out.push(json!({

@@ -32,11 +32,8 @@ pub(crate) fn native_error(status: StatusCode, message: &str) -> Response {
 /// Answers a failed query of the native API.
 pub(crate) fn native_failure(f: &QueryFailure) -> Response {
     let status = match f {
-        QueryFailure::Bad(_) => StatusCode::BAD_REQUEST,
         QueryFailure::TooMuch(_) => StatusCode::UNPROCESSABLE_ENTITY,
-        QueryFailure::Busy => StatusCode::TOO_MANY_REQUESTS,
-        QueryFailure::Timeout => StatusCode::GATEWAY_TIMEOUT,
-        QueryFailure::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        other => other.status(),
     };
     native_error(status, &f.message())
 }

@@ -47,13 +47,7 @@ impl IntoResponse for ApiError {
 
 impl From<QueryFailure> for ApiError {
     fn from(f: QueryFailure) -> Self {
-        let status = match f {
-            QueryFailure::Bad(_) | QueryFailure::TooMuch(_) => StatusCode::BAD_REQUEST,
-            QueryFailure::Busy => StatusCode::TOO_MANY_REQUESTS,
-            QueryFailure::Timeout => StatusCode::GATEWAY_TIMEOUT,
-            QueryFailure::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
-        };
-        Self(status, f.message())
+        Self(f.status(), f.message())
     }
 }
 

@@ -1,6 +1,7 @@
 //! Runs a query on the blocking pool: gate, deadline, cancellation when the client leaves.
 
 use crate::state::AppState;
+use http::StatusCode;
 use obs_model::{Budget, SelectError};
 use std::sync::Arc;
 
@@ -30,6 +31,16 @@ impl From<SelectError> for QueryFailure {
 }
 
 impl QueryFailure {
+    /// Returns the status that our own, Loki's and Jaeger's APIs answer with; Prometheus has its own.
+    pub(crate) const fn status(&self) -> StatusCode {
+        match self {
+            Self::Bad(_) | Self::TooMuch(_) => StatusCode::BAD_REQUEST,
+            Self::Busy => StatusCode::TOO_MANY_REQUESTS,
+            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
     pub(crate) fn message(&self) -> String {
         match self {
             Self::Bad(m) | Self::TooMuch(m) | Self::Internal(m) => m.clone(),

@@ -221,8 +221,7 @@ fn set_listener(
         })?)
     };
     let mut found = false;
-    for (l, a) in listen.iter_mut().filter(|(l, _)| name == "all" || l.name() == name) {
-        let _ = l;
+    for (_, a) in listen.iter_mut().filter(|(l, _)| name == "all" || l.name() == name) {
         *a = parsed;
         found = true;
     }

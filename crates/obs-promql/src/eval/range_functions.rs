@@ -262,7 +262,7 @@ impl Evaluator<'_> {
                 format!("quantile value should be between 0 and 1, got {}", format_float(*bad));
             self.annotations.warn(text, args.first().map_or(pos, Expr::pos));
         }
-        let mut columns = self.windows(name, &ranges, &params, pos, range_arg)?;
+        let mut columns = self.windows(name, &ranges, &params, range_arg)?;
         if !matches!(name, "last_over_time") {
             for c in &mut columns {
                 c.labels = c.labels.without_name();
@@ -276,7 +276,6 @@ impl Evaluator<'_> {
         name: &str,
         ranges: &RangeVector,
         params: &[f64],
-        pos: Pos,
         arg: &Expr,
     ) -> Evaluated<Vec<Column>> {
         let blank = || vec![None; self.steps.count];
@@ -340,12 +339,12 @@ impl Evaluator<'_> {
             self.annotations.warn(format!("{problem} {metric:?}"), arg.pos());
         }
         if matches!(name, "rate" | "increase" | "irate") {
-            self.hint_counter(ranges, arg, pos);
+            self.hint_counter(ranges, arg);
         }
         Ok(columns)
     }
 
-    fn hint_counter(&mut self, ranges: &RangeVector, arg: &Expr, _pos: Pos) {
+    fn hint_counter(&mut self, ranges: &RangeVector, arg: &Expr) {
         for s in &ranges.series {
             let name = s.labels.metric_name();
             let is_float = s.samples.iter().any(|x| matches!(x.value, SampleValue::Float(_)));
