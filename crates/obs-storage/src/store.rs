@@ -197,7 +197,9 @@ impl Store {
         let manifest = Manifest::open(&manifest_path).map_err(bad_manifest)?;
         let mut report = RecoveryReport::default();
         let mut segments = Vec::new();
-        for meta in manifest.segments().map_err(bad_manifest)? {
+        let known = manifest.segments().map_err(bad_manifest)?;
+        let highest = known.iter().map(|m| m.id).max().unwrap_or(0);
+        for meta in known {
             let name = meta.relative_path();
             match OpenSegment::open(&*vfs, &dir, meta) {
                 Ok(s) => segments.push(Arc::new(s)),
@@ -205,8 +207,6 @@ impl Store {
             }
         }
         report.segments = segments.len() as u64;
-        let highest =
-            manifest.segments().map_err(bad_manifest)?.iter().map(|m| m.id).max().unwrap_or(0);
         remove_orphans(&*vfs, &dir, highest);
         let mut metadata: HashMap<TenantId, BTreeMap<String, MetricMetadata>> = HashMap::new();
         for (tenant, m) in manifest.metadata().map_err(bad_manifest)? {
@@ -230,7 +230,7 @@ impl Store {
             read_only: RwLock::new(None),
             stats: StoreStats::default(),
         });
-        let writer = Writer::new(inner.clone(), manifest, wal);
+        let writer = Writer::new(inner.clone(), manifest, wal, highest + 1);
         let thread = std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || writer.run(&receiver));

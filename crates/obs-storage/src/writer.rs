@@ -202,12 +202,19 @@ pub(crate) struct Writer {
     inner: Arc<Inner>,
     manifest: Manifest,
     wal: WalFile,
+    /// Never used twice, also after a flush that failed and left files behind.
+    next_segment: i64,
     failures_in_row: u32,
 }
 
 impl Writer {
-    pub(crate) const fn new(inner: Arc<Inner>, manifest: Manifest, wal: WalFile) -> Self {
-        Self { inner, manifest, wal, failures_in_row: 0 }
+    pub(crate) const fn new(
+        inner: Arc<Inner>,
+        manifest: Manifest,
+        wal: WalFile,
+        next_segment: i64,
+    ) -> Self {
+        Self { inner, manifest, wal, next_segment, failures_in_row: 0 }
     }
 
     /// Serves commands until told to stop or all senders are gone.
@@ -255,6 +262,16 @@ impl Writer {
         }
     }
 
+    /// While flushes fail the head grows; past this many times its size writes are refused.
+    fn check_head(&self) -> Result<(), AppendError> {
+        const OVERDUE: usize = 4;
+        let head = self.inner.head.read().unwrap_or_else(PoisonError::into_inner);
+        if head.bytes < self.inner.config.head_bytes_max.saturating_mul(OVERDUE) {
+            return Ok(());
+        }
+        Err(AppendError::Overloaded("memory of data that could not be flushed"))
+    }
+
     fn head_is_full(&self) -> bool {
         let head = self.inner.head.read().unwrap_or_else(PoisonError::into_inner);
         head.bytes >= self.inner.config.head_bytes_max
@@ -263,7 +280,7 @@ impl Writer {
     /// Writes a group to the log, syncs, applies it to the head and answers.
     fn commit(&mut self, group: Vec<Pending>) {
         let total: usize = group.iter().map(|p| p.bytes).sum();
-        if let Err(refusal) = self.inner.check_writable() {
+        if let Err(refusal) = self.inner.check_writable().and_then(|()| self.check_head()) {
             self.inner.queued_bytes.fetch_sub(total, Ordering::Relaxed);
             for p in group {
                 let _ = p.reply.send(Err(refusal.clone()));
@@ -345,20 +362,7 @@ impl Writer {
         self.rotate()?;
         let (metas, opened, metadata) = {
             let head = self.inner.head.read().unwrap_or_else(PoisonError::into_inner);
-            let next_id = self
-                .inner
-                .segments
-                .read()
-                .unwrap_or_else(PoisonError::into_inner)
-                .iter()
-                .map(|s| s.meta.id)
-                .max();
-            write_segments(
-                &*self.inner.vfs,
-                &self.inner.config.dir,
-                &head,
-                next_id.unwrap_or(0) + 1,
-            )?
+            write_segments(&*self.inner.vfs, &self.inner.config.dir, &head, &mut self.next_segment)?
         };
         self.manifest.commit_flush(&metas, &metadata, self.wal.number)?;
         {
@@ -397,7 +401,7 @@ fn write_segments(
     vfs: &dyn Vfs,
     dir: &Path,
     head: &Head,
-    mut id: i64,
+    next_id: &mut i64,
 ) -> Result<Written, SegmentError> {
     let (mut metas, mut opened, mut metadata) = (Vec::new(), Vec::new(), Vec::new());
     let mut made_dirs = HashSet::new();
@@ -410,7 +414,7 @@ fn write_segments(
                        operations|
          -> Result<(), SegmentError> {
             let meta = SegmentMeta {
-                id,
+                id: *next_id,
                 tenant: tenant.clone(),
                 signal,
                 min_time,
@@ -419,7 +423,7 @@ fn write_segments(
                 bytes: bytes.len() as i64,
                 operations,
             };
-            id += 1;
+            *next_id += 1;
             let path = dir.join(meta.relative_path());
             if let Some(parent) = path.parent()
                 && made_dirs.insert(parent.to_owned())

@@ -239,3 +239,48 @@ async fn damage_in_a_segment_is_found_and_never_read_as_data() {
             .is_err()
     );
 }
+
+#[tokio::test]
+async fn a_failed_flush_loses_nothing_and_the_next_one_succeeds() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    for t in 1..=20 {
+        write(&store, t).await;
+    }
+    // What an earlier attempt may have left: a file under the first free number.
+    let metrics = dir.path().join("segments/default/metrics");
+    std::fs::create_dir_all(&metrics).unwrap();
+    std::fs::write(metrics.join("0000000001.parquet"), b"half").unwrap();
+    assert!(store.flush().await.is_err());
+    check(&store, 20);
+    store.flush().await.unwrap();
+    check(&store, 20);
+    store.close();
+    drop(store);
+    check(&open(dir.path()), 20);
+}
+
+#[tokio::test]
+async fn writes_are_refused_while_flushes_keep_failing() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = StoreConfig {
+        disk_reserve_bytes: 0,
+        head_bytes_max: 10_000,
+        ..StoreConfig::new(dir.path())
+    };
+    let store = Store::open(config, Arc::new(OsVfs)).unwrap();
+    // A file where the folder has to be makes every flush fail.
+    std::fs::write(dir.path().join("segments"), b"in the way").unwrap();
+    let mut accepted = 0;
+    for t in 1..1000 {
+        let batch = WriteBatch { logs: vec![log(t)], ..WriteBatch::default() };
+        match store.append(&TenantId::default(), batch).await {
+            Ok(()) => accepted += 1,
+            Err(e) => {
+                assert!(matches!(e, AppendError::Overloaded(_)), "{e}");
+                break;
+            }
+        }
+    }
+    assert!((50..400).contains(&accepted), "{accepted} accepted");
+}
