@@ -6,6 +6,7 @@
 
 mod deltas;
 mod derive;
+mod identity;
 mod limits;
 mod pipeline;
 mod seen;

@@ -1,6 +1,6 @@
 //! What a record may look like.
 
-use obs_model::{LogRecord, Series, Span, TimestampNs};
+use obs_model::{Labels, LogRecord, Series, Span, TimestampNs};
 
 /// Limits of single records. Bytes, counts, nanoseconds.
 #[derive(Debug, Clone)]
@@ -31,7 +31,12 @@ impl Default for Limits {
 }
 
 impl Limits {
-    fn time(&self, t: TimestampNs, now: TimestampNs) -> Result<(), String> {
+    pub(crate) fn time(&self, t: TimestampNs, now: TimestampNs) -> Result<(), String> {
+        // No clock was ever wrong by so much; what computes with times needs the room.
+        const YEAR_1900_NS: i64 = -2_208_988_800_000_000_000;
+        if t.nanos() < YEAR_1900_NS {
+            return Err(format!("time {t} is before 1900"));
+        }
         if t > now.add_nanos(self.future_ns) {
             return Err(format!(
                 "time {t} is more than {} s in the future",
@@ -70,15 +75,15 @@ impl Limits {
         self.time(r.timestamp, now)
     }
 
-    pub(crate) fn series(&self, s: &Series, now: TimestampNs) -> Result<(), String> {
-        if s.labels.len() > self.labels_max {
+    pub(crate) fn labels(&self, labels: &Labels) -> Result<(), String> {
+        if labels.len() > self.labels_max {
             return Err(format!(
-                "series has {} labels, at most {} are allowed",
-                s.labels.len(),
+                "series has {} labels, at most {} are allowed: {labels}",
+                labels.len(),
                 self.labels_max
             ));
         }
-        for (n, v) in s.labels.iter() {
+        for (n, v) in labels.iter() {
             if n.len() > self.label_name_bytes_max {
                 return Err(format!(
                     "label name of {} bytes is longer than {}",
@@ -93,6 +98,11 @@ impl Limits {
                 ));
             }
         }
+        Ok(())
+    }
+
+    pub(crate) fn series(&self, s: &Series, now: TimestampNs) -> Result<(), String> {
+        self.labels(&s.labels)?;
         s.samples.iter().try_for_each(|x| self.time(x.timestamp.to_nanos(), now))
     }
 }

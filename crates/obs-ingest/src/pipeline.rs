@@ -2,13 +2,14 @@
 
 use crate::deltas::Deltas;
 use crate::derive::Derived;
+use crate::identity::Identities;
 use crate::limits::Limits;
 use crate::seen::Seen;
 use crate::telemetry::Telemetry;
 use obs_llm::{PriceBook, call_from_span};
 use obs_model::{
-    Append, AppendError, CostState, LlmCall, LogRecord, MetricMetadata, Series, Span, SpanId,
-    TenantId, TimestampMs, TimestampNs, TraceId, WriteBatch,
+    Append, AppendError, Appended, CostState, Labels, LlmCall, LogRecord, MetricMetadata, Sample,
+    Series, Span, SpanId, TenantId, TimestampMs, TimestampNs, TraceId, WriteBatch,
 };
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -20,11 +21,21 @@ pub struct Outcome {
     pub accepted: u64,
     /// Refused here, beside those the decoder refused.
     pub rejected: u64,
+    /// Those of `rejected` that a limit of active series refused.
+    pub over_limit: u64,
     /// The first few reasons.
     pub reasons: Vec<String>,
 }
 
 impl Outcome {
+    /// Takes the store's word on what became of `sent` samples.
+    fn take(&mut self, sent: u64, stored: Appended) {
+        self.accepted = sent.saturating_sub(stored.rejected);
+        self.rejected += stored.rejected;
+        self.over_limit += stored.rejected;
+        self.reasons.extend(stored.reason);
+    }
+
     fn refuse(&mut self, reason: String) {
         self.rejected += 1;
         if self.reasons.len() < 5 && !self.reasons.contains(&reason) {
@@ -50,6 +61,7 @@ pub struct Ingest {
     limits: Limits,
     prices: Arc<RwLock<Arc<PriceBook>>>,
     telemetry: Telemetry,
+    identities: Arc<Identities>,
     state: Arc<Mutex<State>>,
 }
 
@@ -74,6 +86,7 @@ impl Ingest {
             limits,
             prices: Arc::new(RwLock::new(Arc::new(prices))),
             telemetry,
+            identities: Arc::default(),
             state: Arc::new(Mutex::new(state)),
         }
     }
@@ -102,7 +115,7 @@ impl Ingest {
         writer: &str,
         items: (&str, u64),
         batch: WriteBatch,
-    ) -> Result<(), AppendError> {
+    ) -> Result<Appended, AppendError> {
         let t = &self.telemetry;
         let timer = t.write_seconds.with_label_values(&[writer, "insert"]).start_timer();
         let result = self.store.append(tenant, batch).await;
@@ -239,14 +252,15 @@ impl Ingest {
             undo = Some(taken);
             refused.into_iter().for_each(|r| outcome.refuse(r.to_owned()));
         }
-        outcome.accepted = series.iter().map(|s| s.samples.len() as u64).sum();
-        self.count_rejected("metrics", &outcome);
+        let n = series.iter().map(|s| s.samples.len() as u64).sum();
         let batch = WriteBatch { series, metadata, ..WriteBatch::default() };
-        let stored = self.append(tenant, "metric", ("data_points", outcome.accepted), batch).await;
+        let stored = self.append(tenant, "metric", ("data_points", n), batch).await;
         if let (Err(_), Some(undo)) = (&stored, undo) {
             self.state().deltas.undo(undo);
         }
-        stored.map(|()| outcome)
+        outcome.take(n, stored?);
+        self.count_rejected("metrics", &outcome);
+        Ok(outcome)
     }
 
     /// Emits the derived series; called every few seconds.
@@ -271,5 +285,48 @@ impl Ingest {
             .await?;
         }
         Ok(())
+    }
+
+    /// Returns the label set of a series in wire form; `build` makes it when it was not met yet.
+    ///
+    /// # Errors
+    /// When the labels cannot be read or are over a limit.
+    pub fn labels(
+        &self,
+        tenant: &TenantId,
+        raw: &[u8],
+        build: &dyn Fn() -> Result<Labels, String>,
+    ) -> Result<Labels, String> {
+        self.identities.get(tenant, raw, &|| {
+            let labels = build()?;
+            self.limits.labels(&labels).map(|()| labels)
+        })
+    }
+
+    /// Stores single samples whose labels came from [`Self::labels`].
+    ///
+    /// # Errors
+    /// When the store refuses the batch; then nothing was stored.
+    pub async fn points(
+        &self,
+        tenant: &TenantId,
+        mut points: Vec<(Labels, Sample)>,
+        metadata: Vec<MetricMetadata>,
+        now: TimestampNs,
+    ) -> Result<Outcome, AppendError> {
+        let mut outcome = Outcome::default();
+        points.retain(|(_, s)| match self.limits.time(s.timestamp.to_nanos(), now) {
+            Ok(()) => true,
+            Err(reason) => {
+                outcome.refuse(reason);
+                false
+            }
+        });
+        let n = points.len() as u64;
+        let batch = WriteBatch { points, metadata, ..WriteBatch::default() };
+        let stored = self.append(tenant, "metric", ("data_points", n), batch).await?;
+        outcome.take(n, stored);
+        self.count_rejected("metrics", &outcome);
+        Ok(outcome)
     }
 }

@@ -21,7 +21,7 @@ impl Append for Recorder {
                 return Err(AppendError::Overloaded("test"));
             }
             self.batches.lock().unwrap().push(batch);
-            Ok(())
+            Ok(Appended::default())
         })
     }
 }

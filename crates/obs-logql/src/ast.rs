@@ -17,6 +17,23 @@ pub struct LogExpr {
     pub stages: Vec<Stage>,
 }
 
+impl LogExpr {
+    /// Returns texts that every line of the result contains: what the leading line filters say.
+    pub fn needles(&self) -> Vec<String> {
+        let leading = self.stages.iter().map_while(|s| match s {
+            Stage::Line(f) => Some(f),
+            Stage::Json | Stage::Logfmt | Stage::Label(_) => None,
+        });
+        leading
+            .filter(|f| !f.negated)
+            .filter_map(|f| match f.any.as_slice() {
+                [LineMatch::Contains(text)] if !text.is_empty() => Some(text.clone()),
+                _ => None,
+            })
+            .collect()
+    }
+}
+
 #[derive(Debug, Clone)]
 pub enum Stage {
     Line(LineFilter),

@@ -117,12 +117,14 @@ fn one(
     let steps = ((end - start).max(0) / step_ms) as usize + 1;
     let from = TimestampMs::from_millis(start - r.offset_ms - r.range_ms).to_nanos().add_nanos(1);
     let to = TimestampMs::from_millis(end - r.offset_ms).to_nanos().add_nanos(1);
+    let needles = r.expr.needles();
     let selection = LogSelection {
         matchers: &r.expr.matchers,
         start: from,
         end: to,
         direction: Direction::Forward,
         trace_id: None,
+        needles: &needles,
     };
     let mut sums: HashMap<Labels, Vec<f64>> = HashMap::new();
     let mut failure = None;

@@ -90,7 +90,7 @@ impl Working {
     pub(crate) fn finish(self) -> Labels {
         let mut b = LabelsBuilder::default();
         for (n, v) in &self.labels {
-            b.push_shared(n.as_str().into(), v.as_str().into());
+            b.push(n.as_str(), v.as_str());
         }
         b.build()
     }

@@ -40,8 +40,10 @@ pub fn run_logs(
     limit: usize,
     budget: &Budget,
 ) -> Result<Vec<LogStream>, QueryError> {
+    let needles = expr.needles();
+    let matchers = &expr.matchers;
     let selection =
-        LogSelection { matchers: &expr.matchers, start, end, direction, trace_id: None };
+        LogSelection { matchers, start, end, direction, trace_id: None, needles: &needles };
     let mut index: HashMap<Labels, usize> = HashMap::new();
     let mut out: Vec<LogStream> = Vec::new();
     let mut left = limit;

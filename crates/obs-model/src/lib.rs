@@ -20,7 +20,7 @@ mod time;
 pub use attributes::{AttributeValue, Attributes, Resource, Scope};
 pub use histogram::{CUSTOM_BUCKETS_SCHEMA, Histogram, HistogramBucket, ResetHint};
 pub use ids::{SpanId, TenantId, TenantIdError, TraceId};
-pub use labels::{Labels, LabelsBuilder, METRIC_NAME};
+pub use labels::{Labels, LabelsBuilder, LabelsIter, METRIC_NAME};
 pub use llm::{
     CallCost, CallStatus, CostState, Dialect, LlmCall, Message, MessagePart, Money, Operation,
     TokenUsage,
@@ -31,8 +31,9 @@ pub use metric::{
     MetricKind, MetricMetadata, STALE_NAN_BITS, Sample, SampleValue, Series, is_stale,
 };
 pub use ports::{
-    Append, AppendError, AppendFuture, Budget, CallSelection, Direction, LogSelection, SelectError,
-    SelectLogs, SelectSeries, SelectSpans, SeriesSelection, SpanSelection, Visit, WriteBatch,
+    Append, AppendError, AppendFuture, Appended, Budget, CallSelection, Direction, LogSelection,
+    SelectError, SelectLogs, SelectSeries, SelectSpans, SeriesSelection, SpanSelection, Visit,
+    WriteBatch,
 };
 pub use span::{Span, SpanEvent, SpanKind, SpanLink, SpanStatus};
 pub use time::{TimestampMs, TimestampNs};

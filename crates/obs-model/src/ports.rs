@@ -4,21 +4,23 @@
 //! called on a blocking pool. Every read takes a [`Budget`], which the caller may cancel.
 
 use crate::{
-    Labels, LlmCall, LogRecord, Matcher, MetricMetadata, Series, Span, TenantId, TimestampMs,
-    TimestampNs, TraceId,
+    Labels, LlmCall, LogRecord, Matcher, MetricMetadata, Sample, Series, Span, TenantId,
+    TimestampMs, TimestampNs, TraceId,
 };
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::ops::ControlFlow;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What one request writes; stored as a whole or not at all.
 #[derive(Debug, Clone, Default)]
 pub struct WriteBatch {
     pub series: Vec<Series>,
+    /// Single samples of series, the shape of a scrape and of remote write.
+    pub points: Vec<(Labels, Sample)>,
     pub metadata: Vec<MetricMetadata>,
     pub logs: Vec<LogRecord>,
     pub spans: Vec<Span>,
@@ -28,6 +30,7 @@ pub struct WriteBatch {
 impl WriteBatch {
     pub fn is_empty(&self) -> bool {
         self.series.is_empty()
+            && self.points.is_empty()
             && self.metadata.is_empty()
             && self.logs.is_empty()
             && self.spans.is_empty()
@@ -53,7 +56,16 @@ pub enum AppendError {
     Failed(String),
 }
 
-pub type AppendFuture<'a> = Pin<Box<dyn Future<Output = Result<(), AppendError>> + Send + 'a>>;
+/// What an accepted write left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Appended {
+    /// Samples of new series over the limit; everything else is stored.
+    pub rejected: u64,
+    pub reason: Option<String>,
+}
+
+pub type AppendFuture<'a> =
+    Pin<Box<dyn Future<Output = Result<Appended, AppendError>> + Send + 'a>>;
 
 /// Accepts writes. `Ok` means that the batch survives a power cut.
 pub trait Append: Send + Sync + fmt::Debug {
@@ -79,9 +91,13 @@ pub struct Budget {
     bytes_left: AtomicI64,
     samples_max: i64,
     bytes_max: i64,
+    missing: Mutex<Vec<String>>,
 }
 
 impl Budget {
+    /// Notes kept; a damaged disk would have no end of them.
+    const MISSING_MAX: usize = 20;
+
     /// Allows `samples_max` samples (or records) and `bytes_max` bytes of them.
     pub const fn new(samples_max: i64, bytes_max: i64) -> Self {
         Self {
@@ -90,7 +106,21 @@ impl Budget {
             bytes_left: AtomicI64::new(bytes_max),
             samples_max,
             bytes_max,
+            missing: Mutex::new(Vec::new()),
         }
+    }
+
+    /// Notes data that could not be read: the answer is partial.
+    pub fn note_missing(&self, what: String) {
+        let mut list = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        if list.len() < Self::MISSING_MAX && !list.contains(&what) {
+            list.push(what);
+        }
+    }
+
+    /// Returns what could not be read; empty when the answer is whole.
+    pub fn missing(&self) -> Vec<String> {
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Makes every later check fail.
@@ -181,6 +211,8 @@ pub struct LogSelection<'a> {
     pub direction: Direction,
     /// Only records of this trace.
     pub trace_id: Option<TraceId>,
+    /// Only records whose line contains all of these.
+    pub needles: &'a [String],
 }
 
 /// What the visitor of a scan says: go on or stop.

@@ -13,6 +13,7 @@ mod otlp_grpc;
 mod otlp_http;
 mod params;
 mod prometheus;
+mod remote_write;
 pub mod router;
 mod run;
 mod sql;

@@ -269,6 +269,7 @@ async fn matching_streams(
                 end,
                 direction: Direction::Forward,
                 trace_id: None,
+                needles: &[],
             };
             out.extend(s.source.streams(&tenant, &selection, budget)?);
         }

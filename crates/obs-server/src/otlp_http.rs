@@ -86,6 +86,11 @@ pub(crate) fn routes() -> Router<AppState> {
         .route("/v1/metrics", post(post_metrics))
 }
 
+/// Metrics alone, as Prometheus takes them below its own prefix.
+pub(crate) fn metric_routes() -> Router<AppState> {
+    Router::new().route("/v1/metrics", post(post_metrics))
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Format {
     Protobuf,

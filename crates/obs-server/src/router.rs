@@ -1,7 +1,7 @@
 //! What each listener serves.
 
 use crate::state::AppState;
-use crate::{health, jaeger, llm, loki, otlp_http, prometheus, sql, traces, ui};
+use crate::{health, jaeger, llm, loki, otlp_http, prometheus, remote_write, sql, traces, ui};
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
@@ -46,6 +46,13 @@ impl Listener {
     }
 }
 
+/// What Prometheus serves: queries, remote write, and OTLP under its own path.
+fn prometheus_routes() -> Router<AppState> {
+    prometheus::routes()
+        .merge(remote_write::routes())
+        .nest("/api/v1/otlp", otlp_http::metric_routes())
+}
+
 /// Builds the HTTP routes of a listener. The main port carries every API under a prefix too.
 pub fn router(listener: Listener, state: AppState) -> Router {
     let common = health::routes();
@@ -56,10 +63,10 @@ pub fn router(listener: Listener, state: AppState) -> Router {
             .merge(traces::routes())
             .merge(otlp_http::routes())
             .merge(loki::routes())
-            .nest("/prometheus", prometheus::routes())
+            .nest("/prometheus", prometheus_routes())
             .nest("/jaeger", jaeger::routes())
             .fallback(ui::serve),
-        Listener::Prometheus => common.merge(prometheus::routes()),
+        Listener::Prometheus => common.merge(prometheus_routes()),
         Listener::Loki => common.merge(loki::routes()),
         Listener::Jaeger => common.merge(jaeger::routes()),
         Listener::OtlpHttp => common.merge(otlp_http::routes()),

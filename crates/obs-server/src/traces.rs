@@ -113,6 +113,7 @@ pub(crate) fn logs_of_span(
         end: span.end.add_nanos(AROUND_NS),
         direction: Direction::Forward,
         trace_id: Some(span.trace_id),
+        needles: &[],
     };
     let mut out = Vec::new();
     state.source.select_logs(tenant, &selection, budget, &mut |r| {

@@ -270,6 +270,7 @@ pub(crate) fn read(
                 end,
                 direction: Direction::Forward,
                 trace_id: None,
+                needles: &[],
             };
             source.select_logs(tenant, &selection, budget, &mut |r| log(&mut rows, tenant, r))?;
         }

@@ -61,7 +61,21 @@ impl<'a> Decoder<'a> {
         Malformed(self.at)
     }
 
-    #[cfg(test)]
+    /// Returns how many bytes were read.
+    pub(crate) const fn at(&self) -> usize {
+        self.at
+    }
+
+    /// A number that is no count of what follows, so that the input does not bound it.
+    pub(crate) fn len_free(&mut self) -> Result<usize, Malformed> {
+        usize::try_from(self.uint()?).map_err(|_| self.bad())
+    }
+
+    /// Returns the next `n` bytes.
+    pub(crate) fn bytes(&mut self, n: usize) -> Result<&'a [u8], Malformed> {
+        self.take(n)
+    }
+
     pub(crate) const fn is_done(&self) -> bool {
         self.at >= self.bytes.len()
     }

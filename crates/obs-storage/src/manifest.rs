@@ -1,174 +1,525 @@
-//! The manifest: which segments exist and where the log starts, in SQLite, one transaction a
-//! flush.
+//! The manifest: which segments exist, where the log starts, what is deleted.
+//!
+//! A log of edits in two mirrored files, each edit synced to both: a damaged edit in one is read
+//! from the other. Opening writes a fresh generation that begins with the whole state, so that
+//! nothing is ever appended behind a torn end.
 
+use crate::bin::{Decoder, Encoder, Malformed};
+use crate::segment::file::IndexRef;
 use crate::segment::{Operations, Signal};
-use obs_model::{MetricKind, MetricMetadata, TenantId};
-use rusqlite::{Connection, OptionalExtension as _, params};
-use std::path::Path;
-
-/// Version of the tables; a newer one is refused.
-const SCHEMA_VERSION: i64 = 1;
-
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ManifestError {
-    #[error("manifest: {0}")]
-    Sql(#[from] rusqlite::Error),
-    #[error("manifest has version {0}, this program knows up to {SCHEMA_VERSION}")]
-    Newer(i64),
-    #[error("manifest row of segment {0} does not decode")]
-    Row(i64),
-}
+use crate::vfs::Vfs;
+use crate::wal::{self, FRAME_EDIT, MANIFEST_MAGIC, WalFile};
+use obs_model::{MatchOp, MetricKind, MetricMetadata, TenantId, TraceId};
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::{Path, PathBuf};
 
 /// One segment's row.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct SegmentMeta {
-    pub(crate) id: i64,
+    pub(crate) id: u64,
     pub(crate) tenant: TenantId,
     pub(crate) signal: Signal,
-    /// ms for metrics, ns otherwise.
+    /// ms for metrics, ns otherwise; both ends inclusive.
     pub(crate) min_time: i64,
     pub(crate) max_time: i64,
-    pub(crate) rows: i64,
-    pub(crate) bytes: i64,
+    pub(crate) rows: u64,
+    pub(crate) bytes: u64,
+    /// Of overlapping segments the one with the higher order was written later.
+    pub(crate) order: u64,
+    /// How often its data was merged.
+    pub(crate) level: u8,
+    /// The last delete request whose data was taken out.
+    pub(crate) cleaned: u64,
+    pub(crate) index: IndexRef,
     pub(crate) operations: Operations,
 }
 
 impl SegmentMeta {
     /// Returns the path below the data directory.
     pub(crate) fn relative_path(&self) -> String {
-        format!("segments/{}/{}/{:010}.parquet", self.tenant, self.signal.as_str(), self.id)
+        format!("segments/{}/{}/{:010}.seg", self.tenant, self.signal.as_str(), self.id)
+    }
+
+    pub(crate) const fn overlaps(&self, start: i64, end: i64) -> bool {
+        self.max_time >= start && self.min_time <= end
+    }
+
+    fn put(&self, e: &mut Encoder) {
+        e.uint(self.id);
+        e.str(self.tenant.as_str());
+        e.u8(self.signal.to_byte());
+        e.int(self.min_time);
+        e.int(self.max_time);
+        e.uint(self.rows);
+        e.uint(self.bytes);
+        e.uint(self.order);
+        e.u8(self.level);
+        e.uint(self.cleaned);
+        self.index.put(e);
+        e.len(self.operations.len());
+        for (service, operation, kind) in &self.operations {
+            e.str(service);
+            e.str(operation);
+            e.int((*kind).into());
+        }
+    }
+
+    fn get(d: &mut Decoder<'_>) -> Result<Self, Malformed> {
+        Ok(Self {
+            id: d.uint()?,
+            tenant: get_tenant(d)?,
+            signal: Signal::from_byte(d.u8()?).ok_or(d.bad())?,
+            min_time: d.int()?,
+            max_time: d.int()?,
+            rows: d.uint()?,
+            bytes: d.uint()?,
+            order: d.uint()?,
+            level: d.u8()?,
+            cleaned: d.uint()?,
+            index: IndexRef::get(d)?,
+            operations: (0..d.len()?)
+                .map(|_| {
+                    let (service, operation) = (d.string()?, d.string()?);
+                    Ok((service, operation, i32::try_from(d.int()?).map_err(|_| d.bad())?))
+                })
+                .collect::<Result<_, Malformed>>()?,
+        })
     }
 }
 
+/// What a delete request covers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeleteScope {
+    /// Everything of the tenant.
+    Tenant,
+    /// All spans, calls and log records of a trace.
+    Trace(TraceId),
+    /// Samples of the series that match (name, operator, value), in `[start, end]` ms.
+    Series { matchers: Vec<(String, MatchOp, String)>, start: i64, end: i64 },
+}
+
+/// A delete request that may still have segments to clean.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Tombstone {
+    pub(crate) id: u64,
+    pub(crate) tenant: TenantId,
+    pub(crate) scope: DeleteScope,
+    /// Segments of a lower order are covered; what was written later is not.
+    pub(crate) before: u64,
+}
+
+impl Tombstone {
+    fn put(&self, e: &mut Encoder) {
+        e.uint(self.id);
+        e.str(self.tenant.as_str());
+        e.uint(self.before);
+        match &self.scope {
+            DeleteScope::Tenant => e.u8(0),
+            DeleteScope::Trace(id) => {
+                e.u8(1);
+                e.raw(id.as_bytes());
+            }
+            DeleteScope::Series { matchers, start, end } => {
+                e.u8(2);
+                e.len(matchers.len());
+                for (name, op, value) in matchers {
+                    e.str(name);
+                    e.u8(*op as u8);
+                    e.str(value);
+                }
+                e.int(*start);
+                e.int(*end);
+            }
+        }
+    }
+
+    fn get(d: &mut Decoder<'_>) -> Result<Self, Malformed> {
+        let (id, tenant, before) = (d.uint()?, get_tenant(d)?, d.uint()?);
+        let scope = match d.u8()? {
+            0 => DeleteScope::Tenant,
+            1 => DeleteScope::Trace(TraceId::from_slice(d.raw()?).ok_or(d.bad())?),
+            2 => {
+                let matchers = (0..d.len()?)
+                    .map(|_| Ok((d.string()?, get_op(d)?, d.string()?)))
+                    .collect::<Result<_, Malformed>>()?;
+                DeleteScope::Series { matchers, start: d.int()?, end: d.int()? }
+            }
+            _ => return Err(d.bad()),
+        };
+        Ok(Self { id, tenant, scope, before })
+    }
+}
+
+fn get_op(d: &mut Decoder<'_>) -> Result<MatchOp, Malformed> {
+    let known = [MatchOp::Equal, MatchOp::NotEqual, MatchOp::Regex, MatchOp::NotRegex];
+    let byte = d.u8()?;
+    known.into_iter().find(|op| *op as u8 == byte).ok_or(d.bad())
+}
+
+fn get_tenant(d: &mut Decoder<'_>) -> Result<TenantId, Malformed> {
+    TenantId::new(d.str()?).map_err(|_| d.bad())
+}
+
+/// One change of the manifest.
+#[derive(Debug, Clone)]
+pub(crate) enum Edit {
+    Add(SegmentMeta),
+    Remove(u64),
+    /// Log files below this number are no longer needed.
+    WalStart(u64),
+    /// The lowest segment number never used.
+    NextSegment(u64),
+    Metadata(TenantId, MetricMetadata),
+    Delete(Tombstone),
+    /// No segment is left that a tombstone covers.
+    Deleted(u64),
+}
+
+impl Edit {
+    fn put(&self, e: &mut Encoder) {
+        match self {
+            Self::Add(m) => {
+                e.u8(1);
+                m.put(e);
+            }
+            Self::Remove(id) => {
+                e.u8(2);
+                e.uint(*id);
+            }
+            Self::WalStart(n) => {
+                e.u8(3);
+                e.uint(*n);
+            }
+            Self::NextSegment(n) => {
+                e.u8(4);
+                e.uint(*n);
+            }
+            Self::Metadata(tenant, m) => {
+                e.u8(5);
+                e.str(tenant.as_str());
+                for s in [&m.name, m.kind.as_str(), &m.help, &m.unit] {
+                    e.str(s);
+                }
+            }
+            Self::Delete(t) => {
+                e.u8(6);
+                t.put(e);
+            }
+            Self::Deleted(id) => {
+                e.u8(7);
+                e.uint(*id);
+            }
+        }
+    }
+
+    fn get(d: &mut Decoder<'_>) -> Result<Self, Malformed> {
+        Ok(match d.u8()? {
+            1 => Self::Add(SegmentMeta::get(d)?),
+            2 => Self::Remove(d.uint()?),
+            3 => Self::WalStart(d.uint()?),
+            4 => Self::NextSegment(d.uint()?),
+            5 => Self::Metadata(
+                get_tenant(d)?,
+                MetricMetadata {
+                    name: d.string()?,
+                    kind: MetricKind::parse(d.str()?),
+                    help: d.string()?,
+                    unit: d.string()?,
+                },
+            ),
+            6 => Self::Delete(Tombstone::get(d)?),
+            7 => Self::Deleted(d.uint()?),
+            _ => return Err(d.bad()),
+        })
+    }
+}
+
+/// Metadata by metric name, by tenant.
+pub(crate) type Metadata = HashMap<TenantId, BTreeMap<String, MetricMetadata>>;
+
+/// What all edits so far amount to.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct State {
+    pub(crate) segments: BTreeMap<u64, SegmentMeta>,
+    pub(crate) wal_start: u64,
+    pub(crate) next_segment: u64,
+    pub(crate) metadata: Metadata,
+    pub(crate) tombstones: BTreeMap<u64, Tombstone>,
+}
+
+impl State {
+    fn apply(&mut self, edit: Edit) {
+        match edit {
+            Edit::Add(m) => {
+                self.next_segment = self.next_segment.max(m.id + 1);
+                self.segments.insert(m.id, m);
+            }
+            Edit::Remove(id) => {
+                self.segments.remove(&id);
+            }
+            Edit::WalStart(n) => self.wal_start = n,
+            Edit::NextSegment(n) => self.next_segment = self.next_segment.max(n),
+            Edit::Metadata(tenant, m) => {
+                self.metadata.entry(tenant).or_default().insert(m.name.clone(), m);
+            }
+            Edit::Delete(t) => {
+                self.tombstones.insert(t.id, t);
+            }
+            Edit::Deleted(id) => {
+                self.tombstones.remove(&id);
+            }
+        }
+    }
+
+    fn edits(&self) -> Vec<Edit> {
+        let mut out = vec![Edit::WalStart(self.wal_start), Edit::NextSegment(self.next_segment)];
+        out.extend(self.segments.values().cloned().map(Edit::Add));
+        for (tenant, by_name) in &self.metadata {
+            out.extend(by_name.values().map(|m| Edit::Metadata(tenant.clone(), m.clone())));
+        }
+        out.extend(self.tombstones.values().cloned().map(Edit::Delete));
+        out
+    }
+}
+
+/// Sequence number of the edit that carries a generation's whole state.
+const SNAPSHOT: u64 = 0;
+const COPIES: [&str; 2] = ["a", "b"];
+
+fn path(dir: &Path, generation: u64, copy: &str) -> PathBuf {
+    dir.join(format!("{generation:010}.{copy}"))
+}
+
+fn encode(seq: u64, edits: &[Edit]) -> Vec<u8> {
+    let mut e = Encoder::default();
+    e.uint(seq);
+    e.len(edits.len());
+    edits.iter().for_each(|x| x.put(&mut e));
+    let mut frame = Vec::new();
+    wal::put_frame(&mut frame, FRAME_EDIT, &e.bytes);
+    frame
+}
+
+fn decode(payload: &[u8]) -> Result<(u64, Vec<Edit>), Malformed> {
+    let mut d = Decoder::new(payload);
+    let seq = d.uint()?;
+    Ok((seq, (0..d.len()?).map(|_| Edit::get(&mut d)).collect::<Result<_, _>>()?))
+}
+
+/// What reading the manifest found.
+#[derive(Debug, Default)]
+pub(crate) struct Loaded {
+    pub(crate) state: State,
+    generation: u64,
+    /// (file name, problem) of damage, which the other copy made good unless `lost`.
+    pub(crate) damage: Vec<(String, String)>,
+    /// Edits that neither copy has.
+    pub(crate) lost: bool,
+}
+
+fn generations(vfs: &dyn Vfs, dir: &Path) -> io::Result<Vec<u64>> {
+    let number = |p: PathBuf| p.file_stem()?.to_str()?.parse::<u64>().ok();
+    let mut out: Vec<u64> = vfs.list(dir)?.into_iter().filter_map(number).collect();
+    out.sort_unstable();
+    out.dedup();
+    Ok(out)
+}
+
+/// Reads the manifest without changing anything.
+///
+/// # Errors
+/// When files cannot be read, are of another version, or no generation is whole.
+pub(crate) fn load(vfs: &dyn Vfs, dir: &Path) -> io::Result<Loaded> {
+    let list = generations(vfs, dir)?;
+    let mut damage = Vec::new();
+    for generation in list.iter().rev() {
+        let mut edits: BTreeMap<u64, Vec<Edit>> = BTreeMap::new();
+        for copy in COPIES {
+            let path = path(dir, *generation, copy);
+            let name = format!("manifest/{generation:010}.{copy}");
+            let file = match vfs.open(&path) {
+                Ok(f) => f,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    damage.push((name, "missing".into()));
+                    continue;
+                }
+                Err(e) => return Err(e),
+            };
+            let found = wal::read_file(&*file, MANIFEST_MAGIC, |at, _, payload| {
+                match decode(payload) {
+                    Ok((seq, list)) => {
+                        edits.insert(seq, list);
+                    }
+                    Err(e) => damage.push((name.clone(), format!("edit at byte {at}: {e}"))),
+                }
+                Ok(())
+            })?;
+            for (at, n) in found.bad {
+                damage.push((name.clone(), format!("{n} bytes from byte {at} are damaged")));
+            }
+            if let Some((at, n)) = found.torn {
+                damage.push((name.clone(), format!("{n} bytes from byte {at} are no whole edit")));
+            }
+        }
+        if !edits.contains_key(&SNAPSHOT) {
+            // A crash while this generation was begun: the one before it is still there.
+            continue;
+        }
+        let mut loaded = Loaded { generation: *generation, ..Loaded::default() };
+        let mut expected = SNAPSHOT;
+        for (seq, list) in edits {
+            loaded.lost |= seq != expected;
+            expected = seq + 1;
+            list.into_iter().for_each(|x| loaded.state.apply(x));
+        }
+        loaded.damage = damage;
+        return Ok(loaded);
+    }
+    if list.len() > 1 || damage.iter().any(|(_, what)| what != "missing") {
+        // Crashes while the very first generation was begun leave some without a state. With data
+        // beside them that is damage, which must not pass for an empty store.
+        if data_exists(vfs, dir) {
+            let text = "no generation of the manifest is readable";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+    }
+    let generation = list.last().copied().unwrap_or(0);
+    Ok(Loaded { generation, ..Loaded::default() })
+}
+
+/// Returns whether the data directory holds anything but a manifest.
+fn data_exists(vfs: &dyn Vfs, dir: &Path) -> bool {
+    let root = dir.parent().unwrap_or(dir);
+    let segments = vfs.list_dirs(&root.join("segments"));
+    let logs = wal::files(vfs, &root.join("wal"));
+    segments.is_ok_and(|d| !d.is_empty()) || logs.is_ok_and(|f| !f.is_empty())
+}
+
+/// The manifest, open for edits.
 #[derive(Debug)]
-pub(crate) struct Manifest(Connection);
+pub(crate) struct Manifest {
+    dir: PathBuf,
+    pub(crate) state: State,
+    files: Vec<WalFile>,
+    generation: u64,
+    next_seq: u64,
+    /// Bytes of the snapshot; a log many times longer is rewritten.
+    snapshot_bytes: u64,
+}
 
 impl Manifest {
-    pub(crate) fn open(path: &Path) -> Result<Self, ManifestError> {
-        let db = Connection::open(path)?;
-        db.pragma_update(None, "journal_mode", "WAL")?;
-        db.pragma_update(None, "synchronous", "FULL")?;
-        let version: i64 = db.pragma_query_value(None, "user_version", |r| r.get(0))?;
-        if version > SCHEMA_VERSION {
-            return Err(ManifestError::Newer(version));
-        }
-        db.execute_batch(
-            "CREATE TABLE IF NOT EXISTS segment (id INTEGER PRIMARY KEY, tenant TEXT NOT NULL, signal TEXT NOT NULL,
-               min_time INTEGER NOT NULL, max_time INTEGER NOT NULL, rows INTEGER NOT NULL, bytes INTEGER NOT NULL,
-               operations TEXT NOT NULL);
-             CREATE TABLE IF NOT EXISTS state (key TEXT PRIMARY KEY, value INTEGER NOT NULL);
-             CREATE TABLE IF NOT EXISTS metadata (tenant TEXT NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL,
-               help TEXT NOT NULL, unit TEXT NOT NULL, PRIMARY KEY (tenant, name));",
-        )?;
-        db.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-        Ok(Self(db))
+    /// Begins a new generation from what was loaded.
+    pub(crate) fn open(vfs: &dyn Vfs, dir: &Path, loaded: Loaded) -> io::Result<Self> {
+        let mut this = Self {
+            dir: dir.to_owned(),
+            state: loaded.state,
+            files: Vec::new(),
+            generation: loaded.generation,
+            next_seq: 1,
+            snapshot_bytes: 0,
+        };
+        this.begin(vfs)?;
+        Ok(this)
     }
 
-    /// Returns all segments by id.
-    pub(crate) fn segments(&self) -> Result<Vec<SegmentMeta>, ManifestError> {
-        let mut q = self.0.prepare("SELECT id, tenant, signal, min_time, max_time, rows, bytes, operations FROM segment ORDER BY id")?;
-        let rows = q.query_map([], |r| {
-            Ok((
-                r.get(0)?,
-                r.get::<_, String>(1)?,
-                r.get::<_, String>(2)?,
-                r.get(3)?,
-                r.get(4)?,
-                r.get(5)?,
-                r.get(6)?,
-                r.get::<_, String>(7)?,
-            ))
-        })?;
-        rows.map(|row| {
-            let (id, tenant, signal, min_time, max_time, rows, bytes, operations) = row?;
-            Ok(SegmentMeta {
-                id,
-                tenant: TenantId::new(&tenant).map_err(|_| ManifestError::Row(id))?,
-                signal: Signal::parse(&signal).ok_or(ManifestError::Row(id))?,
-                min_time,
-                max_time,
-                rows,
-                bytes,
-                operations: parse_operations(&operations),
-            })
-        })
-        .collect()
+    fn begin(&mut self, vfs: &dyn Vfs) -> io::Result<()> {
+        // A generation whose files exist was begun by a process that died: never reuse names.
+        let used = generations(vfs, &self.dir)?;
+        let generation = used.last().copied().unwrap_or(0).max(self.generation) + 1;
+        let snapshot = encode(SNAPSHOT, &self.state.edits());
+        let mut files = Vec::new();
+        for copy in COPIES {
+            let path = path(&self.dir, generation, copy);
+            let mut f = WalFile::create_at(vfs, &path, MANIFEST_MAGIC, generation)?;
+            f.commit(&snapshot)?;
+            files.push(f);
+        }
+        self.files = files;
+        self.generation = generation;
+        self.next_seq = SNAPSHOT + 1;
+        self.snapshot_bytes = snapshot.len() as u64;
+        for old in used.into_iter().filter(|g| *g < generation) {
+            for copy in COPIES {
+                let _ = vfs.remove(&path(&self.dir, old, copy));
+            }
+        }
+        Ok(())
     }
 
-    /// Returns the number of the first log file that is still needed.
-    pub(crate) fn wal_start(&self) -> Result<u64, ManifestError> {
-        let v: Option<i64> = self
-            .0
-            .query_row("SELECT value FROM state WHERE key = 'wal_start'", [], |r| r.get(0))
-            .optional()?;
-        Ok(v.unwrap_or(0).unsigned_abs())
-    }
-
-    /// Adds segments and moves the start of the log, at once.
-    pub(crate) fn commit_flush(
-        &mut self,
-        segments: &[SegmentMeta],
-        metadata: &[(TenantId, MetricMetadata)],
-        wal_start: u64,
-    ) -> Result<(), ManifestError> {
-        let tx = self.0.transaction()?;
-        for s in segments {
-            tx.execute(
-                "INSERT INTO segment VALUES (?,?,?,?,?,?,?,?)",
-                params![
-                    s.id,
-                    s.tenant.as_str(),
-                    s.signal.as_str(),
-                    s.min_time,
-                    s.max_time,
-                    s.rows,
-                    s.bytes,
-                    print_operations(&s.operations)
-                ],
-            )?;
+    /// Makes edits durable, all or none, then applies them.
+    ///
+    /// # Errors
+    /// When a file cannot be written. Then it is unknown whether the edits are durable: no further
+    /// edit may follow until the manifest is opened again or [`Self::recover`] succeeded.
+    pub(crate) fn commit(&mut self, vfs: &dyn Vfs, edits: Vec<Edit>) -> io::Result<()> {
+        if self.files.len() < COPIES.len() {
+            self.begin(vfs)?;
         }
-        for (tenant, m) in metadata {
-            tx.execute(
-                "INSERT OR REPLACE INTO metadata VALUES (?,?,?,?,?)",
-                params![tenant.as_str(), m.name, m.kind.as_str(), m.help, m.unit],
-            )?;
+        let frame = encode(self.next_seq, &edits);
+        for f in &mut self.files {
+            if let Err(e) = f.commit(&frame) {
+                // What this edit became is unknown; a new generation states what is.
+                self.files.clear();
+                return Err(e);
+            }
         }
-        let start = i64::try_from(wal_start).unwrap_or(i64::MAX);
-        tx.execute("INSERT OR REPLACE INTO state VALUES ('wal_start', ?)", [start])?;
-        Ok(tx.commit()?)
-    }
-
-    pub(crate) fn metadata(&self) -> Result<Vec<(TenantId, MetricMetadata)>, ManifestError> {
-        let mut q = self.0.prepare("SELECT tenant, name, kind, help, unit FROM metadata")?;
-        let rows = q.query_map([], |r| {
-            let kind = MetricKind::parse(&r.get::<_, String>(2)?);
-            Ok((
-                r.get::<_, String>(0)?,
-                MetricMetadata { name: r.get(1)?, kind, help: r.get(3)?, unit: r.get(4)? },
-            ))
-        })?;
-        let mut out = Vec::new();
-        for row in rows {
-            let (tenant, m) = row?;
-            out.push((TenantId::new(&tenant).map_err(|_| ManifestError::Row(-1))?, m));
+        self.next_seq += 1;
+        edits.into_iter().for_each(|x| self.state.apply(x));
+        let long = self.files.first().map_or(0, |f| f.bytes);
+        if long > (1 << 20) + 8 * self.snapshot_bytes {
+            // Failing leaves the old generation in force.
+            let _ = self.begin(vfs);
         }
-        Ok(out)
+        Ok(())
     }
 }
 
-/// Fields are separated by unit separators and rows by record separators: names are free text.
-fn print_operations(ops: &Operations) -> String {
-    let clean = |s: &str| s.replace(['\u{1e}', '\u{1f}'], " ");
-    ops.iter()
-        .map(|(s, o, k)| format!("{}\u{1f}{}\u{1f}{k}", clean(s), clean(o)))
-        .collect::<Vec<_>>()
-        .join("\u{1e}")
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vfs::OsVfs;
 
-fn parse_operations(text: &str) -> Operations {
-    let row = |r: &str| {
-        let mut parts = r.split('\u{1f}');
-        Some((parts.next()?.to_owned(), parts.next()?.to_owned(), parts.next()?.parse().ok()?))
-    };
-    text.split('\u{1e}').filter_map(row).collect()
+    fn meta(id: u64) -> SegmentMeta {
+        SegmentMeta {
+            id,
+            tenant: TenantId::default(),
+            signal: Signal::Logs,
+            min_time: -5,
+            max_time: 7,
+            rows: 9,
+            bytes: 11,
+            order: id,
+            level: 0,
+            cleaned: 0,
+            index: IndexRef::default(),
+            operations: Operations::from([("s".into(), "o".into(), 2)]),
+        }
+    }
+
+    #[test]
+    fn any_flipped_bit_in_one_copy_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut m = Manifest::open(&OsVfs, dir.path(), Loaded::default()).unwrap();
+        m.commit(&OsVfs, vec![Edit::Add(meta(1)), Edit::Add(meta(2)), Edit::WalStart(3)]).unwrap();
+        m.commit(&OsVfs, vec![Edit::Remove(1)]).unwrap();
+        let file = path(dir.path(), 1, "a");
+        let whole = std::fs::read(&file).unwrap();
+        for bit in 0..whole.len() * 8 {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(&file, &bytes).unwrap();
+            let loaded = load(&OsVfs, dir.path()).unwrap();
+            assert_eq!(loaded.state.segments.keys().collect::<Vec<_>>(), [&2], "bit {bit}");
+            assert_eq!(loaded.state.segments[&2], meta(2));
+            assert_eq!(loaded.state.wal_start, 3);
+            assert!(!loaded.damage.is_empty() && !loaded.lost, "bit {bit} went unnoticed");
+        }
+        std::fs::write(&file, whole).unwrap();
+        let loaded = load(&OsVfs, dir.path()).unwrap();
+        assert!(loaded.damage.is_empty());
+        drop(Manifest::open(&OsVfs, dir.path(), loaded).unwrap());
+        let again = load(&OsVfs, dir.path()).unwrap();
+        assert_eq!((again.generation, again.state.next_segment), (2, 3));
+    }
 }

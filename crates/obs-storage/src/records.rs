@@ -1,12 +1,12 @@
 //! Binary form of the model's records, shared by the log and the segments.
 
+use crate::batch::{Shared, Tables};
 use crate::bin::{Decoder, Encoder, Malformed};
 use obs_model::{
     AttributeValue, Attributes, CallCost, CallStatus, CostState, Dialect, Histogram, Labels,
-    LabelsBuilder, LlmCall, LogRecord, Money, Operation, ResetHint, Resource, Scope, Span,
-    SpanEvent, SpanId, SpanKind, SpanLink, SpanStatus, TimestampNs, TokenUsage, TraceId,
+    LabelsBuilder, LlmCall, LogRecord, Money, Operation, ResetHint, Scope, Span, SpanEvent, SpanId,
+    SpanKind, SpanLink, SpanStatus, TimestampNs, TokenUsage, TraceId,
 };
-use std::sync::Arc;
 
 /// Nesting past which an attribute value is refused; ingest cuts at the same depth.
 const DEPTH_MAX: usize = 40;
@@ -22,13 +22,13 @@ pub(crate) fn put_labels(e: &mut Encoder, labels: &Labels) {
 pub(crate) fn get_labels(d: &mut Decoder<'_>) -> Result<Labels, Malformed> {
     let mut b = LabelsBuilder::default();
     for _ in 0..d.len()? {
-        let name = d.str()?.into();
-        b.push_shared(name, d.str()?.into());
+        let name = d.str()?;
+        b.push(name, d.str()?);
     }
     Ok(b.build())
 }
 
-fn put_value(e: &mut Encoder, v: &AttributeValue) {
+pub(crate) fn put_value(e: &mut Encoder, v: &AttributeValue) {
     match v {
         AttributeValue::Empty => e.u8(0),
         AttributeValue::String(s) => {
@@ -67,7 +67,7 @@ fn put_value(e: &mut Encoder, v: &AttributeValue) {
     }
 }
 
-fn get_value(d: &mut Decoder<'_>, depth: usize) -> Result<AttributeValue, Malformed> {
+pub(crate) fn get_value(d: &mut Decoder<'_>, depth: usize) -> Result<AttributeValue, Malformed> {
     if depth > DEPTH_MAX {
         return Err(d.bad());
     }
@@ -110,77 +110,14 @@ pub(crate) fn get_attributes(d: &mut Decoder<'_>) -> Result<Attributes, Malforme
     Ok(pairs.into())
 }
 
-/// Writes shared resources and scopes once per block: the first use carries the content, later
-/// ones its number.
-#[derive(Debug, Default)]
-pub(crate) struct Interner<T> {
-    seen: Vec<Arc<T>>,
+pub(crate) fn put_scope(e: &mut Encoder, s: &Scope) {
+    e.str(&s.name);
+    e.str(&s.version);
+    put_attributes(e, &s.attributes);
 }
 
-impl<T: PartialEq> Interner<T> {
-    fn put(&mut self, e: &mut Encoder, item: &Arc<T>, write: impl FnOnce(&mut Encoder, &T)) {
-        // Batches come grouped by resource, so the last ones are nearly always the match.
-        let found = self.seen.iter().rposition(|s| Arc::ptr_eq(s, item) || **s == **item);
-        match found {
-            Some(i) => e.len(i + 1),
-            None => {
-                e.len(0);
-                write(e, item);
-                self.seen.push(item.clone());
-            }
-        }
-    }
-
-    fn get(
-        &mut self,
-        d: &mut Decoder<'_>,
-        read: impl FnOnce(&mut Decoder<'_>) -> Result<T, Malformed>,
-    ) -> Result<Arc<T>, Malformed> {
-        match d.uint()? {
-            0 => {
-                let item = Arc::new(read(d)?);
-                self.seen.push(item.clone());
-                Ok(item)
-            }
-            n => {
-                let at = usize::try_from(n - 1).map_err(|_| d.bad())?;
-                self.seen.get(at).cloned().ok_or(d.bad())
-            }
-        }
-    }
-}
-
-/// The shared parts of a block of records; encoder and decoder must see the records in the same
-/// order.
-#[derive(Debug, Default)]
-pub(crate) struct Shared {
-    resources: Interner<Resource>,
-    scopes: Interner<Scope>,
-    streams: Interner<Labels>,
-}
-
-impl Shared {
-    pub(crate) fn put_resource(&mut self, e: &mut Encoder, r: &Arc<Resource>) {
-        self.resources.put(e, r, |e, r| put_attributes(e, &r.attributes));
-    }
-
-    pub(crate) fn get_resource(&mut self, d: &mut Decoder<'_>) -> Result<Arc<Resource>, Malformed> {
-        self.resources.get(d, |d| Ok(Resource { attributes: get_attributes(d)? }))
-    }
-
-    fn put_scope(&mut self, e: &mut Encoder, s: &Arc<Scope>) {
-        self.scopes.put(e, s, |e, s| {
-            e.str(&s.name);
-            e.str(&s.version);
-            put_attributes(e, &s.attributes);
-        });
-    }
-
-    fn get_scope(&mut self, d: &mut Decoder<'_>) -> Result<Arc<Scope>, Malformed> {
-        self.scopes.get(d, |d| {
-            Ok(Scope { name: d.string()?, version: d.string()?, attributes: get_attributes(d)? })
-        })
-    }
+pub(crate) fn get_scope(d: &mut Decoder<'_>) -> Result<Scope, Malformed> {
+    Ok(Scope { name: d.string()?, version: d.string()?, attributes: get_attributes(d)? })
 }
 
 fn put_trace(e: &mut Encoder, id: Option<TraceId>) {
@@ -207,54 +144,120 @@ fn get_span_id(d: &mut Decoder<'_>) -> Result<Option<SpanId>, Malformed> {
 
 /// A record that log frames and segments carry.
 pub(crate) trait Record: Sized {
+    /// ns since 1970.
+    fn time(&self) -> i64;
+    fn trace(&self) -> Option<TraceId>;
+    /// Writes all but time and trace id.
     fn encode(&self, e: &mut Encoder, shared: &mut Shared);
-    fn decode(d: &mut Decoder<'_>, shared: &mut Shared) -> Result<Self, Malformed>;
+    fn decode(
+        d: &mut Decoder<'_>,
+        tables: &Tables,
+        time: i64,
+        trace: [u8; 16],
+    ) -> Result<Self, Malformed>;
 }
 
 impl Record for LogRecord {
+    fn time(&self) -> i64 {
+        self.timestamp.nanos()
+    }
+
+    fn trace(&self) -> Option<TraceId> {
+        self.trace_id
+    }
+
     fn encode(&self, e: &mut Encoder, shared: &mut Shared) {
-        let stream = Arc::new(self.stream.clone());
-        shared.streams.put(e, &stream, put_labels);
-        e.int(self.timestamp.nanos());
+        e.len(shared.stream(&self.stream));
+        e.len(shared.resource(&self.resource));
         e.int(self.observed.nanos().wrapping_sub(self.timestamp.nanos()));
         e.str(&self.line);
         e.u8(self.severity_number);
         e.str(&self.severity_text);
         e.str(&self.event_name);
-        put_trace(e, self.trace_id);
         put_span_id(e, self.span_id);
         put_attributes(e, &self.attributes);
-        shared.put_resource(e, &self.resource);
     }
 
-    fn decode(d: &mut Decoder<'_>, shared: &mut Shared) -> Result<Self, Malformed> {
-        let stream = (*shared.streams.get(d, get_labels)?).clone();
-        let timestamp = d.int()?;
+    fn decode(
+        d: &mut Decoder<'_>,
+        tables: &Tables,
+        time: i64,
+        trace: [u8; 16],
+    ) -> Result<Self, Malformed> {
         Ok(Self {
-            stream,
-            timestamp: TimestampNs::from_nanos(timestamp),
-            observed: TimestampNs::from_nanos(timestamp.wrapping_add(d.int()?)),
+            stream: tables.streams.get(d.len_free()?).cloned().ok_or(d.bad())?,
+            resource: tables.resource(d)?,
+            timestamp: TimestampNs::from_nanos(time),
+            trace_id: TraceId::from_slice(&trace),
+            observed: TimestampNs::from_nanos(time.wrapping_add(d.int()?)),
             line: d.string()?,
             severity_number: d.u8()?,
             severity_text: d.string()?,
             event_name: d.string()?,
-            trace_id: get_trace(d)?,
             span_id: get_span_id(d)?,
             attributes: get_attributes(d)?,
-            resource: shared.get_resource(d)?,
         })
     }
 }
 
+/// Writes a span's events, times relative to its start.
+pub(crate) fn put_events(e: &mut Encoder, s: &Span) {
+    e.len(s.events.len());
+    for event in &s.events {
+        e.int(event.timestamp.nanos().wrapping_sub(s.start.nanos()));
+        e.str(&event.name);
+        put_attributes(e, &event.attributes);
+    }
+}
+
+pub(crate) fn get_events(d: &mut Decoder<'_>, start: i64) -> Result<Vec<SpanEvent>, Malformed> {
+    let event = |d: &mut Decoder<'_>| {
+        Ok(SpanEvent {
+            timestamp: TimestampNs::from_nanos(start.wrapping_add(d.int()?)),
+            name: d.string()?,
+            attributes: get_attributes(d)?,
+        })
+    };
+    (0..d.len()?).map(|_| event(d)).collect()
+}
+
+pub(crate) fn put_links(e: &mut Encoder, links: &[SpanLink]) {
+    e.len(links.len());
+    for link in links {
+        put_trace(e, Some(link.trace_id));
+        put_span_id(e, Some(link.span_id));
+        put_attributes(e, &link.attributes);
+    }
+}
+
+pub(crate) fn get_links(d: &mut Decoder<'_>) -> Result<Vec<SpanLink>, Malformed> {
+    let link = |d: &mut Decoder<'_>| {
+        Ok(SpanLink {
+            trace_id: get_trace(d)?.ok_or(d.bad())?,
+            span_id: get_span_id(d)?.ok_or(d.bad())?,
+            attributes: get_attributes(d)?,
+        })
+    };
+    (0..d.len()?).map(|_| link(d)).collect()
+}
+
 impl Record for Span {
+    fn time(&self) -> i64 {
+        self.start.nanos()
+    }
+
+    fn trace(&self) -> Option<TraceId> {
+        Some(self.trace_id)
+    }
+
     fn encode(&self, e: &mut Encoder, shared: &mut Shared) {
-        put_trace(e, Some(self.trace_id));
+        e.len(shared.resource(&self.resource));
+        e.len(shared.scope(&self.scope));
         put_span_id(e, Some(self.span_id));
         put_span_id(e, self.parent_id);
         e.str(&self.name);
         e.int(self.kind.to_otlp().into());
-        e.int(self.start.nanos());
-        e.int(self.duration_ns());
+        e.int(self.end.nanos().wrapping_sub(self.start.nanos()));
         match &self.status {
             SpanStatus::Unset => e.u8(0),
             SpanStatus::Ok => e.u8(1),
@@ -265,30 +268,24 @@ impl Record for Span {
         }
         e.str(&self.trace_state);
         put_attributes(e, &self.attributes);
-        e.len(self.events.len());
-        for event in &self.events {
-            e.int(event.timestamp.nanos().wrapping_sub(self.start.nanos()));
-            e.str(&event.name);
-            put_attributes(e, &event.attributes);
-        }
-        e.len(self.links.len());
-        for link in &self.links {
-            put_trace(e, Some(link.trace_id));
-            put_span_id(e, Some(link.span_id));
-            put_attributes(e, &link.attributes);
-        }
-        shared.put_resource(e, &self.resource);
-        shared.put_scope(e, &self.scope);
+        put_events(e, self);
+        put_links(e, &self.links);
     }
 
-    fn decode(d: &mut Decoder<'_>, shared: &mut Shared) -> Result<Self, Malformed> {
-        let trace_id = get_trace(d)?.ok_or(d.bad())?;
+    fn decode(
+        d: &mut Decoder<'_>,
+        tables: &Tables,
+        time: i64,
+        trace: [u8; 16],
+    ) -> Result<Self, Malformed> {
+        let (resource, scope) = (tables.resource(d)?, tables.scope(d)?);
+        let trace_id = TraceId::from_slice(&trace).ok_or(d.bad())?;
+        let start = time;
         let span_id = get_span_id(d)?.ok_or(d.bad())?;
         let parent_id = get_span_id(d)?;
         let name = d.string()?;
         let kind = SpanKind::from_otlp(i32::try_from(d.int()?).map_err(|_| d.bad())?);
-        let start = d.int()?;
-        let end = TimestampNs::from_nanos(start.saturating_add(d.int()?));
+        let end = TimestampNs::from_nanos(start.wrapping_add(d.int()?));
         let status = match d.u8()? {
             0 => SpanStatus::Unset,
             1 => SpanStatus::Ok,
@@ -297,24 +294,8 @@ impl Record for Span {
         };
         let trace_state = d.string()?;
         let attributes = get_attributes(d)?;
-        let events = (0..d.len()?)
-            .map(|_| {
-                Ok(SpanEvent {
-                    timestamp: TimestampNs::from_nanos(start.wrapping_add(d.int()?)),
-                    name: d.string()?,
-                    attributes: get_attributes(d)?,
-                })
-            })
-            .collect::<Result<_, Malformed>>()?;
-        let links = (0..d.len()?)
-            .map(|_| {
-                Ok(SpanLink {
-                    trace_id: get_trace(d)?.ok_or(d.bad())?,
-                    span_id: get_span_id(d)?.ok_or(d.bad())?,
-                    attributes: get_attributes(d)?,
-                })
-            })
-            .collect::<Result<_, Malformed>>()?;
+        let events = get_events(d, start)?;
+        let links = get_links(d)?;
         Ok(Self {
             trace_id,
             span_id,
@@ -328,25 +309,31 @@ impl Record for Span {
             attributes,
             events,
             links,
-            resource: shared.get_resource(d)?,
-            scope: shared.get_scope(d)?,
+            resource,
+            scope,
         })
     }
 }
 
-fn put_money(e: &mut Encoder, m: Money) {
+pub(crate) fn put_money(e: &mut Encoder, m: Money) {
     e.bytes.extend_from_slice(&m.serialize());
 }
 
-fn get_money(d: &mut Decoder<'_>) -> Result<Money, Malformed> {
+pub(crate) fn get_money(d: &mut Decoder<'_>) -> Result<Money, Malformed> {
     d.array().map(Money::deserialize)
 }
 
 impl Record for LlmCall {
+    fn time(&self) -> i64 {
+        self.start.nanos()
+    }
+
+    fn trace(&self) -> Option<TraceId> {
+        Some(self.trace_id)
+    }
+
     fn encode(&self, e: &mut Encoder, _shared: &mut Shared) {
-        e.int(self.start.nanos());
         e.int(self.end.nanos().wrapping_sub(self.start.nanos()));
-        put_trace(e, Some(self.trace_id));
         put_span_id(e, Some(self.span_id));
         for s in [
             &self.call_id,
@@ -406,10 +393,15 @@ impl Record for LlmCall {
         }
     }
 
-    fn decode(d: &mut Decoder<'_>, _shared: &mut Shared) -> Result<Self, Malformed> {
-        let start = d.int()?;
+    fn decode(
+        d: &mut Decoder<'_>,
+        _tables: &Tables,
+        time: i64,
+        trace: [u8; 16],
+    ) -> Result<Self, Malformed> {
+        let start = time;
         let end = start.wrapping_add(d.int()?);
-        let trace_id = get_trace(d)?.ok_or(d.bad())?;
+        let trace_id = TraceId::from_slice(&trace).ok_or(d.bad())?;
         let span_id = get_span_id(d)?.ok_or(d.bad())?;
         let (call_id, service, environment) = (d.string()?, d.string()?, d.string()?);
         let (provider, request_model, response_model) = (d.string()?, d.string()?, d.string()?);
@@ -525,6 +517,9 @@ pub(crate) fn get_histogram(d: &mut Decoder<'_>) -> Result<Histogram, Malformed>
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::batch::{Batch, encode_batch};
+    use obs_model::Resource;
+    use std::sync::Arc;
 
     pub(crate) fn a_span(n: u8) -> Span {
         Span {
@@ -611,18 +606,21 @@ pub(crate) mod tests {
     }
 
     fn round_trip<T: Record + PartialEq + std::fmt::Debug>(items: &[T]) {
-        let (mut e, mut shared) = (Encoder::default(), Shared::default());
-        items.iter().for_each(|i| i.encode(&mut e, &mut shared));
-        let (mut d, mut shared) = (Decoder::new(&e.bytes), Shared::default());
-        for item in items {
-            assert_eq!(&T::decode(&mut d, &mut shared).unwrap(), item);
+        let bytes = encode_batch(items);
+        let batch = Batch::<T>::read(bytes.clone()).unwrap();
+        for (item, row) in items.iter().zip(&batch.rows).rev() {
+            assert_eq!(&batch.decode(row).unwrap(), item);
         }
-        assert!(d.is_done());
-        // Every truncation is an error or an early end, never a panic.
-        for cut in 0..e.bytes.len() {
-            let (mut d, mut shared) =
-                (Decoder::new(e.bytes.get(..cut).unwrap()), Shared::default());
-            while !d.is_done() && T::decode(&mut d, &mut shared).is_ok() {}
+        // Every truncation is an error, never a panic.
+        for cut in 0..bytes.len() {
+            assert!(Batch::<T>::read(bytes.get(..cut).unwrap().to_vec()).is_err());
+        }
+        for i in 0..bytes.len() {
+            let mut bad = bytes.clone();
+            bad[i] ^= 0x55;
+            if let Ok(b) = Batch::<T>::read(bad) {
+                b.rows.iter().for_each(|r| drop(b.decode(r)));
+            }
         }
     }
 

@@ -1,29 +1,29 @@
-//! The store: opens, recovers, and answers through the ports of `obs-model`.
+//! The store: its configuration, shared state, and life from opening to closing.
 
-use crate::checked::CheckedFile;
-use crate::head::metrics::sort_unique;
-use crate::head::{Head, TenantHead};
-use crate::manifest::{Manifest, SegmentMeta};
-use crate::segment::metrics::MetricSegment;
-use crate::segment::rows::{Row, RowFilter, RowSegment};
-use crate::segment::{SegmentError, Signal, kind_of};
+use crate::background;
+use crate::batch::{Batch, encode_batch};
+use crate::flush::Maker;
+use crate::frame::Records;
+use crate::head::{Frozen, Head};
+use crate::manifest::{self, DeleteScope, Edit, Manifest, Tombstone};
+use crate::recover;
+use crate::retention::RetentionRule;
+use crate::segment::Operations;
+use crate::segments::{OpenSegment, Tombstones};
 use crate::vfs::Vfs;
-use crate::wal::{self, WalFile};
-use crate::writer::{self, Command, Pending, Writer};
+use crate::wal::WalFile;
+use crate::writer::{Command, Pending, Writer};
 use obs_model::{
-    Append, AppendError, AppendFuture, Budget, CallSelection, Direction, Labels, LlmCall,
-    LogRecord, LogSelection, MetricMetadata, Sample, SelectError, SelectLogs, SelectSeries,
-    SelectSpans, Series, SeriesSelection, Span, SpanKind, SpanSelection, TenantId, TimestampNs,
-    TraceId, Visit, WriteBatch,
+    Append, AppendError, AppendFuture, Labels, MetricMetadata, Sample, SampleValue, TenantId,
+    TimestampNs, WriteBatch,
 };
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::fs::File;
-use std::ops::ControlFlow;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// How a store is set up. Sizes are bytes.
@@ -38,6 +38,17 @@ pub struct StoreConfig {
     pub wal_file_bytes_max: u64,
     /// Writes are refused while less than this is free on the disk.
     pub disk_reserve_bytes: u64,
+    /// Active series of the process and of one tenant; new ones beyond are refused.
+    pub series_max: usize,
+    pub tenant_series_max: usize,
+    /// Segments that a merge makes at most; none is made larger.
+    pub segment_bytes_max: u64,
+    /// Work of merges and retention, as a share of one core.
+    pub background_share: f64,
+    pub retention: Vec<RetentionRule>,
+    /// No threads: every write, flush and merge happens on the caller's. For simulations, in
+    /// which the same calls must always do the same.
+    pub inline: bool,
 }
 
 impl StoreConfig {
@@ -46,9 +57,15 @@ impl StoreConfig {
         Self {
             dir: dir.into(),
             head_bytes_max: 64 << 20,
-            queue_bytes_max: 64 << 20,
+            queue_bytes_max: 32 << 20,
             wal_file_bytes_max: 64 << 20,
             disk_reserve_bytes: 1 << 30,
+            series_max: 1_500_000,
+            tenant_series_max: 1_000_000,
+            segment_bytes_max: 512 << 20,
+            background_share: 0.5,
+            retention: Vec::new(),
+            inline: false,
         }
     }
 }
@@ -64,8 +81,10 @@ pub enum OpenError {
         #[source]
         source: std::io::Error,
     },
-    #[error("failed to read the manifest in {path}: {reason}")]
-    Manifest { path: PathBuf, reason: String },
+    #[error(
+        "{path} was written by a version from before the first release; start with an empty data directory"
+    )]
+    Old { path: PathBuf },
 }
 
 /// What opening found. Damage is kept on disk; nothing is deleted to be able to start.
@@ -80,8 +99,10 @@ pub struct RecoveryReport {
     /// which were never acknowledged, or damage.
     pub torn_bytes: u64,
     pub segments: u64,
-    /// Segments that could not be opened, with the reason.
-    pub bad_segments: Vec<String>,
+    /// Segments that were flushed while the log was read, to stay within memory.
+    pub flushed: u64,
+    /// What is wrong with the manifest.
+    pub manifest_damage: Vec<String>,
 }
 
 /// Counters since start.
@@ -91,51 +112,58 @@ pub struct StoreStats {
     pub wal_bytes: AtomicU64,
     pub wal_failures: AtomicU64,
     pub flushes: AtomicU64,
+    pub flush_failures: AtomicU64,
+    pub merges: AtomicU64,
+    pub merged_bytes: AtomicU64,
+    pub segments_dropped: AtomicU64,
     pub refused: AtomicU64,
+    pub damaged_reads: AtomicU64,
 }
 
-#[derive(Debug)]
-pub(crate) enum SegmentData {
-    Metrics(MetricSegment),
-    Rows(RowSegment),
+/// What queries see, beside the head.
+#[derive(Debug, Default)]
+pub(crate) struct View {
+    /// In order of writing.
+    pub(crate) segments: Vec<Arc<OpenSegment>>,
+    /// The head before this one, until its segments are there.
+    pub(crate) frozen: Option<Arc<Frozen>>,
+    pub(crate) tombstones: Arc<Tombstones>,
 }
 
-#[derive(Debug)]
-pub(crate) struct OpenSegment {
-    pub(crate) meta: SegmentMeta,
-    data: SegmentData,
+#[derive(Debug, Default)]
+pub(crate) struct FlushState {
+    /// Number of the flush under way, and the log file after those it covers.
+    pub(crate) under_way: Option<(u64, u64)>,
+    pub(crate) last: u64,
+    /// Why the last attempt at it failed.
+    pub(crate) failure: Option<String>,
 }
 
-impl OpenSegment {
-    pub(crate) fn open(vfs: &dyn Vfs, dir: &Path, meta: SegmentMeta) -> std::io::Result<Self> {
-        let file = CheckedFile::open(vfs, &dir.join(meta.relative_path()))?;
-        let data = match meta.signal {
-            Signal::Metrics => SegmentData::Metrics(MetricSegment::new(file)),
-            Signal::Logs | Signal::Spans | Signal::Calls => {
-                SegmentData::Rows(RowSegment::new(file))
-            }
-        };
-        Ok(Self { meta, data })
-    }
-
-    const fn overlaps(&self, start: i64, end: i64) -> bool {
-        self.meta.max_time >= start && self.meta.min_time <= end
-    }
-}
-
-/// State shared by readers and the writer thread.
+/// State shared by readers and the threads of the store.
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) config: StoreConfig,
     pub(crate) vfs: Arc<dyn Vfs>,
-    // Lock order: segments, head, metadata.
-    pub(crate) segments: RwLock<Vec<Arc<OpenSegment>>>,
+    // Lock order: manifest, view, head.
+    pub(crate) manifest: Mutex<Option<Manifest>>,
+    pub(crate) view: RwLock<View>,
     pub(crate) head: RwLock<Head>,
-    pub(crate) metadata: RwLock<HashMap<TenantId, BTreeMap<String, MetricMetadata>>>,
+    pub(crate) flush: Mutex<FlushState>,
+    /// Wakes the flusher, and those who wait for a flush.
+    pub(crate) flush_change: Condvar,
+    pub(crate) stopping: AtomicBool,
     pub(crate) queued_bytes: AtomicUsize,
+    next_segment: AtomicU64,
+    wal_number: AtomicU64,
     read_only: RwLock<Option<String>>,
+    space: Mutex<Option<(Instant, Option<String>)>>,
+    /// Segments that merges pass over: they are damaged.
+    pub(crate) left_alone: Mutex<HashSet<u64>>,
     pub(crate) stats: StoreStats,
 }
+
+/// Heads that may wait while a flush is slow or fails; beyond it writes are refused.
+const OVERDUE_HEADS: usize = 3;
 
 impl Inner {
     pub(crate) fn wal_dir(&self) -> PathBuf {
@@ -143,36 +171,144 @@ impl Inner {
     }
 
     pub(crate) fn set_read_only(&self, why: &str) {
+        tracing::error!(why, "the store is read-only from now on");
         *self.read_only.write().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
     }
 
-    fn read_only_reason(&self) -> Option<String> {
-        self.read_only.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Makes the next writes see a full disk without asking the file system.
+    pub(crate) fn note_full_disk(&self) {
+        let now = Instant::now();
+        *self.space.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some((now, Some("the log could not be extended".into())));
     }
 
     /// # Errors
     /// When the store is read-only or the disk's reserve is reached.
     pub(crate) fn check_writable(&self) -> Result<(), AppendError> {
-        if let Some(why) = self.read_only_reason() {
-            return Err(AppendError::ReadOnly(why));
+        /// How long an answer about free space holds.
+        const FRESH: Duration = Duration::from_millis(250);
+        if let Some(why) = &*self.read_only.read().unwrap_or_else(PoisonError::into_inner) {
+            return Err(AppendError::ReadOnly(why.clone()));
         }
-        match self.vfs.space(&self.config.dir) {
-            Ok((free, _)) if free < self.config.disk_reserve_bytes => Err(AppendError::DiskFull(
-                format!("{free} bytes free, {} are reserved", self.config.disk_reserve_bytes),
-            )),
-            _ => Ok(()),
+        let mut known = self.space.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.as_ref().is_none_or(|(at, _)| at.elapsed() > FRESH) {
+            let reserve = self.config.disk_reserve_bytes;
+            let problem = match self.vfs.space(&self.config.dir) {
+                Ok((free, _)) if free < reserve => {
+                    Some(format!("{free} bytes free, {reserve} are reserved"))
+                }
+                _ => None,
+            };
+            *known = Some((Instant::now(), problem));
         }
+        match known.as_ref().and_then(|(_, problem)| problem.clone()) {
+            Some(problem) => Err(AppendError::DiskFull(problem)),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn head(&self) -> RwLockReadGuard<'_, Head> {
+        self.head.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn flush_state(&self) -> MutexGuard<'_, FlushState> {
+        self.flush.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn flush_under_way(&self) -> Option<u64> {
+        self.flush_state().under_way.map(|(n, _)| n)
+    }
+
+    pub(crate) fn wants_flush(&self) -> bool {
+        self.head().data_bytes() >= self.config.head_bytes_max && self.flush_under_way().is_none()
+    }
+
+    /// Waits a moment when the head has grown while a flush is under way, then refuses.
+    pub(crate) fn wait_for_room(&self) -> Result<(), AppendError> {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let is_over =
+            || self.head().data_bytes() >= self.config.head_bytes_max.saturating_mul(OVERDUE_HEADS);
+        if !is_over() {
+            return Ok(());
+        }
+        let state = self.flush_state();
+        let busy = |s: &mut FlushState| s.under_way.is_some();
+        let patience = if self.config.inline { Duration::ZERO } else { PATIENCE };
+        let (state, _) = self
+            .flush_change
+            .wait_timeout_while(state, patience, busy)
+            .unwrap_or_else(PoisonError::into_inner);
+        let is_busy = state.under_way.is_some();
+        drop(state);
+        if is_busy && is_over() {
+            return Err(AppendError::Overloaded("memory of data that is being flushed"));
+        }
+        Ok(())
+    }
+
+    /// Moves the head's data to the view and wakes the flusher; returns the flush's number. The
+    /// log's current file must be `wal_number`, with nothing in it yet.
+    pub(crate) fn freeze(&self, wal_number: u64) -> u64 {
+        let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+        let mut head = self.head.write().unwrap_or_else(PoisonError::into_inner);
+        view.frozen = Some(Arc::new(head.freeze()));
+        drop((view, head));
+        let mut state = self.flush_state();
+        state.last += 1;
+        state.under_way = Some((state.last, wal_number));
+        state.failure = None;
+        self.flush_change.notify_all();
+        state.last
+    }
+
+    pub(crate) fn next_wal_number(&self, current: u64) -> u64 {
+        self.wal_number.fetch_max(current, Ordering::Relaxed);
+        self.wal_number.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub(crate) fn next_segment(&self) -> u64 {
+        self.next_segment.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Makes manifest edits durable, then changes what queries see, at once for other edits.
+    pub(crate) fn edit(
+        &self,
+        mut edits: Vec<Edit>,
+        change: impl FnOnce(&mut View),
+    ) -> std::io::Result<()> {
+        let mut manifest = self.manifest.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(manifest) = manifest.as_mut() else {
+            return Err(std::io::Error::other("the manifest could not be opened for writing"));
+        };
+        edits.push(Edit::NextSegment(self.next_segment.load(Ordering::Relaxed)));
+        manifest.commit(&*self.vfs, edits)?;
+        change(&mut self.view.write().unwrap_or_else(PoisonError::into_inner));
+        Ok(())
+    }
+
+    /// Calls `f` with what makes segment files.
+    pub(crate) fn with_maker<T>(&self, f: impl FnOnce(&Maker<'_>) -> T) -> T {
+        let next_id = || self.next_segment();
+        f(&Maker { vfs: &*self.vfs, dir: &self.config.dir, next_id: &next_id })
     }
 }
 
-/// The embedded store. Clone it freely; the last [`Store::close`] or process end stops it.
-#[derive(Debug, Clone)]
+/// The embedded store. Clone it freely; [`Store::close`] stops it.
+#[derive(Clone)]
 pub struct Store {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
     commands: SyncSender<Command>,
-    thread: Arc<Mutex<Option<JoinHandle<()>>>>,
-    _lock: Arc<File>,
+    /// The writer, when it has no thread.
+    inline: Option<Arc<Mutex<Writer>>>,
+    threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
+    _lock: Arc<dyn std::any::Any + Send + Sync>,
     recovery: Arc<RecoveryReport>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("dir", &self.inner.config.dir).finish_non_exhaustive()
+    }
 }
 
 fn io_at(path: &Path) -> impl FnOnce(std::io::Error) -> OpenError + '_ {
@@ -186,60 +322,90 @@ impl Store {
     /// When another process has it open, a file cannot be read, or a format is newer.
     pub fn open(config: StoreConfig, vfs: Arc<dyn Vfs>) -> Result<Self, OpenError> {
         let dir = config.dir.clone();
-        let wal_dir = dir.join("wal");
-        vfs.create_dir_all(&wal_dir).map_err(io_at(&wal_dir))?;
-        let lock = lock_dir(&dir)?;
-        let manifest_path = dir.join("manifest.sqlite");
-        let bad_manifest = |e: crate::manifest::ManifestError| OpenError::Manifest {
-            path: manifest_path.clone(),
-            reason: e.to_string(),
-        };
-        let manifest = Manifest::open(&manifest_path).map_err(bad_manifest)?;
+        let (wal_dir, manifest_dir) = (dir.join("wal"), dir.join("manifest"));
+        for d in [&wal_dir, &manifest_dir] {
+            vfs.create_dir_all(d).map_err(io_at(d))?;
+        }
+        let lock = vfs
+            .lock(&dir.join("LOCK"))
+            .map_err(io_at(&dir))?
+            .ok_or_else(|| OpenError::Locked { path: dir.clone() })?;
+        if vfs.open(&dir.join("manifest.sqlite")).is_ok() {
+            return Err(OpenError::Old { path: dir });
+        }
+        let loaded = manifest::load(&*vfs, &manifest_dir).map_err(io_at(&manifest_dir))?;
         let mut report = RecoveryReport::default();
-        let mut segments = Vec::new();
-        let known = manifest.segments().map_err(bad_manifest)?;
-        let highest = known.iter().map(|m| m.id).max().unwrap_or(0);
-        for meta in known {
-            let name = meta.relative_path();
-            match OpenSegment::open(&*vfs, &dir, meta) {
-                Ok(s) => segments.push(Arc::new(s)),
-                Err(e) => report.bad_segments.push(format!("{name}: {e}")),
-            }
+        let describe = |(file, what): &(String, String)| format!("{file}: {what}");
+        report.manifest_damage = loaded.damage.iter().map(describe).collect();
+        if loaded.lost {
+            report.manifest_damage.push("edits are missing in both copies".into());
         }
+        let state = loaded.state.clone();
+        // A full disk must not keep the store from being read.
+        let (opened, read_only) = match Manifest::open(&*vfs, &manifest_dir, loaded) {
+            Ok(m) => (Some(m), None),
+            Err(e) => (None, Some(format!("the manifest cannot be written: {e}"))),
+        };
+        let segments: Vec<_> = in_order(&state)
+            .into_iter()
+            .map(|m| Arc::new(OpenSegment::new(vfs.clone(), &dir, m)))
+            .collect();
         report.segments = segments.len() as u64;
-        remove_orphans(&*vfs, &dir, highest);
-        let mut metadata: HashMap<TenantId, BTreeMap<String, MetricMetadata>> = HashMap::new();
-        for (tenant, m) in manifest.metadata().map_err(bad_manifest)? {
-            metadata.entry(tenant).or_default().insert(m.name.clone(), m);
+        if opened.is_some() {
+            recover::remove_orphans(&*vfs, &dir, &state);
         }
-        let mut head = Head::default();
-        let wal_start = manifest.wal_start().map_err(bad_manifest)?;
-        let last =
-            replay(&*vfs, &wal_dir, wal_start, &mut head, &mut report).map_err(io_at(&wal_dir))?;
-        let wal =
-            WalFile::create(&*vfs, &wal_dir, last.max(wal_start) + 1).map_err(io_at(&wal_dir))?;
-        let queue = 4096;
-        let (commands, receiver) = sync_channel(queue);
-        let inner = Arc::new(Inner {
-            config,
+        let inner = Inner {
             vfs,
-            segments: RwLock::new(segments),
-            head: RwLock::new(head),
-            metadata: RwLock::new(metadata),
+            manifest: Mutex::new(opened),
+            view: RwLock::new(View {
+                segments,
+                frozen: None,
+                tombstones: Arc::new(Tombstones::new(state.tombstones.values().cloned())),
+            }),
+            head: RwLock::new(Head::default()),
+            flush: Mutex::new(FlushState::default()),
+            flush_change: Condvar::new(),
+            stopping: AtomicBool::new(false),
             queued_bytes: AtomicUsize::new(0),
-            read_only: RwLock::new(None),
+            next_segment: AtomicU64::new(state.next_segment.max(1)),
+            wal_number: AtomicU64::new(state.wal_start),
+            read_only: RwLock::new(read_only),
+            space: Mutex::new(None),
+            left_alone: Mutex::default(),
             stats: StoreStats::default(),
-        });
-        let writer = Writer::new(inner.clone(), manifest, wal, highest + 1);
-        let thread = std::thread::Builder::new()
-            .name("store-writer".into())
-            .spawn(move || writer.run(&receiver));
-        let thread = thread.map_err(io_at(&dir))?;
+            config,
+        };
+        let last =
+            recover::replay(&inner, state.wal_start, &mut report).map_err(io_at(&wal_dir))?;
+        let inner = Arc::new(inner);
+        let (commands, receiver) = sync_channel(4096);
+        let mut threads = Vec::new();
+        let spawn = |name: &str, f: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new().name(name.into()).spawn(f).map_err(io_at(&dir))
+        };
+        let number = inner.next_wal_number(last);
+        let mut inline = None;
+        match WalFile::create(&*inner.vfs, &wal_dir, number) {
+            Ok(wal) if inner.config.inline => {
+                inline = Some(Arc::new(Mutex::new(Writer::new(inner.clone(), wal))));
+            }
+            Ok(wal) => {
+                let writer = Writer::new(inner.clone(), wal);
+                threads.push(spawn("store-writer", Box::new(move || writer.run(&receiver)))?);
+                let flusher = inner.clone();
+                threads
+                    .push(spawn("store-flusher", Box::new(move || background::flusher(&flusher)))?);
+                let worker = inner.clone();
+                threads.push(spawn("store-merger", Box::new(move || background::merger(&worker)))?);
+            }
+            Err(e) => inner.set_read_only(&format!("the log cannot be written: {e}")),
+        }
         Ok(Self {
             inner,
             commands,
-            thread: Arc::new(Mutex::new(Some(thread))),
-            _lock: Arc::new(lock),
+            inline,
+            threads: Arc::new(Mutex::new(threads)),
+            _lock: lock,
             recovery: Arc::new(report),
         })
     }
@@ -253,9 +419,15 @@ impl Store {
         &self.inner.stats
     }
 
-    /// Returns (bytes in the head, bytes waiting for the log, segments).
-    pub fn usage(&self) -> (usize, usize, usize) {
-        (self.head().bytes, self.inner.queued_bytes.load(Ordering::Relaxed), self.segments().len())
+    /// Returns (bytes in the head, bytes waiting for the log, segments, active series).
+    pub fn usage(&self) -> (usize, usize, usize, usize) {
+        let view = self.inner.view.read().unwrap_or_else(PoisonError::into_inner);
+        let frozen = view.frozen.as_ref().map_or(0, |f| f.bytes);
+        let segments = view.segments.len();
+        drop(view);
+        let head = self.inner.head();
+        let queued = self.inner.queued_bytes.load(Ordering::Relaxed);
+        (head.bytes() + frozen, queued, segments, head.series())
     }
 
     /// Returns why writes are refused, if they are.
@@ -269,124 +441,143 @@ impl Store {
     /// Turns the head into segments and returns when they are durable.
     ///
     /// # Errors
-    /// When a file could not be written; the data stays in the log.
+    /// When a file could not be written; the data stays in the log and in memory.
     pub async fn flush(&self) -> Result<(), String> {
-        let (reply, done) = oneshot::channel();
-        self.commands.send(Command::Flush(reply)).map_err(|_| "store is closed".to_owned())?;
-        done.await.map_err(|_| "store is closed".to_owned())?
+        if let Some(writer) = &self.inline {
+            let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
+            loop {
+                let (_, began) = writer.freeze().map_err(|e| e.to_string())?;
+                background::flush_once(&self.inner)?;
+                // A flush that failed before does not cover what was written since.
+                if began {
+                    return Ok(());
+                }
+            }
+        }
+        loop {
+            let (reply, done) = oneshot::channel();
+            self.commands.send(Command::Freeze(reply)).map_err(|_| "store is closed".to_owned())?;
+            let (number, began) = done.await.map_err(|_| "store is closed".to_owned())??;
+            let inner = self.inner.clone();
+            let wait = tokio::task::spawn_blocking(move || background::wait(&inner, number, began));
+            wait.await.map_err(|e| e.to_string())??;
+            // A flush that was under way before does not cover what was written since.
+            if began {
+                return Ok(());
+            }
+        }
     }
 
-    /// Writes what is queued and stops the writer. Later writes are refused.
+    /// Merges segments until none is due, as the background does over time.
+    ///
+    /// # Errors
+    /// When a segment could not be read or written.
+    pub async fn merge(&self) -> Result<(), String> {
+        if self.inner.config.inline {
+            return background::merge_all(&self.inner);
+        }
+        let inner = self.inner.clone();
+        tokio::task::spawn_blocking(move || background::merge_all(&inner))
+            .await
+            .map_err(|e| e.to_string())?
+    }
+
+    /// Drops what the retention rules no longer keep.
+    ///
+    /// # Errors
+    /// When the manifest cannot be written.
+    pub fn retain(&self, now: TimestampNs) -> Result<u64, String> {
+        crate::retention::apply(&self.inner, now).map_err(|e| e.to_string())
+    }
+
+    /// Deletes data; queries no longer see it when this returns, and merges take it off the disk.
+    /// What is written later is not covered. Deleting again changes nothing.
+    ///
+    /// # Errors
+    /// When the request could not be made durable.
+    pub async fn delete(&self, tenant: &TenantId, scope: DeleteScope) -> Result<(), String> {
+        crate::segments::check_scope(&scope)?;
+        self.flush().await?;
+        let (inner, tenant) = (self.inner.clone(), tenant.clone());
+        let work = move || {
+            let before = inner.next_segment();
+            let t = Tombstone { id: before, tenant, scope, before };
+            let edit = Edit::Delete(t.clone());
+            inner
+                .edit(vec![edit], |view| view.tombstones = Arc::new(view.tombstones.with(t)))
+                .map_err(|e| e.to_string())
+        };
+        if self.inner.config.inline {
+            return work();
+        }
+        tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())?
+    }
+
+    /// Returns metadata by metric family name.
+    pub(crate) fn known_metadata(&self, tenant: &TenantId) -> BTreeMap<String, MetricMetadata> {
+        let manifest = self.inner.manifest.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = manifest.as_ref().and_then(|m| m.state.metadata.get(tenant));
+        known.cloned().unwrap_or_default()
+    }
+
+    /// Writes what is queued and stops the threads. Later writes are refused.
     pub fn close(&self) {
         let _ = self.commands.send(Command::Stop);
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
+        self.inner.stopping.store(true, Ordering::Relaxed);
+        self.inner.flush_change.notify_all();
+        let threads =
+            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
             let _ = thread.join();
         }
     }
-
-    fn head(&self) -> RwLockReadGuard<'_, Head> {
-        self.inner.head.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn segments(&self) -> RwLockReadGuard<'_, Vec<Arc<OpenSegment>>> {
-        self.inner.segments.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes a consistent view: the tenant's segments of a signal, and the head seen by `f` under
-    /// the same locks, so that a flush in between shows nothing twice or not at all.
-    fn view<T>(
-        &self,
-        tenant: &TenantId,
-        signal: Signal,
-        (start, end): (i64, i64),
-        f: impl FnOnce(&TenantHead) -> T,
-    ) -> (Vec<Arc<OpenSegment>>, Option<T>) {
-        let segments = self.segments();
-        let head = self.head();
-        let wanted = |s: &&Arc<OpenSegment>| {
-            s.meta.signal == signal && s.meta.tenant == *tenant && s.overlaps(start, end)
-        };
-        (segments.iter().filter(wanted).cloned().collect(), head.tenants.get(tenant).map(f))
-    }
 }
 
-fn lock_dir(dir: &Path) -> Result<File, OpenError> {
-    let path = dir.join("LOCK");
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(io_at(&path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(OpenError::Locked { path: dir.to_owned() }),
-        Err(std::fs::TryLockError::Error(e)) => Err(io_at(&path)(e)),
-    }
+/// Returns the segments in order of writing.
+fn in_order(state: &manifest::State) -> Vec<manifest::SegmentMeta> {
+    let mut all: Vec<_> = state.segments.values().cloned().collect();
+    all.sort_by_key(|m| (m.order, m.id));
+    all
 }
 
-/// Segment files newer than any in the manifest come from a flush that did not commit; the log
-/// still has their data.
-fn remove_orphans(vfs: &dyn Vfs, dir: &Path, highest: i64) {
-    let Ok(tenants) = std::fs::read_dir(dir.join("segments")) else { return };
-    for tenant in tenants.flatten() {
-        for signal in ["metrics", "logs", "spans", "calls"] {
-            for path in vfs.list(&tenant.path().join(signal)).unwrap_or_default() {
-                let stem =
-                    path.file_name().and_then(|n| n.to_str()).and_then(|n| n.split('.').next());
-                if stem.and_then(|s| s.parse::<i64>().ok()).is_some_and(|id| id > highest) {
-                    let _ = vfs.remove(&path);
-                }
-            }
-        }
-    }
-}
+/// Times past this many ms from 1970 are refused: no clock shows them, and formats need the room.
+const TIME_MS_MAX: u64 = 1 << 52;
 
-/// Reads the log from `start` into the head; returns the highest file number seen.
-fn replay(
-    vfs: &dyn Vfs,
-    wal_dir: &Path,
-    start: u64,
-    head: &mut Head,
-    report: &mut RecoveryReport,
-) -> std::io::Result<u64> {
-    let mut last = 0;
-    for (number, path) in wal::files(vfs, wal_dir)? {
-        last = last.max(number);
-        if number < start {
-            // Left behind by a crash between the manifest's commit and the deletion.
-            vfs.remove(&path)?;
-            continue;
-        }
-        let file = vfs.open(&path)?;
-        report.wal_files += 1;
-        report.wal_bytes += file.len();
-        let mut dictionary = HashMap::new();
-        let mut undecodable = 0;
-        let damage = wal::read_file(&*file, |_, _, payload| {
-            match writer::decode_frame(payload, &mut dictionary) {
-                Ok((tenant, batch)) => {
-                    writer::replay(head, &tenant, batch);
-                    report.batches += 1;
-                }
-                Err(_) => undecodable += 1,
-            }
-            Ok(())
-        })?;
-        report.bad_frames += damage.bad_frames + undecodable;
-        report.torn_bytes += damage.torn.map_or(0, |(_, n)| n);
-    }
-    Ok(last)
+/// Estimates the bytes that a batch takes on its way to the head.
+fn batch_bytes(records: &Records, points: &[(Labels, Sample)]) -> usize {
+    let sample = |(_, s): &(Labels, Sample)| match &s.value {
+        SampleValue::Float(_) => 56,
+        SampleValue::Histogram(h) => 56 + h.size_bytes(),
+    };
+    records.memory() + points.iter().map(sample).sum::<usize>()
 }
 
 impl Append for Store {
     fn append<'a>(&'a self, tenant: &'a TenantId, batch: WriteBatch) -> AppendFuture<'a> {
         Box::pin(async move {
             if batch.is_empty() {
-                return Ok(());
+                return Ok(obs_model::Appended::default());
             }
-            let bytes = writer::batch_bytes(&batch);
+            let operations: Operations = operations(&batch);
+            let read = || -> Result<Records, crate::bin::Malformed> {
+                Ok(Records {
+                    logs: Batch::read(encode_batch(&batch.logs))?,
+                    spans: Batch::read(encode_batch(&batch.spans))?,
+                    calls: Batch::read(encode_batch(&batch.calls))?,
+                    operations,
+                    metadata: batch.metadata.clone(),
+                })
+            };
+            let records = read().map_err(|e| AppendError::Failed(e.to_string()))?;
+            let WriteBatch { series, mut points, logs, spans, calls, .. } = batch;
+            drop((logs, spans, calls));
+            for s in series {
+                points.extend(s.samples.into_iter().map(|sample| (s.labels.clone(), sample)));
+            }
+            if points.iter().any(|(_, s)| s.timestamp.millis().unsigned_abs() > TIME_MS_MAX) {
+                return Err(AppendError::Failed("a sample's time is out of range".into()));
+            }
+            let bytes = batch_bytes(&records, &points);
             let queued = self.inner.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
             // One batch larger than the queue still passes when the queue is empty.
             let refuse = |why| {
@@ -397,358 +588,44 @@ impl Append for Store {
             if queued > 0 && queued.saturating_add(bytes) > self.inner.config.queue_bytes_max {
                 return refuse(AppendError::Overloaded("bytes waiting for the log"));
             }
-            let records = writer::encode_records(&batch);
             let (reply, done) = oneshot::channel();
-            let pending = Pending { tenant: tenant.clone(), batch, records, bytes, reply };
+            let pending = Pending { tenant: tenant.clone(), records, points, bytes, reply };
+            if let Some(writer) = &self.inline {
+                commit_inline(&self.inner, writer, pending);
+                return done.await.unwrap_or(Err(AppendError::Closed));
+            }
             match self.commands.try_send(Command::Append(Box::new(pending))) {
                 Ok(()) => done.await.unwrap_or(Err(AppendError::Closed)),
                 Err(TrySendError::Full(_)) => {
                     refuse(AppendError::Overloaded("writes waiting for the log"))
                 }
-                Err(TrySendError::Disconnected(_)) => refuse(AppendError::Closed),
+                Err(TrySendError::Disconnected(_)) => {
+                    let why = self.inner.check_writable().err().unwrap_or(AppendError::Closed);
+                    refuse(why)
+                }
             }
         })
     }
 }
 
-/// Bytes that samples take in a query's memory.
-const SAMPLE_BYTES: usize = 24;
-
-impl SelectSeries for Store {
-    fn select(
-        &self,
-        tenant: &TenantId,
-        selection: &SeriesSelection<'_>,
-        budget: &Budget,
-    ) -> Result<Vec<Series>, SelectError> {
-        let (start, end) = (selection.start.millis(), selection.end.millis());
-        let mut found: HashMap<Labels, Vec<Sample>> = HashMap::new();
-        let mut keep = |labels: &Labels, samples: Vec<Sample>| -> Result<(), SelectError> {
-            let in_range = |s: &Sample| (start..=end).contains(&s.timestamp.millis());
-            let samples: Vec<_> = samples.into_iter().filter(in_range).collect();
-            budget.take(samples.len(), samples.len() * SAMPLE_BYTES)?;
-            match found.get_mut(labels) {
-                Some(all) => all.extend(samples),
-                None if samples.is_empty() => {}
-                None => {
-                    found.insert(labels.clone(), samples);
-                }
-            }
-            Ok(())
-        };
-        let read_head = |t: &TenantHead| -> Result<Vec<(Labels, Vec<Sample>)>, SegmentError> {
-            let mut out = Vec::new();
-            for s in t.metrics.matching(selection.matchers, start, end) {
-                budget.check()?;
-                let mut samples = Vec::new();
-                s.read(start, end, &mut samples)?;
-                out.push((s.labels.clone(), samples));
-            }
-            Ok(out)
-        };
-        let (segments, head) = self.view(tenant, Signal::Metrics, (start, end), read_head);
-        // Older writes first, so that of equal timestamps the last written wins.
-        for segment in &segments {
-            if let SegmentData::Metrics(m) = &segment.data {
-                m.select(selection.matchers, start, end, &mut |l, s| Ok(keep(l, s)?))?;
-            }
-        }
-        for (labels, samples) in head.transpose()?.unwrap_or_default() {
-            keep(&labels, samples)?;
-        }
-        let mut out: Vec<Series> = found
-            .into_iter()
-            .map(|(labels, mut samples)| {
-                sort_unique(&mut samples);
-                Series { labels, samples }
-            })
-            .filter(|s| !s.samples.is_empty())
-            .collect();
-        out.sort_by(|a, b| a.labels.cmp(&b.labels));
-        Ok(out)
-    }
-
-    fn label_sets(
-        &self,
-        tenant: &TenantId,
-        selection: &SeriesSelection<'_>,
-        budget: &Budget,
-    ) -> Result<Vec<Labels>, SelectError> {
-        let (start, end) = (selection.start.millis(), selection.end.millis());
-        let (segments, head) = self.view(tenant, Signal::Metrics, (start, end), |t| {
-            t.metrics
-                .matching(selection.matchers, start, end)
-                .map(|s| s.labels.clone())
-                .collect::<Vec<_>>()
-        });
-        let mut out: BTreeSet<Labels> = head.unwrap_or_default().into_iter().collect();
-        for segment in &segments {
-            budget.check()?;
-            if let SegmentData::Metrics(m) = &segment.data {
-                out.extend(
-                    m.label_sets(selection.matchers, start, end).map_err(SelectError::from)?,
-                );
-            }
-        }
-        budget.take(out.len(), out.iter().map(Labels::size_bytes).sum())?;
-        Ok(out.into_iter().collect())
-    }
-
-    fn metadata(&self, tenant: &TenantId) -> BTreeMap<String, MetricMetadata> {
-        let head = self.head();
-        let known = self.inner.metadata.read().unwrap_or_else(PoisonError::into_inner);
-        let mut out = known.get(tenant).cloned().unwrap_or_default();
-        if let Some(t) = head.tenants.get(tenant) {
-            out.extend(t.metrics.metadata.iter().map(|(n, m)| (n.clone(), m.clone())));
-        }
-        out
+fn commit_inline(inner: &Inner, writer: &Mutex<Writer>, pending: Pending) {
+    let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
+    writer.commit(vec![pending]);
+    if inner.wants_flush() && writer.freeze().is_ok() {
+        // A failure is tried again by the next write.
+        let _ = background::flush_once(inner);
     }
 }
 
-impl Store {
-    /// Collects the records of one time window, sorted.
-    fn log_window(
-        &self,
-        tenant: &TenantId,
-        selection: &LogSelection<'_>,
-        budget: &Budget,
-    ) -> Result<Vec<Arc<LogRecord>>, SelectError> {
-        let (start, end) = (selection.start.nanos(), selection.end.nanos());
-        let (segments, head) = self.view(tenant, Signal::Logs, (start, end), |t| {
-            t.logs.matching(selection).cloned().collect::<Vec<_>>()
-        });
-        let mut out = Vec::new();
-        let filter = RowFilter { start, end, trace: selection.trace_id };
-        for segment in &segments {
-            let _ = scan_rows::<LogRecord>(segment, &filter, &mut |r| {
-                if obs_model::Matcher::all_match(selection.matchers, &r.stream) {
-                    budget.take(1, r.size_bytes())?;
-                    out.push(r);
-                } else {
-                    budget.check()?;
-                }
-                Ok(ControlFlow::Continue(()))
-            })?;
+fn operations(batch: &WriteBatch) -> Operations {
+    let mut out = Operations::new();
+    let mut last: Option<(&str, &str, i32)> = None;
+    for s in &batch.spans {
+        let key = (s.service(), s.name.as_str(), s.kind.to_otlp());
+        // Spans come grouped: looking at the one before saves most of the copies.
+        if last.replace(key) != Some(key) {
+            out.insert((key.0.to_owned(), key.1.to_owned(), key.2));
         }
-        for r in head.unwrap_or_default() {
-            budget.take(1, 8)?;
-            out.push(r);
-        }
-        out.sort_by_key(|r| r.timestamp);
-        if selection.direction == Direction::Backward {
-            out.reverse();
-        }
-        Ok(out)
     }
-
-    fn log_bounds(&self, tenant: &TenantId) -> Option<(i64, i64)> {
-        let (segments, head) =
-            self.view(tenant, Signal::Logs, (i64::MIN, i64::MAX), |t| t.logs.bounds());
-        let all =
-            || segments.iter().map(|s| (s.meta.min_time, s.meta.max_time)).chain(head.flatten());
-        Some((all().map(|b| b.0).min()?, all().map(|b| b.1).max()?))
-    }
-}
-
-fn scan_rows<R: Row>(
-    segment: &OpenSegment,
-    filter: &RowFilter,
-    visit: &mut dyn FnMut(Arc<R>) -> Result<ControlFlow<()>, SegmentError>,
-) -> Result<ControlFlow<()>, SelectError> {
-    match &segment.data {
-        SegmentData::Rows(rows) => Ok(rows.scan(filter, false, visit)?),
-        SegmentData::Metrics(_) => Ok(ControlFlow::Continue(())),
-    }
-}
-
-/// First window of a log scan; each next one is twice as long, so that a limit is reached after
-/// reading little and a full scan takes few rounds.
-const LOG_WINDOW_NS: i64 = 60_000_000_000;
-
-impl SelectLogs for Store {
-    fn select_logs(
-        &self,
-        tenant: &TenantId,
-        selection: &LogSelection<'_>,
-        budget: &Budget,
-        visit: Visit<'_, LogRecord>,
-    ) -> Result<(), SelectError> {
-        let Some((min, max)) = self.log_bounds(tenant) else { return Ok(()) };
-        let (start, end) =
-            (selection.start.nanos().max(min), selection.end.nanos().min(max.saturating_add(1)));
-        let mut step = LOG_WINDOW_NS;
-        let (mut from, mut to) = (start, end);
-        while from < to {
-            let (a, b) = match selection.direction {
-                Direction::Forward => (from, from.saturating_add(step).min(to)),
-                Direction::Backward => (to.saturating_sub(step).max(from), to),
-            };
-            let window = LogSelection {
-                start: TimestampNs::from_nanos(a),
-                end: TimestampNs::from_nanos(b),
-                ..selection.clone()
-            };
-            for r in self.log_window(tenant, &window, budget)? {
-                if visit(&r).is_break() {
-                    return Ok(());
-                }
-            }
-            match selection.direction {
-                Direction::Forward => from = b,
-                Direction::Backward => to = a,
-            }
-            step = step.saturating_mul(2);
-        }
-        Ok(())
-    }
-
-    fn streams(
-        &self,
-        tenant: &TenantId,
-        selection: &LogSelection<'_>,
-        budget: &Budget,
-    ) -> Result<Vec<Labels>, SelectError> {
-        let (start, end) = (selection.start.nanos(), selection.end.nanos());
-        let (segments, head) = self.view(tenant, Signal::Logs, (start, end), |t| {
-            t.logs.stream_labels(selection).cloned().collect::<BTreeSet<_>>()
-        });
-        let mut out = head.unwrap_or_default();
-        let filter = RowFilter { start, end, trace: None };
-        for segment in &segments {
-            let _ = scan_rows::<LogRecord>(segment, &filter, &mut |r| {
-                budget.check()?;
-                if !out.contains(&r.stream)
-                    && obs_model::Matcher::all_match(selection.matchers, &r.stream)
-                {
-                    out.insert(r.stream.clone());
-                }
-                Ok(ControlFlow::Continue(()))
-            })?;
-        }
-        Ok(out.into_iter().collect())
-    }
-}
-
-/// Newest first, so that searches with a limit end early.
-fn newest_first(segments: &mut [Arc<OpenSegment>]) {
-    segments.sort_by_key(|s| std::cmp::Reverse(s.meta.max_time));
-}
-
-impl SelectSpans for Store {
-    fn trace(
-        &self,
-        tenant: &TenantId,
-        id: TraceId,
-        budget: &Budget,
-    ) -> Result<Vec<Arc<Span>>, SelectError> {
-        let all = (i64::MIN, i64::MAX);
-        let (segments, head) = self
-            .view(tenant, Signal::Spans, all, |t| t.spans.trace(id).cloned().collect::<Vec<_>>());
-        let mut out = head.unwrap_or_default();
-        budget.take(out.len(), out.iter().map(|s| s.size_bytes()).sum())?;
-        let filter = RowFilter { start: i64::MIN, end: i64::MAX, trace: Some(id) };
-        for segment in &segments {
-            let _ = scan_rows::<Span>(segment, &filter, &mut |s| {
-                budget.take(1, s.size_bytes())?;
-                out.push(s);
-                Ok(ControlFlow::Continue(()))
-            })?;
-        }
-        out.sort_by_key(|s| (s.start, s.span_id));
-        let mut seen = HashSet::new();
-        out.retain(|s| seen.insert(s.span_id));
-        Ok(out)
-    }
-
-    fn select_spans(
-        &self,
-        tenant: &TenantId,
-        selection: &SpanSelection,
-        budget: &Budget,
-        visit: Visit<'_, Span>,
-    ) -> Result<(), SelectError> {
-        let range = (selection.start.nanos(), selection.end.nanos());
-        let (mut segments, head) = self.view(tenant, Signal::Spans, range, |t| {
-            t.spans
-                .spans
-                .iter()
-                .rev()
-                .filter(|s| selection.contains(s))
-                .cloned()
-                .collect::<Vec<_>>()
-        });
-        for s in head.unwrap_or_default() {
-            budget.take(1, 8)?;
-            if visit(&s).is_break() {
-                return Ok(());
-            }
-        }
-        newest_first(&mut segments);
-        let filter = RowFilter { start: range.0, end: range.1, trace: None };
-        for segment in &segments {
-            let flow = scan_rows::<Span>(segment, &filter, &mut |s| {
-                budget.take(1, 0)?;
-                Ok(if selection.contains(&s) { visit(&s) } else { ControlFlow::Continue(()) })
-            })?;
-            if flow.is_break() {
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-
-    fn operations(
-        &self,
-        tenant: &TenantId,
-        _budget: &Budget,
-    ) -> Result<BTreeMap<String, Vec<(String, SpanKind)>>, SelectError> {
-        let (segments, head) =
-            self.view(tenant, Signal::Spans, (i64::MIN, i64::MAX), |t| t.spans.operations.clone());
-        let mut all = head.unwrap_or_default();
-        for s in &segments {
-            all.extend(s.meta.operations.iter().cloned());
-        }
-        let mut out: BTreeMap<String, Vec<(String, SpanKind)>> = BTreeMap::new();
-        for (service, operation, kind) in all {
-            out.entry(service).or_default().push((operation, kind_of(kind)));
-        }
-        Ok(out)
-    }
-
-    fn select_calls(
-        &self,
-        tenant: &TenantId,
-        selection: &CallSelection,
-        budget: &Budget,
-        visit: Visit<'_, LlmCall>,
-    ) -> Result<(), SelectError> {
-        let range = (selection.start.nanos(), selection.end.nanos());
-        let (mut segments, head) = self.view(tenant, Signal::Calls, range, |t| {
-            t.spans
-                .calls
-                .iter()
-                .rev()
-                .filter(|c| selection.contains(c))
-                .cloned()
-                .collect::<Vec<_>>()
-        });
-        for c in head.unwrap_or_default() {
-            budget.take(1, 8)?;
-            if visit(&c).is_break() {
-                return Ok(());
-            }
-        }
-        newest_first(&mut segments);
-        let filter = RowFilter { start: range.0, end: range.1, trace: selection.trace_id };
-        for segment in &segments {
-            let flow = scan_rows::<LlmCall>(segment, &filter, &mut |c| {
-                budget.take(1, 0)?;
-                Ok(visit(&c))
-            })?;
-            if flow.is_break() {
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
+    out
 }

@@ -1,10 +1,13 @@
 //! Offline check of a data directory: every frame, every block, every manifest row.
 
-use crate::checked::CheckedFile;
-use crate::manifest::Manifest;
+use crate::frame::{self, Dictionary};
+use crate::manifest::{self, SegmentMeta};
+use crate::segment::Signal;
+use crate::segment::file::SegmentFile;
+use crate::segment::rows::RowSegment;
+use crate::segment::series::SeriesSegment;
 use crate::vfs::Vfs;
-use crate::{wal, writer};
-use std::collections::HashMap;
+use crate::wal::{self, FRAME_BATCH, FRAME_SERIES, WAL_MAGIC};
 use std::path::Path;
 
 /// Something that is not as it should be.
@@ -44,27 +47,26 @@ impl VerifyReport {
 /// When the directory itself cannot be read; what is wrong inside becomes a finding.
 pub fn verify(dir: &Path, vfs: &dyn Vfs) -> std::io::Result<VerifyReport> {
     let mut report = VerifyReport::default();
-    let wal_files = wal::files(vfs, &dir.join("wal"))?;
-    for (number, path) in wal_files {
+    for (number, path) in wal::files(vfs, &dir.join("wal"))? {
         let name = format!("wal/{number:010}.wal");
         if let Err(e) = verify_wal(vfs, &path, &name, &mut report) {
             report.find(&name, e.to_string(), true);
         }
     }
-    let manifest = dir.join("manifest.sqlite");
-    if !manifest.exists() {
-        return Ok(report);
-    }
-    match Manifest::open(&manifest).and_then(|m| m.segments()) {
-        Err(e) => report.find("manifest.sqlite", e.to_string(), true),
-        Ok(segments) => {
-            for meta in segments {
+    match manifest::load(vfs, &dir.join("manifest")) {
+        Err(e) => report.find("manifest", e.to_string(), true),
+        Ok(loaded) => {
+            for (file, problem) in &loaded.damage {
+                // A crash leaves an unfinished last edit, or a generation half begun.
+                let unfinished = problem.ends_with("no whole edit") || problem == "missing";
+                report.find(file, problem.clone(), !unfinished);
+            }
+            if loaded.lost {
+                report.find("manifest", "edits are missing in both copies", true);
+            }
+            for meta in loaded.state.segments.values() {
                 report.segments += 1;
-                let name = meta.relative_path();
-                match CheckedFile::open(vfs, &dir.join(&name)) {
-                    Err(e) => report.find(&name, e.to_string(), true),
-                    Ok(file) => verify_blocks(&file, &name, &mut report),
-                }
+                verify_segment(vfs, dir, meta, &mut report);
             }
         }
     }
@@ -80,24 +82,31 @@ fn verify_wal(
     let file = vfs.open(path)?;
     report.wal_files += 1;
     report.bytes += file.len();
-    let mut dictionary = HashMap::new();
+    let mut dictionary = Dictionary::default();
     let mut undecodable = Vec::new();
-    let damage = wal::read_file(&*file, |at, _, payload| {
-        match writer::decode_frame(payload, &mut dictionary) {
-            Ok(_) => report.batches += 1,
-            Err(e) => undecodable.push(format!("frame at byte {at}: {e}")),
+    let damage = wal::read_file(&*file, WAL_MAGIC, |at, kind, payload| {
+        let result = match kind {
+            FRAME_SERIES => dictionary.read(payload).map_err(|e| e.to_string()),
+            FRAME_BATCH => match frame::get_batch(payload) {
+                Ok(b) => {
+                    report.batches += 1;
+                    check_series(&dictionary, &b)
+                }
+                Err(e) => Err(e.to_string()),
+            },
+            other => Err(format!("frame of unknown type {other}")),
+        };
+        if let Err(e) = result {
+            undecodable.push(format!("frame at byte {at}: {e}"));
         }
         Ok(())
     })?;
     for problem in undecodable {
         report.find(name, problem, true);
     }
-    if damage.bad_frames > 0 {
-        report.find(
-            name,
-            format!("{} frames do not match their checksum", damage.bad_frames),
-            true,
-        );
+    for (at, bytes) in damage.bad {
+        let problem = format!("{bytes} bytes from byte {at} are no frame although frames follow");
+        report.find(name, problem, true);
     }
     if let Some((at, bytes)) = damage.torn {
         report.find(
@@ -109,12 +118,49 @@ fn verify_wal(
     Ok(())
 }
 
-fn verify_blocks(file: &CheckedFile, name: &str, report: &mut VerifyReport) {
-    for i in 0..file.blocks() {
-        report.blocks += 1;
-        match file.block(i) {
-            Ok(block) => report.bytes += block.len() as u64,
-            Err(e) => report.find(name, e.to_string(), true),
+fn check_series(dictionary: &Dictionary, b: &frame::Decoded) -> Result<(), String> {
+    let known = dictionary.get(&b.tenant);
+    let missing = |n: &u32| known.is_none_or(|k| !k.contains_key(n));
+    match b.samples.iter().map(|(n, _)| n).find(|n| missing(n)) {
+        Some(n) => Err(format!("samples of series {n}, which the file does not define")),
+        None => Ok(()),
+    }
+}
+
+fn verify_segment(vfs: &dyn Vfs, dir: &Path, meta: &SegmentMeta, report: &mut VerifyReport) {
+    let name = meta.relative_path();
+    let mut notes = Vec::new();
+    let opened = SegmentFile::open(vfs, &dir.join(&name), Some(meta.index), &mut notes);
+    for note in notes {
+        report.find(&name, note, true);
+    }
+    let (file, index) = match opened {
+        Ok(o) => o,
+        Err(e) => return report.find(&name, e.to_string(), true),
+    };
+    for problem in file.check_copies(meta.index) {
+        report.find(&name, problem, true);
+    }
+    let len = vfs.open(&dir.join(&name)).map_or(0, |f| f.len());
+    if len != meta.bytes {
+        report.find(&name, format!("is {len} bytes long, the manifest says {}", meta.bytes), true);
+    }
+    let blocks: Result<Vec<_>, _> = match meta.signal {
+        Signal::Metrics => SeriesSegment::new(file, &index)
+            .map(|s| s.all_blocks().map(|b| (b, s.file().read(b).err())).collect()),
+        Signal::Logs | Signal::Spans | Signal::Calls => RowSegment::new(file, &index)
+            .map(|s| s.all_blocks().map(|b| (b, s.file().read(b).err())).collect()),
+    };
+    match blocks {
+        Err(e) => report.find(&name, format!("index: {e}"), true),
+        Ok(blocks) => {
+            for (b, error) in blocks {
+                report.blocks += 1;
+                report.bytes += u64::from(b.len);
+                if let Some(e) = error {
+                    report.find(&name, e.to_string(), true);
+                }
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A file being written, from its start, once.
 pub trait WriteFile: Send + Debug {
@@ -33,6 +34,9 @@ pub trait ReadFile: Send + Sync + Debug {
     }
 }
 
+/// A held lock.
+pub type Lock = Arc<dyn std::any::Any + Send + Sync>;
+
 /// A file system.
 pub trait Vfs: Send + Sync + Debug {
     /// Creates a file that must not exist, and makes its name durable.
@@ -56,6 +60,21 @@ pub trait Vfs: Send + Sync + Debug {
     /// # Errors
     /// Those of the operating system.
     fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Takes a lock that holds until it is dropped or the process ends; `None` when another has it.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    fn lock(&self, path: &Path) -> io::Result<Option<Lock>>;
+    /// Makes creations and removals in a folder durable.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Returns the folders of a folder, sorted; none if it does not exist.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    fn list_dirs(&self, dir: &Path) -> io::Result<Vec<PathBuf>>;
     /// Returns (bytes free to us, bytes in all) of the file system that holds `path`.
     ///
     /// # Errors
@@ -66,6 +85,18 @@ pub trait Vfs: Send + Sync + Debug {
 /// The operating system's files.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct OsVfs;
+
+/// Reads a whole file.
+///
+/// # Errors
+/// Those of the operating system.
+pub fn read_all(file: &dyn ReadFile) -> io::Result<Vec<u8>> {
+    let len = usize::try_from(file.len())
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "file too large"))?;
+    let mut out = vec![0; len];
+    file.read_at(0, &mut out)?;
+    Ok(out)
+}
 
 #[derive(Debug)]
 struct OsWrite(File);
@@ -131,6 +162,35 @@ impl Vfs for OsVfs {
         fs::create_dir_all(dir)?;
         sync_dir(dir)?;
         dir.parent().filter(|p| !p.as_os_str().is_empty()).map_or(Ok(()), sync_dir)
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Option<Lock>> {
+        let file = File::options().create(true).truncate(false).write(true).open(path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Arc::new(file))),
+            Err(fs::TryLockError::WouldBlock) => Ok(None),
+            Err(fs::TryLockError::Error(e)) => Err(e),
+        }
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        sync_dir(dir)
+    }
+
+    fn list_dirs(&self, dir: &Path) -> io::Result<Vec<PathBuf>> {
+        let mut out = Vec::new();
+        let entries = match fs::read_dir(dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(out),
+            other => other?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                out.push(entry.path());
+            }
+        }
+        out.sort();
+        Ok(out)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {

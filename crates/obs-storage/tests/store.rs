@@ -88,6 +88,7 @@ fn check(store: &Store, upto: i64) {
             end: TimestampNs::MAX,
             direction,
             trace_id: None,
+            needles: &[],
         };
         let mut times = Vec::new();
         store
@@ -210,7 +211,7 @@ async fn damage_in_a_segment_is_found_and_never_read_as_data() {
     store.flush().await.unwrap();
     store.close();
     drop(store);
-    let segment = dir.path().join("segments/default/logs/0000000002.parquet");
+    let segment = dir.path().join("segments/default/logs/0000000002.seg");
     let path = if segment.exists() {
         segment
     } else {
@@ -232,12 +233,29 @@ async fn damage_in_a_segment_is_found_and_never_read_as_data() {
         end: TimestampNs::MAX,
         direction: Direction::Forward,
         trace_id: None,
+        needles: &[],
     };
+    let budget = budget();
+    let mut rows = 0;
+    store
+        .select_logs(&TenantId::default(), &sel, &budget, &mut |_| {
+            rows += 1;
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!(rows, 0);
+    let missing = budget.missing();
     assert!(
-        store
-            .select_logs(&TenantId::default(), &sel, &budget(), &mut |_| ControlFlow::Continue(()))
-            .is_err()
+        missing[0].contains("logs of default") && missing[0].contains("checksum"),
+        "{missing:?}"
     );
+    // The other signals are whole.
+    let all = SeriesSelection {
+        matchers: &[],
+        start: TimestampMs::from_millis(0),
+        end: TimestampMs::MAX,
+    };
+    assert_eq!(store.select(&TenantId::default(), &all, &self::budget()).unwrap().len(), 3);
 }
 
 #[tokio::test]
@@ -250,7 +268,7 @@ async fn a_failed_flush_loses_nothing_and_the_next_one_succeeds() {
     // What an earlier attempt may have left: a file under the first free number.
     let metrics = dir.path().join("segments/default/metrics");
     std::fs::create_dir_all(&metrics).unwrap();
-    std::fs::write(metrics.join("0000000001.parquet"), b"half").unwrap();
+    std::fs::write(metrics.join("0000000001.seg"), b"half").unwrap();
     assert!(store.flush().await.is_err());
     check(&store, 20);
     store.flush().await.unwrap();
@@ -275,7 +293,7 @@ async fn writes_are_refused_while_flushes_keep_failing() {
     for t in 1..1000 {
         let batch = WriteBatch { logs: vec![log(t)], ..WriteBatch::default() };
         match store.append(&TenantId::default(), batch).await {
-            Ok(()) => accepted += 1,
+            Ok(_) => accepted += 1,
             Err(e) => {
                 assert!(matches!(e, AppendError::Overloaded(_)), "{e}");
                 break;

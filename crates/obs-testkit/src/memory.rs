@@ -62,6 +62,7 @@ impl SelectLogs for MemoryStore {
                 && r.timestamp >= selection.start
                 && r.timestamp < selection.end
                 && selection.trace_id.is_none_or(|t| r.trace_id == Some(t))
+                && selection.needles.iter().all(|n| r.line.contains(n.as_str()))
         };
         let mut rows: Vec<_> = self.logs.iter().filter(wanted).collect();
         rows.sort_by_key(|r| r.timestamp);

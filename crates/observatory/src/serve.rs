@@ -138,8 +138,8 @@ async fn serve(config: Config, demo: bool, reload_prices: ReloadPrices) -> Resul
 
 fn report_recovery(store: &Store) {
     let r = store.recovery();
-    if r.bad_frames > 0 || !r.bad_segments.is_empty() {
-        tracing::error!(bad_frames = r.bad_frames, bad_segments = ?r.bad_segments, "the data directory is damaged; run `observatory verify`");
+    if r.bad_frames > 0 || !r.manifest_damage.is_empty() {
+        tracing::error!(bad_frames = r.bad_frames, manifest = ?r.manifest_damage, "the data directory is damaged; run `observatory verify`");
     }
     tracing::info!(
         wal_files = r.wal_files,
@@ -212,7 +212,7 @@ async fn tick(store: Store, ingest: Ingest, instance: String, stop: Cancellation
             _ = scrape.tick() => {
                 publish_usage(&store, ingest.telemetry());
                 let (series, metadata) = ingest.telemetry().series(&instance, wall_clock().to_millis());
-                store.append(&TenantId::default(), WriteBatch { series, metadata, ..WriteBatch::default() }).await
+                store.append(&TenantId::default(), WriteBatch { series, metadata, ..WriteBatch::default() }).await.map(|_| ())
             }
         };
         if let Err(e) = result {
@@ -222,8 +222,13 @@ async fn tick(store: Store, ingest: Ingest, instance: String, stop: Cancellation
 }
 
 fn publish_usage(store: &Store, t: &Telemetry) {
-    let (head, queued, segments) = store.usage();
-    for (kind, v) in [("head_bytes", head), ("queue_bytes", queued), ("segments", segments)] {
+    let (head, queued, segments, series) = store.usage();
+    for (kind, v) in [
+        ("head_bytes", head),
+        ("queue_bytes", queued),
+        ("segments", segments),
+        ("active_series", series),
+    ] {
         t.gauges.with_label_values(&[kind]).set(i64::try_from(v).unwrap_or(i64::MAX));
     }
     let s = store.stats();
@@ -233,6 +238,11 @@ fn publish_usage(store: &Store, t: &Telemetry) {
         ("wal_failures", &s.wal_failures),
         ("flushes", &s.flushes),
         ("refused", &s.refused),
+        ("flush_failures", &s.flush_failures),
+        ("merges", &s.merges),
+        ("merged_bytes", &s.merged_bytes),
+        ("segments_dropped", &s.segments_dropped),
+        ("damaged_reads", &s.damaged_reads),
     ] {
         let counter = t.counters.with_label_values(&[kind]);
         counter.inc_by(v.load(Ordering::Relaxed).saturating_sub(counter.get()));

@@ -1,59 +1,133 @@
-//! Series in memory: sealed chunks, an open tail, and an inverted index of labels.
+//! Series in memory: compact runs of samples, and an inverted index of labels.
+//!
+//! Series outlive a flush, which takes only their samples: the next sample of a known series
+//! needs no new labels. Those that stay silent for a few flushes are forgotten.
 
-use crate::bin::Malformed;
-use crate::chunk::Chunk;
-use obs_model::{Labels, MatchOp, Matcher, MetricMetadata, Sample};
+use crate::bin::{Decoder, Encoder, Malformed};
+use crate::records::{get_histogram, put_histogram};
+use obs_model::{Labels, MatchOp, Matcher, MetricMetadata, Sample, SampleValue, TimestampMs};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-/// Samples after which the open tail of a series is compressed.
-const SEAL_SAMPLES: usize = 120;
-
-#[derive(Debug)]
-pub(crate) struct SeriesHead {
-    pub(crate) labels: Labels,
-    pub(crate) sealed: Vec<Chunk>,
-    pub(crate) open: Vec<Sample>,
-    /// The log file in which the labels were last written, so that each file is self-contained.
-    pub(crate) wal_file: u64,
-    min: i64,
-    max: i64,
+/// Samples of one series since the last flush, in order of arrival, a few bytes each.
+///
+/// A sample is the change of the interval (zigzag), then: 0 and the difference of integers
+/// (zigzag), or 1 and the bits, or 2 and a native histogram. The kind is in the low bits of the
+/// first number.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Run {
+    bytes: Vec<u8>,
+    count: u32,
+    /// Samples not in time order.
+    disorder: bool,
+    last_time: i64,
+    last_interval: i64,
+    last_value: f64,
+    pub(crate) min: i64,
+    pub(crate) max: i64,
 }
 
-#[derive(Debug, Default)]
-pub(crate) struct MetricsHead {
-    by_labels: HashMap<Labels, u32>,
-    series: Vec<SeriesHead>,
-    /// name → value → series, ascending.
-    postings: HashMap<Arc<str>, HashMap<Arc<str>, Vec<u32>>>,
-    pub(crate) metadata: BTreeMap<String, MetricMetadata>,
+const INTEGER: i64 = 0;
+const BITS: i64 = 1;
+const HISTOGRAM: i64 = 2;
+/// The same value again.
+const SAME: i64 = 3;
+
+fn as_integer(v: f64) -> Option<i64> {
+    let i = v as i64;
+    (i.unsigned_abs() < 1 << 53 && (i as f64).to_bits() == v.to_bits()).then_some(i)
 }
 
-impl SeriesHead {
-    /// Returns true if the series grew by a chunk.
-    fn push(&mut self, sample: Sample) {
+impl Run {
+    /// Appends a sample and returns by how many bytes the run grew.
+    pub(crate) fn push(&mut self, sample: &Sample) -> usize {
+        let before = self.bytes.len();
         let t = sample.timestamp.millis();
-        self.min = self.min.min(t);
-        self.max = self.max.max(t);
-        self.open.push(sample);
-        if self.open.len() >= SEAL_SAMPLES {
-            let mut tail = std::mem::take(&mut self.open);
-            sort_unique(&mut tail);
-            self.sealed.extend(Chunk::encode(&tail));
+        if self.count == 0 {
+            (self.min, self.max) = (t, t);
+        } else {
+            self.disorder |= t <= self.last_time;
+            self.min = self.min.min(t);
+            self.max = self.max.max(t);
         }
+        let interval = t.wrapping_sub(self.last_time);
+        let change = interval.wrapping_sub(self.last_interval);
+        self.last_time = t;
+        self.last_interval = if self.count == 0 { 0 } else { interval };
+        self.count += 1;
+        let mut e = Encoder { bytes: std::mem::take(&mut self.bytes) };
+        let head = |kind: i64, e: &mut Encoder| {
+            // Times use 62 bits: checked where samples enter.
+            e.int(change.wrapping_shl(2) | kind);
+        };
+        match &sample.value {
+            SampleValue::Float(v) => {
+                let both = as_integer(*v).zip(as_integer(self.last_value));
+                if v.to_bits() == self.last_value.to_bits() {
+                    head(SAME, &mut e);
+                } else if let Some((now, last)) = both {
+                    head(INTEGER, &mut e);
+                    e.int(now - last);
+                } else {
+                    head(BITS, &mut e);
+                    e.f64(*v);
+                }
+                self.last_value = *v;
+            }
+            SampleValue::Histogram(h) => {
+                head(HISTOGRAM, &mut e);
+                put_histogram(&mut e, h);
+            }
+        }
+        self.bytes = e.bytes;
+        self.bytes.len() - before
     }
 
-    /// Appends the samples in `[start, end]` ms, oldest write first.
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Appends the samples in `[start, end]`, in order of arrival.
     pub(crate) fn read(
         &self,
         start: i64,
         end: i64,
         out: &mut Vec<Sample>,
     ) -> Result<(), Malformed> {
-        for c in self.sealed.iter().filter(|c| c.max >= start && c.min <= end) {
-            out.extend(Chunk::decode(&c.bytes)?);
+        let mut d = Decoder::new(&self.bytes);
+        let (mut time, mut interval, mut value) = (0_i64, 0_i64, 0.0_f64);
+        for i in 0..self.count {
+            let head = d.int()?;
+            let (change, kind) = (head >> 2, head & 3);
+            let step = interval.wrapping_add(change);
+            time = time.wrapping_add(step);
+            interval = if i == 0 { 0 } else { step };
+            let value = match kind {
+                SAME => SampleValue::Float(value),
+                INTEGER => {
+                    value = (value as i64).wrapping_add(d.int()?) as f64;
+                    SampleValue::Float(value)
+                }
+                BITS => {
+                    value = d.f64()?;
+                    SampleValue::Float(value)
+                }
+                _ => SampleValue::Histogram(Arc::new(get_histogram(&mut d)?)),
+            };
+            if (start..=end).contains(&time) {
+                out.push(Sample { timestamp: TimestampMs::from_millis(time), value });
+            }
         }
-        out.extend(self.open.iter().cloned());
+        Ok(())
+    }
+
+    /// Returns all samples sorted, one a timestamp.
+    pub(crate) fn sorted(&self, out: &mut Vec<Sample>) -> Result<(), Malformed> {
+        out.clear();
+        self.read(i64::MIN, i64::MAX, out)?;
+        if self.disorder {
+            sort_unique(out);
+        }
         Ok(())
     }
 }
@@ -68,18 +142,77 @@ pub(crate) fn sort_unique(samples: &mut Vec<Sample>) {
     }
 }
 
+#[derive(Debug)]
+pub(crate) struct SeriesHead {
+    pub(crate) labels: Labels,
+    pub(crate) run: Run,
+    /// The log file in which the labels were last written, so that each file is self-contained.
+    pub(crate) wal_file: u64,
+    /// Flushes since the last sample.
+    idle: u32,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct MetricsHead {
+    by_labels: HashMap<Labels, u32>,
+    series: Vec<SeriesHead>,
+    /// name → value → series, ascending.
+    postings: HashMap<Box<str>, HashMap<Box<str>, Vec<u32>>>,
+    pub(crate) metadata: BTreeMap<String, MetricMetadata>,
+    /// Bytes of samples, which a flush takes.
+    pub(crate) sample_bytes: usize,
+    /// Bytes of labels and index, which stay.
+    pub(crate) series_bytes: usize,
+}
+
+/// The samples that a flush took.
+#[derive(Debug, Default)]
+pub(crate) struct FrozenMetrics {
+    pub(crate) series: Vec<(Labels, Run)>,
+    pub(crate) metadata: BTreeMap<String, MetricMetadata>,
+}
+
+/// Flushes without a sample after which a series is forgotten.
+const IDLE_FLUSHES: u32 = 3;
+
 impl MetricsHead {
-    /// Returns the reference of a series, creating it if it is new, and whether it is new.
-    pub(crate) fn reference(&mut self, labels: &Labels) -> (u32, bool) {
-        if let Some(r) = self.by_labels.get(labels) {
-            return (*r, false);
+    pub(crate) fn series_count(&self) -> usize {
+        self.series.len()
+    }
+
+    /// Returns the number of a known series.
+    pub(crate) fn find(&self, labels: &Labels) -> Option<u32> {
+        self.by_labels.get(labels).copied()
+    }
+
+    /// Returns the number of a series, creating it if it is new.
+    pub(crate) fn reference(&mut self, labels: &Labels) -> u32 {
+        match self.find(labels) {
+            Some(r) => r,
+            None => self.create(labels),
         }
+    }
+
+    fn create(&mut self, labels: &Labels) -> u32 {
         let reference = self.series.len() as u32;
+        self.by_labels.insert(labels.clone(), reference);
+        self.index(labels, reference);
+        self.series_bytes += labels.size_bytes() + 40 + size_of::<SeriesHead>() + labels.len() * 8;
+        self.series.push(SeriesHead {
+            labels: labels.clone(),
+            run: Run::default(),
+            wal_file: 0,
+            idle: 0,
+        });
+        reference
+    }
+
+    fn index(&mut self, labels: &Labels, reference: u32) {
         for (name, value) in labels.iter() {
-            let values = match self.postings.get_mut(name) {
-                Some(v) => v,
-                None => self.postings.entry(name.into()).or_default(),
-            };
+            if !self.postings.contains_key(name) {
+                self.postings.insert(name.into(), HashMap::new());
+            }
+            let Some(values) = self.postings.get_mut(name) else { continue };
             match values.get_mut(value) {
                 Some(list) => list.push(reference),
                 None => {
@@ -87,25 +220,15 @@ impl MetricsHead {
                 }
             }
         }
-        self.by_labels.insert(labels.clone(), reference);
-        self.series.push(SeriesHead {
-            labels: labels.clone(),
-            sealed: Vec::new(),
-            open: Vec::new(),
-            wal_file: 0,
-            min: i64::MAX,
-            max: i64::MIN,
-        });
-        (reference, true)
     }
 
     pub(crate) fn get_mut(&mut self, reference: u32) -> Option<&mut SeriesHead> {
         self.series.get_mut(reference as usize)
     }
 
-    pub(crate) fn push(&mut self, reference: u32, samples: impl IntoIterator<Item = Sample>) {
-        if let Some(s) = self.get_mut(reference) {
-            samples.into_iter().for_each(|sample| s.push(sample));
+    pub(crate) fn push(&mut self, reference: u32, sample: &Sample) {
+        if let Some(s) = self.series.get_mut(reference as usize) {
+            self.sample_bytes += s.run.push(sample);
         }
     }
 
@@ -131,49 +254,99 @@ impl MetricsHead {
             None => Box::new(self.series.iter()),
         };
         candidates.filter(move |s| {
-            s.max >= start && s.min <= end && Matcher::all_match(matchers, &s.labels)
+            !s.run.is_empty()
+                && s.run.max >= start
+                && s.run.min <= end
+                && Matcher::all_match(matchers, &s.labels)
         })
     }
 
-    /// Returns all series sorted by labels with their samples as chunks, for a segment.
-    pub(crate) fn to_chunks(&self) -> Result<Vec<(Labels, Vec<Chunk>)>, Malformed> {
-        const SAMPLES_PER_CHUNK: usize = 480;
-        let mut out = Vec::with_capacity(self.series.len());
-        for s in &self.series {
-            let mut samples = Vec::new();
-            s.read(i64::MIN, i64::MAX, &mut samples)?;
-            sort_unique(&mut samples);
-            if !samples.is_empty() {
-                out.push((
-                    s.labels.clone(),
-                    samples.chunks(SAMPLES_PER_CHUNK).flat_map(Chunk::encode).collect(),
-                ));
+    /// Takes the samples for a flush; series and metadata stay.
+    pub(crate) fn freeze(&mut self) -> FrozenMetrics {
+        let mut out =
+            FrozenMetrics { series: Vec::new(), metadata: std::mem::take(&mut self.metadata) };
+        let mut idle = 0;
+        for s in &mut self.series {
+            if s.run.is_empty() {
+                s.idle += 1;
+                idle += usize::from(s.idle >= IDLE_FLUSHES);
+            } else {
+                s.idle = 0;
+                out.series.push((s.labels.clone(), std::mem::take(&mut s.run)));
             }
         }
-        out.sort_by(|a, b| a.0.cmp(&b.0));
-        Ok(out)
+        self.sample_bytes = 0;
+        // Rebuilding costs as much as the series that stay: worth it when enough go.
+        if idle * 4 > self.series.len() {
+            self.forget_idle();
+        }
+        out
+    }
+
+    fn forget_idle(&mut self) {
+        let old = std::mem::take(self);
+        self.metadata = old.metadata;
+        for s in old.series {
+            if s.idle < IDLE_FLUSHES {
+                let reference = self.create(&s.labels);
+                if let Some(new) = self.series.get_mut(reference as usize) {
+                    // Numbers changed: the labels are written to the log again.
+                    *new = SeriesHead { wal_file: 0, ..s };
+                }
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn late_and_repeated_samples_end_up_in_order() {
         let mut head = MetricsHead::default();
-        let (r, new) = head.reference(&Labels::from_pairs([("__name__", "m")]));
-        assert!(new);
+        let r = head.reference(&Labels::from_pairs([("__name__", "m")]));
         for t in (0..300).rev().chain(0..5) {
-            head.push(r, [Sample::float(t, t as f64)]);
+            head.push(r, &Sample::float(t, t as f64));
         }
-        head.push(r, [Sample::float(3, 99.0)]);
-        let matchers = [Matcher::equal("__name__", "m")];
-        let series: Vec<_> = head.matching(&matchers, 0, 1000).collect();
+        head.push(r, &Sample::float(3, 99.0));
+        let frozen = head.freeze();
         let mut out = Vec::new();
-        series[0].read(i64::MIN, i64::MAX, &mut out).unwrap();
-        sort_unique(&mut out);
+        frozen.series[0].1.sorted(&mut out).unwrap();
         assert_eq!(out.len(), 300);
         assert_eq!(out[3], Sample::float(3, 99.0));
+    }
+
+    #[test]
+    fn silent_series_are_forgotten_and_others_stay() {
+        let mut head = MetricsHead::default();
+        let labels = |i: usize| Labels::from_pairs([("__name__", format!("m{i}"))]);
+        for i in 0..10 {
+            let r = head.reference(&labels(i));
+            head.push(r, &Sample::float(1, 1.0));
+        }
+        for t in 2..8 {
+            head.freeze();
+            let r = head.reference(&labels(9));
+            head.push(r, &Sample::float(t, 1.0));
+        }
+        assert_eq!(head.series_count(), 1);
+        let matchers = [Matcher::equal("__name__", "m9")];
+        assert_eq!(head.matching(&matchers, 0, 100).count(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn any_run_comes_back(
+            samples in prop::collection::vec((0_i64..1 << 45, prop_oneof![any::<f64>(), (-1000_i32..1000).prop_map(f64::from)]), 0..100)
+        ) {
+            let samples: Vec<Sample> = samples.into_iter().map(|(t, v)| Sample::float(t, v)).collect();
+            let mut run = Run::default();
+            samples.iter().for_each(|s| { run.push(s); });
+            let mut out = Vec::new();
+            run.read(i64::MIN, i64::MAX, &mut out).unwrap();
+            prop_assert_eq!(out, samples);
+        }
     }
 }

@@ -1,7 +1,21 @@
-//! Immutable Parquet files. One file holds one signal of one tenant.
+//! Immutable files of one signal of one tenant.
 
-pub(crate) mod metrics;
+pub(crate) mod ans;
+pub(crate) mod attrs;
+pub(crate) mod bloom;
+pub(crate) mod calls;
+pub(crate) mod columns;
+pub(crate) mod file;
+pub(crate) mod floats;
+pub(crate) mod ids;
+pub(crate) mod lines;
+pub(crate) mod logs;
+pub(crate) mod parts;
 pub(crate) mod rows;
+pub(crate) mod samples;
+pub(crate) mod series;
+pub(crate) mod spans;
+pub(crate) mod time_text;
 
 use obs_model::SpanKind;
 use std::collections::BTreeSet;
@@ -16,6 +30,8 @@ pub(crate) enum Signal {
 }
 
 impl Signal {
+    pub(crate) const ALL: [Self; 4] = [Self::Metrics, Self::Logs, Self::Spans, Self::Calls];
+
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Metrics => "metrics",
@@ -25,15 +41,25 @@ impl Signal {
         }
     }
 
-    pub(crate) fn parse(name: &str) -> Option<Self> {
-        [Self::Metrics, Self::Logs, Self::Spans, Self::Calls]
-            .into_iter()
-            .find(|s| s.as_str() == name)
+    pub(crate) const fn to_byte(self) -> u8 {
+        self as u8
+    }
+
+    pub(crate) fn from_byte(b: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|s| s.to_byte() == b)
+    }
+
+    /// Returns how many of the signal's units of time a second has.
+    pub(crate) const fn per_second(self) -> i64 {
+        match self {
+            Self::Metrics => 1_000,
+            Self::Logs | Self::Spans | Self::Calls => 1_000_000_000,
+        }
     }
 }
 
-/// Operations by service: what a span segment's manifest row carries, so that the list of
-/// services needs no file.
+/// Operations by service: what the manifest knows of a span segment, so that the list of services
+/// needs no file.
 pub(crate) type Operations = BTreeSet<(String, String, i32)>;
 
 /// Reads a kind stored in [`Operations`].
@@ -47,15 +73,26 @@ pub(crate) enum SegmentError {
     #[error(transparent)]
     Io(#[from] std::io::Error),
     #[error(transparent)]
-    Parquet(#[from] parquet::errors::ParquetError),
-    #[error(transparent)]
-    Arrow(#[from] arrow::error::ArrowError),
-    #[error("segment column {0} is missing or of another type")]
-    Column(&'static str),
-    #[error(transparent)]
     Malformed(#[from] crate::bin::Malformed),
     #[error(transparent)]
     Select(#[from] obs_model::SelectError),
+}
+
+impl SegmentError {
+    /// Returns whether bytes on disk are not what was written (and not that they could not be
+    /// read, or that a query ended).
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::Malformed(_) => true,
+            Self::Io(e) => matches!(
+                e.kind(),
+                std::io::ErrorKind::InvalidData
+                    | std::io::ErrorKind::UnexpectedEof
+                    | std::io::ErrorKind::NotFound
+            ),
+            Self::Select(_) => false,
+        }
+    }
 }
 
 impl From<SegmentError> for obs_model::SelectError {
@@ -65,16 +102,4 @@ impl From<SegmentError> for obs_model::SelectError {
             other => Self::Storage(other.to_string()),
         }
     }
-}
-
-/// Writer settings that all segments share.
-pub(crate) fn properties(rows_per_group: usize) -> parquet::file::properties::WriterProperties {
-    use parquet::basic::{Compression, ZstdLevel};
-    use parquet::file::properties::{EnabledStatistics, WriterProperties};
-    WriterProperties::builder()
-        .set_compression(Compression::ZSTD(ZstdLevel::default()))
-        .set_max_row_group_row_count(Some(rows_per_group))
-        .set_statistics_enabled(EnabledStatistics::Chunk)
-        .set_created_by("observatory".to_owned())
-        .build()
 }

@@ -1,270 +1,381 @@
-//! Segments of records: log records, spans and LLM calls.
-//!
-//! Columns: `time` (ns), `trace_id`, `payload` (the record's binary form; parts shared by several
-//! records are written once a row group). Row groups are decoded whole after pruning by the
-//! statistics of the first two columns.
+//! Segments of records: blocks of columns, and an index by time, by stream and by trace.
 
-use crate::bin::{Decoder, Encoder};
-use crate::checked::CheckedFile;
-use crate::records::{Record, Shared};
-use crate::segment::{SegmentError, properties};
-use arrow::array::{Array, ArrayRef, BinaryArray, BinaryBuilder, Int64Array};
-use arrow::datatypes::{DataType, Field, Schema};
-use arrow::record_batch::RecordBatch;
-use obs_model::{LlmCall, LogRecord, Span, TraceId};
-use parquet::arrow::ArrowWriter;
-use parquet::arrow::arrow_reader::{
-    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
-};
-use parquet::file::metadata::RowGroupMetaData;
-use parquet::file::statistics::Statistics;
+use crate::bin::{Decoder, Encoder, Malformed};
+use crate::records::Record;
+use crate::segment::attrs::{Sink, Source};
+use crate::segment::bloom::Filter;
+use crate::segment::columns::{get_ints, put_ints};
+use crate::segment::file::{BlockRef, IndexRef, SegmentFile, SegmentWriter};
+use crate::segment::parts::{PartCache, PartWriter, Parts};
+use crate::segment::{SegmentError, Signal};
+use crate::vfs::Vfs;
+use obs_model::{Matcher, TraceId};
 use std::ops::ControlFlow;
-use std::sync::{Arc, OnceLock};
+use std::path::Path;
+
+/// Takes rows until it breaks.
+pub(crate) type VisitRow<'a, R> = &'a mut dyn FnMut(R) -> Result<ControlFlow<()>, SegmentError>;
 
 /// A record as a segment row.
 pub(crate) trait Row: Record {
-    /// Small groups where single traces are fetched, larger ones where ranges are scanned.
-    const ROWS_PER_GROUP: usize;
+    const SIGNAL: Signal;
+    /// Rows of a block at most.
+    const BLOCK_ROWS: usize;
+    /// Whether a list of traces by block is kept.
+    const BY_TRACE: bool;
 
-    fn time(&self) -> i64;
-    fn trace(&self) -> Option<TraceId>;
-    /// Orders rows for pruning.
-    fn sort(rows: &mut [Arc<Self>]);
+    /// Puts rows in the order of a segment and drops those that were written twice.
+    fn arrange(rows: &mut Vec<Self>);
+    /// Bytes in memory, about; bounds a block.
+    fn size(&self) -> usize;
+    fn put_block(rows: &[Self], e: &mut Encoder, sink: &mut Sink<'_>) -> Result<(), SegmentError>;
+    /// Returns the block's filter, if the signal has one.
+    fn filter(rows: &[Self]) -> Option<Vec<u8>>;
+    /// Visits the block's rows that the filter lets through, in order.
+    fn get_block(
+        block: &[u8],
+        filter: &RowFilter<'_>,
+        source: &mut Source<'_>,
+        visit: VisitRow<'_, Self>,
+    ) -> Result<ControlFlow<()>, SegmentError>;
 }
 
-impl Row for LogRecord {
-    const ROWS_PER_GROUP: usize = 4096;
-
-    fn time(&self) -> i64 {
-        self.timestamp.nanos()
-    }
-
-    fn trace(&self) -> Option<TraceId> {
-        self.trace_id
-    }
-
-    fn sort(rows: &mut [Arc<Self>]) {
-        rows.sort_by_key(|r| r.timestamp);
-    }
-}
-
-impl Row for Span {
-    const ROWS_PER_GROUP: usize = 2048;
-
-    fn time(&self) -> i64 {
-        self.start.nanos()
-    }
-
-    fn trace(&self) -> Option<TraceId> {
-        Some(self.trace_id)
-    }
-
-    fn sort(rows: &mut [Arc<Self>]) {
-        rows.sort_by_key(|r| (r.trace_id, r.start));
-    }
-}
-
-impl Row for LlmCall {
-    const ROWS_PER_GROUP: usize = 4096;
-
-    fn time(&self) -> i64 {
-        self.start.nanos()
-    }
-
-    fn trace(&self) -> Option<TraceId> {
-        Some(self.trace_id)
-    }
-
-    fn sort(rows: &mut [Arc<Self>]) {
-        rows.sort_by_key(|r| r.start);
-    }
-}
-
-fn batch<R: Row>(rows: &[Arc<R>], schema: &Arc<Schema>) -> Result<RecordBatch, SegmentError> {
-    let mut shared = Shared::default();
-    let mut payload = BinaryBuilder::new();
-    let mut traces = BinaryBuilder::new();
-    for row in rows {
-        let mut e = Encoder::default();
-        row.encode(&mut e, &mut shared);
-        payload.append_value(&e.bytes);
-        traces.append_option(row.trace().map(|t| *t.as_bytes()));
-    }
-    let time: Int64Array = rows.iter().map(|r| r.time()).collect();
-    let columns: Vec<ArrayRef> =
-        vec![Arc::new(time), Arc::new(traces.finish()), Arc::new(payload.finish())];
-    Ok(RecordBatch::try_new(schema.clone(), columns)?)
-}
-
-/// Encodes rows as a Parquet file. Sorts them first.
-pub(crate) fn encode<R: Row>(rows: &mut [Arc<R>]) -> Result<Vec<u8>, SegmentError> {
-    R::sort(rows);
-    let schema = Arc::new(Schema::new(vec![
-        Field::new("time", DataType::Int64, false),
-        Field::new("trace_id", DataType::Binary, true),
-        Field::new("payload", DataType::Binary, false),
-    ]));
-    let mut writer =
-        ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties(R::ROWS_PER_GROUP)))?;
-    for group in rows.chunks(R::ROWS_PER_GROUP) {
-        writer.write(&batch(group, &schema)?)?;
-    }
-    Ok(writer.into_inner()?)
-}
-
-/// Which rows are wanted; row groups that cannot hold any are skipped.
+/// Which rows are wanted: time in `[start, end)` and, where given, of a trace, of a stream that
+/// matches, with a line that contains all needles.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct RowFilter {
-    /// Nanoseconds, half open.
+pub(crate) struct RowFilter<'a> {
     pub(crate) start: i64,
     pub(crate) end: i64,
     pub(crate) trace: Option<TraceId>,
+    pub(crate) matchers: &'a [Matcher],
+    pub(crate) needles: &'a [String],
 }
 
-fn may_hold(group: &RowGroupMetaData, filter: &RowFilter) -> bool {
-    let stats = |i: usize| group.columns().get(i).and_then(|c| c.statistics());
-    if let Some(Statistics::Int64(s)) = stats(0)
-        && let (Some(min), Some(max)) = (s.min_opt(), s.max_opt())
-        && (*max < filter.start || *min >= filter.end)
-    {
-        return false;
+impl RowFilter<'_> {
+    pub(crate) const ALL: RowFilter<'static> =
+        RowFilter { start: i64::MIN, end: i64::MAX, trace: None, matchers: &[], needles: &[] };
+
+    /// Returns whether a row with this time and trace (zero for none) is wanted.
+    pub(crate) fn admits(&self, time: i64, trace: &[u8; 16]) -> bool {
+        time >= self.start
+            && (time < self.end || self.end == i64::MAX)
+            && self.trace.is_none_or(|t| t.as_bytes() == trace)
     }
-    if let (Some(trace), Some(Statistics::ByteArray(s))) = (filter.trace, stats(1))
-        && let (Some(min), Some(max)) = (s.min_opt(), s.max_opt())
-    {
-        return min.data() <= trace.as_bytes().as_slice()
-            && trace.as_bytes().as_slice() <= max.data();
-    }
-    true
 }
 
-/// An open segment of records.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BlockMeta {
+    pub(crate) at: BlockRef,
+    pub(crate) rows: u64,
+    pub(crate) min: i64,
+    pub(crate) max: i64,
+    /// Number of the segment's part that the block calls 0.
+    part_base: i64,
+    filter: Option<BlockRef>,
+}
+
+impl BlockMeta {
+    fn put(&self, e: &mut Encoder) {
+        self.at.put(e);
+        e.uint(self.rows);
+        e.int(self.min);
+        e.int(self.max);
+        e.int(self.part_base);
+        e.u8(u8::from(self.filter.is_some()));
+        if let Some(f) = self.filter {
+            f.put(e);
+        }
+    }
+
+    fn get(d: &mut Decoder<'_>) -> Result<Self, Malformed> {
+        Ok(Self {
+            at: BlockRef::get(d)?,
+            rows: d.uint()?,
+            min: d.int()?,
+            max: d.int()?,
+            part_base: d.int()?,
+            filter: if d.u8()? == 1 { Some(BlockRef::get(d)?) } else { None },
+        })
+    }
+}
+
+/// Traces of a page of the trace list.
+const PAGE_TRACES: usize = 4096;
+
+fn prefix(trace: &[u8; 16]) -> u32 {
+    // The last bytes: some makers of ids begin them with the time.
+    let [.., a, b, c, d] = *trace;
+    u32::from_be_bytes([a, b, c, d])
+}
+
+/// What a finished segment is, for the manifest.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Finished {
+    pub(crate) index: IndexRef,
+    pub(crate) bytes: u64,
+    pub(crate) rows: u64,
+    pub(crate) min: i64,
+    pub(crate) max: i64,
+}
+
+/// Writes a segment of rows, which come arranged.
+#[derive(Debug)]
+pub(crate) struct RowWriter {
+    out: SegmentWriter,
+    parts: PartWriter,
+    blocks: Vec<BlockMeta>,
+    traces: Vec<(u32, u32)>,
+}
+
+impl RowWriter {
+    pub(crate) fn create(vfs: &dyn Vfs, path: &Path) -> Result<Self, SegmentError> {
+        Ok(Self {
+            out: SegmentWriter::create(vfs, path)?,
+            parts: PartWriter::default(),
+            blocks: Vec::new(),
+            traces: Vec::new(),
+        })
+    }
+
+    /// Appends rows, cut into blocks.
+    pub(crate) fn write<R: Row>(&mut self, rows: &[R]) -> Result<(), SegmentError> {
+        const BLOCK_BYTES: usize = 4 << 20;
+        let mut rest = rows;
+        while !rest.is_empty() {
+            let mut size = 0;
+            let n = rest
+                .iter()
+                .take(R::BLOCK_ROWS)
+                .take_while(|r| {
+                    let fits = size < BLOCK_BYTES;
+                    size += r.size();
+                    fits
+                })
+                .count();
+            let (block, tail) = rest.split_at(n);
+            self.write_block(block)?;
+            rest = tail;
+        }
+        Ok(())
+    }
+
+    fn write_block<R: Row>(&mut self, rows: &[R]) -> Result<(), SegmentError> {
+        let mut e = Encoder::default();
+        R::put_block(rows, &mut e, &mut Sink { out: &mut self.out, parts: &mut self.parts })?;
+        let at = self.out.put(&e.bytes)?;
+        let filter = R::filter(rows).map(|f| self.out.put(&f)).transpose()?;
+        let times = || rows.iter().map(Record::time);
+        if R::BY_TRACE {
+            let number = self.blocks.len() as u32;
+            let mut here: Vec<_> = rows
+                .iter()
+                .filter_map(Record::trace)
+                .map(|t| (prefix(t.as_bytes()), number))
+                .collect();
+            here.sort_unstable();
+            here.dedup();
+            self.traces.extend(here);
+        }
+        self.blocks.push(BlockMeta {
+            at,
+            rows: rows.len() as u64,
+            min: times().min().unwrap_or_default(),
+            max: times().max().unwrap_or_default(),
+            part_base: 0,
+            filter,
+        });
+        Ok(())
+    }
+
+    /// Appends another segment's blocks as they are.
+    pub(crate) fn copy(&mut self, from: &RowSegment) -> Result<(), SegmentError> {
+        let base = self.parts.absorb(&from.parts, &from.file, &mut self.out)?;
+        let first = self.blocks.len() as u32;
+        for b in &from.blocks {
+            let at = self.out.put(&from.file.read(b.at)?)?;
+            let filter = match b.filter {
+                Some(f) => Some(self.out.put(&from.file.read(f)?)?),
+                None => None,
+            };
+            self.blocks.push(BlockMeta { at, filter, part_base: b.part_base + base, ..*b });
+        }
+        for (_, page) in &from.pages {
+            let bytes = from.file.read(*page)?;
+            let mut d = Decoder::new(&bytes);
+            let (prefixes, blocks) = (get_ints(&mut d)?, get_ints(&mut d)?);
+            let pairs = prefixes.into_iter().zip(blocks);
+            self.traces.extend(pairs.map(|(p, b)| (p as u32, b as u32 + first)));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn finish(mut self) -> Result<Finished, SegmentError> {
+        self.traces.sort_unstable();
+        let mut pages = Vec::new();
+        for page in self.traces.chunks(PAGE_TRACES) {
+            let mut e = Encoder::default();
+            put_ints(&mut e, &page.iter().map(|(p, _)| i64::from(*p)).collect::<Vec<_>>());
+            put_ints(&mut e, &page.iter().map(|(_, b)| i64::from(*b)).collect::<Vec<_>>());
+            pages.push((page.first().map_or(0, |(p, _)| *p), self.out.put(&e.bytes)?));
+        }
+        let mut index = Encoder::default();
+        self.parts.finish(&mut self.out, &mut index)?;
+        index.len(self.blocks.len());
+        self.blocks.iter().for_each(|b| b.put(&mut index));
+        index.len(pages.len());
+        for (first, at) in pages {
+            index.uint(first.into());
+            at.put(&mut index);
+        }
+        let (index, bytes) = self.out.finish(&index.bytes)?;
+        Ok(Finished {
+            index,
+            bytes,
+            rows: self.blocks.iter().map(|b| b.rows).sum(),
+            min: self.blocks.iter().map(|b| b.min).min().unwrap_or_default(),
+            max: self.blocks.iter().map(|b| b.max).max().unwrap_or_default(),
+        })
+    }
+}
+
+/// An open segment of rows.
 #[derive(Debug)]
 pub(crate) struct RowSegment {
-    file: CheckedFile,
-    footer: OnceLock<ArrowReaderMetadata>,
+    file: SegmentFile,
+    parts: Parts,
+    pub(crate) blocks: Vec<BlockMeta>,
+    pages: Vec<(u32, BlockRef)>,
 }
 
+/// Receives what could not be read: a description and the range of times that is missing.
+pub(crate) type Damaged<'a> = &'a mut dyn FnMut(&SegmentError, i64, i64);
+
 impl RowSegment {
-    pub(crate) const fn new(file: CheckedFile) -> Self {
-        Self { file, footer: OnceLock::new() }
+    pub(crate) fn new(file: SegmentFile, index: &[u8]) -> Result<Self, Malformed> {
+        let mut d = Decoder::new(index);
+        let parts = Parts::read(&mut d)?;
+        let blocks = (0..d.len()?).map(|_| BlockMeta::get(&mut d)).collect::<Result<_, _>>()?;
+        let page = |d: &mut Decoder<'_>| {
+            Ok((u32::try_from(d.uint()?).map_err(|_| d.bad())?, BlockRef::get(d)?))
+        };
+        let pages = (0..d.len()?).map(|_| page(&mut d)).collect::<Result<_, Malformed>>()?;
+        Ok(Self { file, parts, blocks, pages })
     }
 
-    fn footer(&self) -> Result<&ArrowReaderMetadata, SegmentError> {
-        if let Some(m) = self.footer.get() {
-            return Ok(m);
+    /// Returns the references of everything that must be readable.
+    pub(crate) fn all_blocks(&self) -> impl Iterator<Item = BlockRef> {
+        let filters = self.blocks.iter().filter_map(|b| b.filter);
+        let pages = self.pages.iter().map(|(_, b)| *b);
+        self.blocks.iter().map(|b| b.at).chain(filters).chain(pages).chain(self.parts.blocks())
+    }
+
+    pub(crate) const fn file(&self) -> &SegmentFile {
+        &self.file
+    }
+
+    /// Returns the numbers of the blocks that may hold rows of a trace; all when the list is
+    /// damaged.
+    fn blocks_of(&self, trace: &TraceId) -> Option<Vec<usize>> {
+        if self.pages.is_empty() {
+            return None;
         }
-        let loaded = ArrowReaderMetadata::load(&self.file, ArrowReaderOptions::default())?;
-        Ok(self.footer.get_or_init(|| loaded))
+        let wanted = prefix(trace.as_bytes());
+        let end = self.pages.partition_point(|(first, _)| *first <= wanted);
+        let start = self.pages.partition_point(|(first, _)| *first < wanted).saturating_sub(1);
+        let mut out = Vec::new();
+        for (_, at) in self.pages.get(start..end)? {
+            let bytes = self.file.read(*at).ok()?;
+            let mut d = Decoder::new(&bytes);
+            let (prefixes, blocks) = (get_ints(&mut d).ok()?, get_ints(&mut d).ok()?);
+            let from = prefixes.partition_point(|p| *p < i64::from(wanted));
+            let hits = prefixes.iter().zip(&blocks).skip(from);
+            let hits = hits.take_while(|(p, _)| **p == i64::from(wanted));
+            out.extend(hits.filter_map(|(_, b)| usize::try_from(*b).ok()));
+        }
+        Some(out)
     }
 
-    /// Visits the rows that the filter lets through, in file order, or in reverse order of row
-    /// groups and rows when `reverse`.
+    fn passes_filter(&self, b: &BlockMeta, filter: &RowFilter<'_>) -> bool {
+        let Some(at) = b.filter else { return true };
+        if filter.needles.is_empty() && filter.trace.is_none() {
+            return true;
+        }
+        // A damaged filter excludes nothing.
+        let Ok(bytes) = self.file.read(at) else { return true };
+        let Ok(f) = Filter::read(&bytes) else { return true };
+        let trace = filter.trace.map(|t| format!(" {t} "));
+        filter.needles.iter().all(|n| f.may_contain(n.as_bytes()))
+            && trace.is_none_or(|t| f.may_contain(t.as_bytes()))
+    }
+
+    /// Visits the rows that the filter lets through, block by block, in reverse order of blocks
+    /// when `reverse`. A damaged block is told to `damaged` and passed over.
     pub(crate) fn scan<R: Row>(
         &self,
-        filter: &RowFilter,
+        filter: &RowFilter<'_>,
         reverse: bool,
-        visit: &mut dyn FnMut(Arc<R>) -> Result<ControlFlow<()>, SegmentError>,
+        damaged: Damaged<'_>,
+        visit: VisitRow<'_, R>,
     ) -> Result<ControlFlow<()>, SegmentError> {
-        let footer = self.footer()?;
-        let mut groups: Vec<usize> = (0..footer.metadata().num_row_groups()).collect();
-        groups.retain(|g| may_hold(footer.metadata().row_group(*g), filter));
+        let of_trace =
+            if R::BY_TRACE { filter.trace.and_then(|t| self.blocks_of(&t)) } else { None };
+        let mut numbers: Vec<usize> = of_trace.unwrap_or_else(|| (0..self.blocks.len()).collect());
         if reverse {
-            groups.reverse();
+            numbers.reverse();
         }
-        for group in groups {
-            let mut rows = self.read_group::<R>(footer, group, filter)?;
-            if reverse {
-                rows.reverse();
+        let mut cache = PartCache::default();
+        for n in numbers {
+            let Some(b) = self.blocks.get(n) else { continue };
+            let overlaps = b.max >= filter.start && (b.min < filter.end || filter.end == i64::MAX);
+            if !overlaps || !self.passes_filter(b, filter) {
+                continue;
             }
-            for row in rows {
-                if visit(row)?.is_break() {
-                    return Ok(ControlFlow::Break(()));
-                }
+            match self.scan_block(b, filter, &mut cache, visit) {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(())) => return Ok(ControlFlow::Break(())),
+                Err(e) if e.is_damage() => damaged(&e, b.min, b.max),
+                Err(e) => return Err(e),
             }
         }
         Ok(ControlFlow::Continue(()))
     }
 
-    fn read_group<R: Row>(
+    /// Visits the rows of one block.
+    pub(crate) fn visit_block<R: Row>(
         &self,
-        footer: &ArrowReaderMetadata,
-        group: usize,
-        filter: &RowFilter,
-    ) -> Result<Vec<Arc<R>>, SegmentError> {
-        let reader =
-            ParquetRecordBatchReaderBuilder::new_with_metadata(self.file.clone(), footer.clone())
-                .with_row_groups(vec![group])
-                .with_batch_size(R::ROWS_PER_GROUP)
-                .build()?;
-        let mut shared = Shared::default();
-        let mut out = Vec::new();
-        for batch in reader {
-            let batch = batch?;
-            let payload = batch
-                .column_by_name("payload")
-                .and_then(|c| c.as_any().downcast_ref::<BinaryArray>());
-            for bytes in payload.ok_or(SegmentError::Column("payload"))?.iter().flatten() {
-                let row = R::decode(&mut Decoder::new(bytes), &mut shared)?;
-                let in_range = row.time() >= filter.start && row.time() < filter.end;
-                if in_range && filter.trace.is_none_or(|t| row.trace() == Some(t)) {
-                    out.push(Arc::new(row));
-                }
+        number: usize,
+        filter: &RowFilter<'_>,
+        visit: VisitRow<'_, R>,
+    ) -> Result<ControlFlow<()>, SegmentError> {
+        let b = self.blocks.get(number).ok_or(Malformed(number))?;
+        self.scan_block(b, filter, &mut PartCache::default(), visit)
+    }
+
+    /// Calls `f` with the bytes of every block that overlaps the filter's range.
+    pub(crate) fn for_blocks(
+        &self,
+        filter: &RowFilter<'_>,
+        damaged: Damaged<'_>,
+        f: &mut dyn FnMut(&[u8]) -> Result<(), SegmentError>,
+    ) -> Result<(), SegmentError> {
+        for b in self.blocks.iter().filter(|b| b.max >= filter.start && b.min < filter.end) {
+            match self.file.read(b.at).map_err(SegmentError::from).and_then(|bytes| f(&bytes)) {
+                Err(e) if e.is_damage() => damaged(&e, b.min, b.max),
+                other => other?,
             }
         }
-        Ok(out)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::records::tests::{a_log, a_span};
-    use crate::vfs::OsVfs;
-
-    #[test]
-    fn rows_come_back_by_time_and_by_trace() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("s.parquet");
-        let mut rows: Vec<_> = (0..10_000).rev().map(|i| Arc::new(a_log(i, "x"))).collect();
-        crate::checked::write(&OsVfs, &path, &encode(&mut rows).unwrap()).unwrap();
-        let segment = RowSegment::new(CheckedFile::open(&OsVfs, &path).unwrap());
-        let mut seen = Vec::new();
-        let filter = RowFilter { start: 4990, end: 5003, trace: None };
-        let _ = segment.scan::<LogRecord>(&filter, false, &mut |r| {
-            seen.push(r.time());
-            Ok(ControlFlow::Continue(()))
-        });
-        assert_eq!(seen, (4990..5003).collect::<Vec<_>>());
-
-        let path = dir.path().join("t.parquet");
-        let mut rows: Vec<_> = (1..200).map(|i| Arc::new(a_span(i))).collect();
-        crate::checked::write(&OsVfs, &path, &encode(&mut rows).unwrap()).unwrap();
-        let segment = RowSegment::new(CheckedFile::open(&OsVfs, &path).unwrap());
-        let filter = RowFilter { start: i64::MIN, end: i64::MAX, trace: Some(a_span(77).trace_id) };
-        let mut found = Vec::new();
-        let _ = segment.scan::<Span>(&filter, false, &mut |r| {
-            found.push((*r).clone());
-            Ok(ControlFlow::Continue(()))
-        });
-        assert_eq!(found, [a_span(77)]);
+        Ok(())
     }
 
-    #[test]
-    fn a_flipped_bit_is_an_error_and_not_data() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("s.parquet");
-        let mut rows: Vec<_> = (0..100).map(|i| Arc::new(a_log(i, "x"))).collect();
-        crate::checked::write(&OsVfs, &path, &encode(&mut rows).unwrap()).unwrap();
-        let mut bytes = std::fs::read(&path).unwrap();
-        bytes[100] ^= 4;
-        std::fs::write(&path, bytes).unwrap();
-        let segment = RowSegment::new(CheckedFile::open(&OsVfs, &path).unwrap());
-        let filter = RowFilter { start: 0, end: 100, trace: None };
-        assert!(
-            segment
-                .scan::<LogRecord>(&filter, false, &mut |_| Ok(ControlFlow::Continue(())))
-                .is_err()
-        );
+    fn scan_block<R: Row>(
+        &self,
+        b: &BlockMeta,
+        filter: &RowFilter<'_>,
+        cache: &mut PartCache,
+        visit: VisitRow<'_, R>,
+    ) -> Result<ControlFlow<()>, SegmentError> {
+        let bytes = self.file.read(b.at)?;
+        let mut source = Source { file: &self.file, parts: &self.parts, base: b.part_base, cache };
+        R::get_block(&bytes, filter, &mut source, visit)
     }
 }

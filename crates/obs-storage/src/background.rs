@@ -1,0 +1,122 @@
+//! The threads that flush, merge and retain.
+
+use crate::merge;
+use crate::recover;
+use crate::store::Inner;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Pause after a failed flush.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Serves flushes until the store stops.
+pub(crate) fn flusher(inner: &Inner) {
+    loop {
+        let mut state = inner.flush_state();
+        while state.under_way.is_none() {
+            if inner.stopping.load(Ordering::Relaxed) {
+                return;
+            }
+            let wait = inner.flush_change.wait_timeout(state, Duration::from_millis(200));
+            state = wait.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        drop(state);
+        if flush_once(inner).is_err() {
+            // Its data is in the log: stopping need not wait for a disk that is full.
+            if inner.stopping.load(Ordering::Relaxed) {
+                return;
+            }
+            drop(inner.flush_change.wait_timeout(inner.flush_state(), RETRY));
+        }
+    }
+}
+
+/// Does the flush under way, if there is one.
+pub(crate) fn flush_once(inner: &Inner) -> Result<(), String> {
+    let Some((_, wal_start)) = inner.flush_state().under_way else { return Ok(()) };
+    let frozen = inner.view.read().unwrap_or_else(PoisonError::into_inner).frozen.clone();
+    let result = match frozen {
+        Some(f) => recover::publish(inner, &f, wal_start),
+        None => Ok(()),
+    };
+    let mut state = inner.flush_state();
+    match &result {
+        Ok(()) => {
+            inner.stats.flushes.fetch_add(1, Ordering::Relaxed);
+            state.under_way = None;
+            state.failure = None;
+        }
+        Err(e) => {
+            inner.stats.flush_failures.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(error = %e, "flush failed; its data stays in memory and in the log");
+            state.failure = Some(e.clone());
+        }
+    }
+    inner.flush_change.notify_all();
+    result
+}
+
+/// Waits until a flush is done, or its attempt failed. One that began before and failed is tried
+/// again at once.
+pub(crate) fn wait(inner: &Inner, number: u64, began: bool) -> Result<(), String> {
+    let mut state = inner.flush_state();
+    if !began {
+        state.failure = None;
+        inner.flush_change.notify_all();
+    }
+    loop {
+        if state.under_way.is_none_or(|(n, _)| n > number) {
+            return Ok(());
+        }
+        if let Some(e) = &state.failure {
+            return Err(e.clone());
+        }
+        if inner.stopping.load(Ordering::Relaxed) {
+            return Err("store is closed".into());
+        }
+        let wait = inner.flush_change.wait_timeout(state, Duration::from_millis(200));
+        state = wait.unwrap_or_else(PoisonError::into_inner).0;
+    }
+}
+
+/// Merges segments until none is due.
+pub(crate) fn merge_all(inner: &Inner) -> Result<(), String> {
+    while merge::step(inner).map_err(|e| e.to_string())? {}
+    Ok(())
+}
+
+/// Looks for segments to merge every now and then, and rests in proportion to its work.
+pub(crate) fn merger(inner: &Inner) {
+    const PAUSE: Duration = Duration::from_secs(2);
+    let mut rest = PAUSE;
+    while !sleep(inner, rest) {
+        let began = Instant::now();
+        match merge::step(inner) {
+            Ok(true) => {
+                let share = inner.config.background_share.clamp(0.05, 1.0);
+                rest = began.elapsed().mul_f64((1.0 - share) / share);
+            }
+            Ok(false) => rest = PAUSE,
+            Err(e) => {
+                tracing::error!(error = %e, "merge failed; its segments stay as they are");
+                rest = PAUSE * 15;
+            }
+        }
+    }
+}
+
+/// Sleeps; returns whether the store stops.
+fn sleep(inner: &Inner, time: Duration) -> bool {
+    let end = Instant::now() + time;
+    loop {
+        if inner.stopping.load(Ordering::Relaxed) {
+            return true;
+        }
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return false;
+        }
+        std::thread::sleep(left.min(Duration::from_millis(50)));
+    }
+}

@@ -1,0 +1,288 @@
+//! Merging small segments into larger ones, and taking deleted data out.
+//!
+//! Samples are merged series by series, so that late ones land in place and repeated ones become
+//! one. Blocks of records are copied as they are, unless something in them was deleted. A segment
+//! with damage is left alone: merging it would make the loss look like a fact.
+
+use crate::flush::{Maker, Purpose, day_of};
+use crate::head::metrics::sort_unique;
+use crate::manifest::{Edit, SegmentMeta};
+use crate::segment::rows::{Row, RowFilter, RowWriter};
+use crate::segment::series::{BlockCache, Found, SeriesSegment, SeriesWriter};
+use crate::segment::{Operations, SegmentError, Signal};
+use crate::segments::{Hidden, OpenSegment, SegmentData, Tombstones};
+use crate::store::Inner;
+use obs_model::{LlmCall, LogRecord, Sample, Span};
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+/// Segments of one level that are merged into one of the next.
+const FAN_IN: usize = 4;
+/// Levels after which a segment is left alone.
+const LEVEL_MAX: u8 = 6;
+
+/// Does the most urgent piece of work; returns whether there was any.
+pub(crate) fn step(inner: &Inner) -> Result<bool, SegmentError> {
+    let (segments, tombstones) = {
+        let view = inner.view.read().unwrap_or_else(PoisonError::into_inner);
+        (view.segments.clone(), view.tombstones.clone())
+    };
+    if finish_deletes(inner, &segments, &tombstones)? {
+        return Ok(true);
+    }
+    let Some(inputs) = pick(inner, &segments, &tombstones) else { return Ok(false) };
+    let result = merge(inner, &inputs, &tombstones);
+    if let Err(e) = &result
+        && e.is_damage()
+    {
+        // Which input is damaged is found when each is looked at alone.
+        let mut left_alone = inner.left_alone.lock().unwrap_or_else(PoisonError::into_inner);
+        for s in &inputs {
+            if inputs.len() == 1 || check(s).is_err() {
+                tracing::error!(file = %s.path().display(), error = %e, "segment is damaged and is not merged");
+                left_alone.insert(s.meta.id);
+            }
+        }
+        return Ok(true);
+    }
+    result.map(|()| true)
+}
+
+/// Reads every block of a segment.
+fn check(s: &OpenSegment) -> Result<(), SegmentError> {
+    match s.data()? {
+        SegmentData::Metrics(m) => m.all_blocks().try_for_each(|b| m.file().read(b).map(|_| ()))?,
+        SegmentData::Rows(r) => r.all_blocks().try_for_each(|b| r.file().read(b).map(|_| ()))?,
+    }
+    Ok(())
+}
+
+fn finish_deletes(
+    inner: &Inner,
+    segments: &[Arc<OpenSegment>],
+    tombstones: &Tombstones,
+) -> Result<bool, SegmentError> {
+    let open = |id: u64| {
+        segments.iter().any(|s| {
+            let t = tombstones.iter().find(|t| t.id == id);
+            t.is_some_and(|t| {
+                s.meta.tenant == t.tenant && s.meta.order < t.before && s.meta.cleaned < t.id
+            }) && !tombstones.of(&s.meta).is_empty()
+        })
+    };
+    let done: Vec<u64> = tombstones.iter().map(|t| t.id).filter(|id| !open(*id)).collect();
+    if done.is_empty() {
+        return Ok(false);
+    }
+    let edits = done.iter().map(|id| Edit::Deleted(*id)).collect();
+    inner.edit(edits, |view| view.tombstones = Arc::new(view.tombstones.without(&done)))?;
+    Ok(true)
+}
+
+/// Chooses segments that are next to each other in order of writing.
+fn pick(
+    inner: &Inner,
+    segments: &[Arc<OpenSegment>],
+    tombstones: &Tombstones,
+) -> Option<Vec<Arc<OpenSegment>>> {
+    let left_alone = inner.left_alone.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let healthy = || segments.iter().filter(|s| !left_alone.contains(&s.meta.id));
+    if let Some(s) = healthy().find(|s| !tombstones.of(&s.meta).is_empty()) {
+        return Some(vec![s.clone()]);
+    }
+    let mut groups: BTreeMap<_, Vec<&Arc<OpenSegment>>> = BTreeMap::new();
+    for s in healthy() {
+        let m = &s.meta;
+        let day = day_of(m.signal, m.min_time);
+        groups.entry((m.tenant.clone(), m.signal, day)).or_default().push(s);
+    }
+    let mut best: Option<(u8, Vec<Arc<OpenSegment>>)> = None;
+    for group in groups.into_values() {
+        for run in group.chunk_by(|a, b| a.meta.level == b.meta.level) {
+            let level = run.first().map_or(0, |s| s.meta.level);
+            if level >= LEVEL_MAX {
+                continue;
+            }
+            let mut bytes = 0;
+            let fits = |s: &&&Arc<OpenSegment>| {
+                bytes += s.meta.bytes;
+                bytes <= inner.config.segment_bytes_max
+            };
+            let chosen: Vec<_> = run.iter().take(FAN_IN * 2).take_while(fits).collect();
+            let better = best.as_ref().is_none_or(|(l, _)| level < *l);
+            if chosen.len() >= FAN_IN && better {
+                best = Some((level, chosen.into_iter().copied().cloned().collect()));
+            }
+        }
+    }
+    best.map(|(_, list)| list)
+}
+
+fn merge(
+    inner: &Inner,
+    inputs: &[Arc<OpenSegment>],
+    tombstones: &Tombstones,
+) -> Result<(), SegmentError> {
+    let Some(first) = inputs.first().map(|s| &s.meta) else { return Ok(()) };
+    let hidden: Vec<Hidden<'_>> = inputs.iter().map(|s| tombstones.of(&s.meta)).collect();
+    let cleaned = inputs.iter().zip(&hidden).map(|(s, h)| s.meta.cleaned.max(h.last())).max();
+    let mut operations = Operations::new();
+    for s in inputs {
+        operations.extend(s.meta.operations.iter().cloned());
+    }
+    let purpose = Purpose {
+        tenant: first.tenant.clone(),
+        signal: first.signal,
+        order: inputs.iter().map(|s| s.meta.order).max(),
+        level: if inputs.len() > 1 { first.level + 1 } else { first.level },
+        cleaned: cleaned.unwrap_or(0),
+        operations,
+    };
+    let made = inner.with_maker(|maker| match first.signal {
+        Signal::Metrics => merge_series(maker, &purpose, inputs, &hidden),
+        Signal::Logs => merge_rows::<LogRecord>(maker, &purpose, inputs, &hidden),
+        Signal::Spans => merge_rows::<Span>(maker, &purpose, inputs, &hidden),
+        Signal::Calls => merge_rows::<LlmCall>(maker, &purpose, inputs, &hidden),
+    })?;
+    replace(inner, inputs, made)
+}
+
+/// Puts a segment in the place of those it was made from.
+fn replace(
+    inner: &Inner,
+    inputs: &[Arc<OpenSegment>],
+    made: Option<SegmentMeta>,
+) -> Result<(), SegmentError> {
+    let ids: Vec<u64> = inputs.iter().map(|s| s.meta.id).collect();
+    let mut edits: Vec<Edit> = ids.iter().map(|id| Edit::Remove(*id)).collect();
+    edits.extend(made.clone().map(Edit::Add));
+    let dir = &inner.config.dir;
+    let opened = made.map(|m| Arc::new(OpenSegment::new(inner.vfs.clone(), dir, m)));
+    inner.edit(edits, |view| {
+        view.segments.retain(|s| !ids.contains(&s.meta.id));
+        view.segments.extend(opened);
+        view.segments.sort_by_key(|s| (s.meta.order, s.meta.id));
+    })?;
+    inner.stats.merges.fetch_add(1, Ordering::Relaxed);
+    let bytes = inputs.iter().map(|s| s.meta.bytes).sum();
+    inner.stats.merged_bytes.fetch_add(bytes, Ordering::Relaxed);
+    // Queries that still read them keep them open; the names can go.
+    for s in inputs {
+        let _ = inner.vfs.remove(s.path());
+    }
+    Ok(())
+}
+
+/// One input of a merge of samples, read page by page.
+struct Cursor<'a> {
+    segment: &'a SeriesSegment,
+    hidden: &'a Hidden<'a>,
+    page: usize,
+    found: VecDeque<Found>,
+    cache: BlockCache,
+}
+
+const ALL: (i64, i64) = (i64::MIN, i64::MAX);
+
+impl Cursor<'_> {
+    fn head(&mut self) -> Result<Option<&Found>, SegmentError> {
+        while self.found.is_empty() && self.page < self.segment.pages() {
+            self.found = self.segment.page(self.page, &[], ALL)?.into();
+            self.page += 1;
+        }
+        Ok(self.found.front())
+    }
+}
+
+fn merge_series(
+    maker: &Maker<'_>,
+    purpose: &Purpose,
+    inputs: &[Arc<OpenSegment>],
+    hidden: &[Hidden<'_>],
+) -> Result<Option<SegmentMeta>, SegmentError> {
+    let mut cursors = Vec::new();
+    for (s, hidden) in inputs.iter().zip(hidden) {
+        if let Some(segment) = s.series()?.filter(|_| !hidden.everything()) {
+            let (found, cache) = (VecDeque::new(), BlockCache::default());
+            cursors.push(Cursor { segment, hidden, page: 0, found, cache });
+        }
+    }
+    let (id, path) = maker.place(purpose)?;
+    let mut writer = SeriesWriter::create(maker.vfs, &path)?;
+    let mut samples: Vec<Sample> = Vec::new();
+    loop {
+        let mut least = None;
+        for c in &mut cursors {
+            if let Some(f) = c.head()?
+                && least.as_ref().is_none_or(|l| f.labels < *l)
+            {
+                least = Some(f.labels.clone());
+            }
+        }
+        let Some(labels) = least else { break };
+        samples.clear();
+        // Older inputs come first: of equal times the last written stays.
+        for c in &mut cursors {
+            let is_next = c.head()?.is_some_and(|f| f.labels == labels);
+            let Some(found) = c.found.pop_front_if(|_| is_next) else { continue };
+            let mut failure = None;
+            let mut damaged = |e: &SegmentError, _: i64, _: i64| failure = Some(e.to_string());
+            c.segment.visit_one(&found, ALL, &mut c.cache, &mut damaged, &mut |l, s| {
+                c.hidden.filter(l, s);
+                samples.append(s);
+                Ok(())
+            })?;
+            if let Some(text) = failure {
+                return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, text).into());
+            }
+        }
+        sort_unique(&mut samples);
+        writer.push(&labels, &samples)?;
+    }
+    finish(maker, purpose, id, &path, writer.finish()?)
+}
+
+/// An output without rows is not kept.
+fn finish(
+    maker: &Maker<'_>,
+    purpose: &Purpose,
+    id: u64,
+    path: &std::path::Path,
+    done: crate::segment::rows::Finished,
+) -> Result<Option<SegmentMeta>, SegmentError> {
+    if done.rows == 0 {
+        maker.vfs.remove(path)?;
+        return Ok(None);
+    }
+    Ok(Some(maker.meta(id, purpose.clone(), done)))
+}
+
+fn merge_rows<R: Row>(
+    maker: &Maker<'_>,
+    purpose: &Purpose,
+    inputs: &[Arc<OpenSegment>],
+    hidden: &[Hidden<'_>],
+) -> Result<Option<SegmentMeta>, SegmentError> {
+    let (id, path) = maker.place(purpose)?;
+    let mut writer = RowWriter::create(maker.vfs, &path)?;
+    for (s, hidden) in inputs.iter().zip(hidden) {
+        let Some(rows) = s.rows()?.filter(|_| !hidden.everything()) else { continue };
+        if hidden.is_empty() {
+            writer.copy(rows)?;
+            continue;
+        }
+        for n in 0..rows.blocks.len() {
+            let mut kept: Vec<R> = Vec::new();
+            let _ = rows.visit_block::<R>(n, &RowFilter::ALL, &mut |r| {
+                if !hidden.hides_trace(r.trace()) {
+                    kept.push(r);
+                }
+                Ok(ControlFlow::Continue(()))
+            })?;
+            writer.write(&kept)?;
+        }
+    }
+    finish(maker, purpose, id, &path, writer.finish()?)
+}

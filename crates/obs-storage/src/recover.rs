@@ -1,0 +1,141 @@
+//! Opening: reading the log into the head, within memory.
+
+use crate::flush;
+use crate::frame::{self, Dictionary};
+use crate::head::Head;
+use crate::manifest::{Edit, State};
+use crate::segments::OpenSegment;
+use crate::store::{Inner, RecoveryReport};
+use crate::vfs::Vfs;
+use crate::wal::{self, FRAME_BATCH, FRAME_SERIES, WAL_MAGIC};
+use crate::writer::apply_records;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, PoisonError};
+
+/// Removes segment files that the manifest does not know: a flush or merge that did not finish,
+/// whose data is still in the log or in the segments it read.
+pub(crate) fn remove_orphans(vfs: &dyn Vfs, dir: &Path, state: &State) {
+    let known: std::collections::HashSet<_> =
+        state.segments.values().map(|m| dir.join(m.relative_path())).collect();
+    for tenant in vfs.list_dirs(&dir.join("segments")).unwrap_or_default() {
+        for signal in vfs.list_dirs(&tenant).unwrap_or_default() {
+            for path in vfs.list(&signal).unwrap_or_default() {
+                let is_segment = path.extension().is_some_and(|e| e == "seg");
+                if is_segment && !known.contains(&path) {
+                    let _ = vfs.remove(&path);
+                }
+            }
+        }
+    }
+}
+
+/// Reads the log from `start` into the head; returns the highest file number seen.
+pub(crate) fn replay(inner: &Inner, start: u64, report: &mut RecoveryReport) -> io::Result<u64> {
+    let mut last = 0;
+    for (number, path) in wal::files(&*inner.vfs, &inner.wal_dir())? {
+        last = last.max(number);
+        if number < start {
+            // Left behind by a crash between the manifest's edit and the deletion.
+            let _ = inner.vfs.remove(&path);
+            continue;
+        }
+        let file = inner.vfs.open(&path)?;
+        report.wal_files += 1;
+        report.wal_bytes += file.len();
+        replay_file(inner, &*file, report)?;
+        // A log larger than memory becomes segments on the way, as it would have while running.
+        if inner.head().data_bytes() >= inner.config.head_bytes_max {
+            match flush_now(inner, number + 1) {
+                Ok(()) => report.flushed += 1,
+                // The head then grows; a full disk must not keep the store from being read.
+                Err(e) => tracing::warn!(error = %e, "cannot flush while reading the log"),
+            }
+        }
+    }
+    Ok(last)
+}
+
+fn replay_file(
+    inner: &Inner,
+    file: &dyn crate::vfs::ReadFile,
+    report: &mut RecoveryReport,
+) -> io::Result<()> {
+    let mut dictionary = Dictionary::default();
+    let mut undecodable = 0;
+    let mut head = inner.head.write().unwrap_or_else(PoisonError::into_inner);
+    let damage = wal::read_file(file, WAL_MAGIC, |_, kind, payload| {
+        let good = match kind {
+            FRAME_SERIES => dictionary.read(payload).is_ok(),
+            FRAME_BATCH => match frame::get_batch(payload) {
+                Ok(b) => {
+                    apply(&mut head, &dictionary, b);
+                    report.batches += 1;
+                    true
+                }
+                Err(_) => false,
+            },
+            _ => false,
+        };
+        undecodable += u64::from(!good);
+        Ok(())
+    })?;
+    report.bad_frames += damage.bad.len() as u64 + undecodable;
+    report.torn_bytes += damage.torn.map_or(0, |(_, n)| n);
+    Ok(())
+}
+
+fn apply(head: &mut Head, dictionary: &Dictionary, b: frame::Decoded) {
+    let t = head.tenant_mut(&b.tenant);
+    if let Some(known) = dictionary.get(&b.tenant) {
+        for (number, sample) in &b.samples {
+            if let Some(labels) = known.get(number) {
+                let reference = t.metrics.reference(labels);
+                t.metrics.push(reference, sample);
+            }
+        }
+    }
+    apply_records(t, b.records);
+}
+
+/// Flushes the head on this thread; only while nothing else runs.
+fn flush_now(inner: &Inner, wal_start: u64) -> Result<(), String> {
+    let frozen = {
+        let mut head = inner.head.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::new(head.freeze())
+    };
+    // Queries are not served yet; should the flush fail, the data has to stay visible.
+    inner.view.write().unwrap_or_else(PoisonError::into_inner).frozen = Some(frozen.clone());
+    publish(inner, &frozen, wal_start)
+}
+
+/// Writes a frozen head's segments and makes them what queries see.
+pub(crate) fn publish(
+    inner: &Inner,
+    frozen: &crate::head::Frozen,
+    wal_start: u64,
+) -> Result<(), String> {
+    let metas = inner.with_maker(|m| flush::write(m, frozen)).map_err(|e| e.to_string())?;
+    let mut edits = vec![Edit::WalStart(wal_start)];
+    for (tenant, (metrics, _)) in &frozen.tenants {
+        let all = metrics.metadata.values();
+        edits.extend(all.map(|m| Edit::Metadata(tenant.clone(), m.clone())));
+    }
+    edits.extend(metas.iter().cloned().map(Edit::Add));
+    let dir = &inner.config.dir;
+    let opened = metas.into_iter().map(|m| OpenSegment::new(inner.vfs.clone(), dir, m));
+    let opened: Vec<_> = opened.map(Arc::new).collect();
+    inner
+        .edit(edits, |view| {
+            view.segments.extend(opened);
+            view.segments.sort_by_key(|s| (s.meta.order, s.meta.id));
+            view.frozen = None;
+        })
+        .map_err(|e| e.to_string())?;
+    for (number, path) in wal::files(&*inner.vfs, &inner.wal_dir()).unwrap_or_default() {
+        if number < wal_start {
+            let _ = inner.vfs.remove(&path);
+        }
+    }
+    Ok(())
+}

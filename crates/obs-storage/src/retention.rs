@@ -1,0 +1,101 @@
+//! Dropping what is too old or too much.
+//!
+//! Segments do not cross days, so that a rule drops whole files: a day of any size goes with one
+//! manifest edit.
+
+use crate::manifest::Edit;
+use crate::segment::Signal;
+use crate::segments::OpenSegment;
+use crate::store::Inner;
+use obs_model::{TenantId, TimestampNs};
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+/// A kind of data that a rule is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RetentionSignal {
+    Metrics,
+    Logs,
+    /// Spans and the LLM calls found in them.
+    Traces,
+}
+
+/// How long or how much of some data is kept. Of several rules for the same data each applies.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RetentionRule {
+    /// All tenants when absent; `max_bytes` then counts them together.
+    pub tenant: Option<TenantId>,
+    /// All signals when absent.
+    pub signal: Option<RetentionSignal>,
+    pub max_age: Option<Duration>,
+    /// Bytes on disk.
+    pub max_bytes: Option<u64>,
+}
+
+impl RetentionRule {
+    fn covers(&self, s: &OpenSegment) -> bool {
+        let signal = match s.meta.signal {
+            Signal::Metrics => RetentionSignal::Metrics,
+            Signal::Logs => RetentionSignal::Logs,
+            Signal::Spans | Signal::Calls => RetentionSignal::Traces,
+        };
+        self.tenant.as_ref().is_none_or(|t| *t == s.meta.tenant)
+            && self.signal.is_none_or(|x| x == signal)
+    }
+}
+
+/// Returns the time of a segment's end in ns.
+const fn end_ns(s: &OpenSegment) -> i64 {
+    s.meta.max_time.saturating_mul(1_000_000_000 / s.meta.signal.per_second())
+}
+
+/// Returns which segments the rules no longer keep.
+fn expired(
+    rules: &[RetentionRule],
+    segments: &[Arc<OpenSegment>],
+    now: TimestampNs,
+) -> HashSet<u64> {
+    let mut out = HashSet::new();
+    for rule in rules {
+        let mut covered: Vec<_> = segments.iter().filter(|s| rule.covers(s)).collect();
+        if let Some(age) = rule.max_age {
+            let age = i64::try_from(age.as_nanos()).unwrap_or(i64::MAX);
+            let oldest = now.nanos().saturating_sub(age);
+            out.extend(covered.iter().filter(|s| end_ns(s) < oldest).map(|s| s.meta.id));
+        }
+        if let Some(max) = rule.max_bytes {
+            covered.retain(|s| !out.contains(&s.meta.id));
+            covered.sort_by_key(|s| std::cmp::Reverse(end_ns(s)));
+            let mut bytes = 0_u64;
+            for s in covered {
+                bytes = bytes.saturating_add(s.meta.bytes);
+                if bytes > max {
+                    out.insert(s.meta.id);
+                }
+            }
+        }
+    }
+    out
+}
+
+/// Drops what the rules no longer keep; returns the number of segments.
+pub(crate) fn apply(inner: &Inner, now: TimestampNs) -> std::io::Result<u64> {
+    let segments = {
+        let view = inner.view.read().unwrap_or_else(PoisonError::into_inner);
+        view.segments.clone()
+    };
+    let gone = expired(&inner.config.retention, &segments, now);
+    if gone.is_empty() {
+        return Ok(0);
+    }
+    // A merge may be reading some: its output replaces only segments that are still there.
+    let edits = gone.iter().map(|id| Edit::Remove(*id)).collect();
+    inner.edit(edits, |view| view.segments.retain(|s| !gone.contains(&s.meta.id)))?;
+    for s in segments.iter().filter(|s| gone.contains(&s.meta.id)) {
+        let _ = inner.vfs.remove(s.path());
+    }
+    inner.stats.segments_dropped.fetch_add(gone.len() as u64, Ordering::Relaxed);
+    Ok(gone.len() as u64)
+}

@@ -1,0 +1,255 @@
+//! Entropy coding of small alphabets with static tables per context (range asymmetric numeral
+//! systems, after Duda 2009).
+//!
+//! A block's tables are shared by all its sequences; each sequence is coded on its own, so that
+//! one can be read without the others.
+
+use crate::bin::{Decoder, Encoder, Malformed};
+
+/// Probabilities are multiples of 2^-11.
+const PROB_BITS: u32 = 11;
+const PROB_ONE: u32 = 1 << PROB_BITS;
+/// The state is kept in `[LOW, LOW << 8)`.
+const LOW: u32 = 1 << 23;
+/// Raw bits go through the state in pieces of at most this many.
+const RAW_BITS: u32 = 8;
+
+/// One step of a sequence: a symbol under a context, then raw bits.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Step {
+    pub(crate) context: u8,
+    pub(crate) symbol: u8,
+    pub(crate) raw_bits: u8,
+    pub(crate) raw: u64,
+}
+
+/// How often each symbol was seen under each context.
+#[derive(Debug)]
+pub(crate) struct Counts(Vec<[u32; 256]>);
+
+impl Counts {
+    pub(crate) fn new(contexts: usize) -> Self {
+        Self(vec![[0; 256]; contexts])
+    }
+
+    pub(crate) fn add(&mut self, steps: &[Step]) {
+        for s in steps {
+            if let Some(c) = self.0.get_mut(usize::from(s.context))
+                && let Some(n) = c.get_mut(usize::from(s.symbol))
+            {
+                *n += 1;
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Table {
+    /// (start, frequency) by symbol.
+    ranges: Vec<(u16, u16)>,
+    /// Symbol by slot.
+    slots: Vec<u8>,
+}
+
+/// The tables of a block.
+#[derive(Debug, Clone)]
+pub(crate) struct Tables(Vec<Option<Table>>);
+
+/// Scales counts to probabilities: every seen symbol keeps at least one slot.
+fn quantise(counts: &[u32; 256]) -> Option<Vec<(u8, u16)>> {
+    let total: u64 = counts.iter().map(|c| u64::from(*c)).sum();
+    if total == 0 {
+        return None;
+    }
+    let mut out: Vec<(u8, u32)> = counts
+        .iter()
+        .enumerate()
+        .filter(|(_, c)| **c > 0)
+        .map(|(s, c)| (s as u8, ((u64::from(*c) * u64::from(PROB_ONE) / total) as u32).max(1)))
+        .collect();
+    let mut sum: u32 = out.iter().map(|(_, f)| f).sum();
+    // What rounding left over or took too much goes to the most frequent symbols.
+    while sum != PROB_ONE {
+        let (_, top) = out.iter_mut().max_by_key(|(_, f)| *f)?;
+        if sum < PROB_ONE {
+            *top += PROB_ONE - sum;
+            sum = PROB_ONE;
+        } else {
+            let cut = (sum - PROB_ONE).min(*top / 2).max(1);
+            *top -= cut;
+            sum -= cut;
+        }
+    }
+    Some(out.into_iter().map(|(s, f)| (s, f as u16)).collect())
+}
+
+fn table(frequencies: &[(u8, u16)]) -> Option<Table> {
+    let mut t = Table { ranges: vec![(0, 0); 256], slots: vec![0; PROB_ONE as usize] };
+    let mut at = 0_u16;
+    for (symbol, f) in frequencies {
+        *t.ranges.get_mut(usize::from(*symbol))? = (at, *f);
+        t.slots.get_mut(usize::from(at)..usize::from(at) + usize::from(*f))?.fill(*symbol);
+        at = at.checked_add(*f)?;
+    }
+    (u32::from(at) == PROB_ONE).then_some(t)
+}
+
+impl Tables {
+    /// Derives the tables from counts and writes them.
+    pub(crate) fn write(counts: &Counts, e: &mut Encoder) -> Self {
+        let mut tables = Vec::with_capacity(counts.0.len());
+        for c in &counts.0 {
+            let q = quantise(c).unwrap_or_default();
+            e.len(q.len());
+            let mut last = 0;
+            for (symbol, f) in &q {
+                e.uint(u64::from(*symbol) - last);
+                last = u64::from(*symbol);
+                e.uint((*f).into());
+            }
+            tables.push(table(&q));
+        }
+        Self(tables)
+    }
+
+    pub(crate) fn read(contexts: usize, d: &mut Decoder<'_>) -> Result<Self, Malformed> {
+        let mut tables = Vec::with_capacity(contexts);
+        for _ in 0..contexts {
+            let n = d.len()?;
+            let mut q = Vec::with_capacity(n.min(256));
+            let mut symbol = 0_u64;
+            for _ in 0..n {
+                symbol += d.uint()?;
+                let f = u16::try_from(d.uint()?).map_err(|_| d.bad())?;
+                q.push((u8::try_from(symbol).map_err(|_| d.bad())?, f));
+            }
+            let t = table(&q);
+            if t.is_none() && n > 0 {
+                return Err(d.bad());
+            }
+            tables.push(t);
+        }
+        Ok(Self(tables))
+    }
+
+    /// Codes a sequence that the counts included. Appends to `out`.
+    pub(crate) fn encode(&self, steps: &[Step], out: &mut Vec<u8>) {
+        fn put(x: &mut u32, bytes: &mut Vec<u8>, start: u32, f: u32) {
+            let limit = ((LOW >> PROB_BITS) << 8) * f;
+            while *x >= limit {
+                bytes.push(*x as u8);
+                *x >>= 8;
+            }
+            *x = ((*x / f) << PROB_BITS) + (*x % f) + start;
+        }
+        let mut x = LOW;
+        let mut bytes = Vec::with_capacity(steps.len());
+        for s in steps.iter().rev() {
+            // Raw bits were read low piece first, so they are pushed high piece first.
+            let mut left = u32::from(s.raw_bits);
+            while left > 0 {
+                let n = if left.is_multiple_of(RAW_BITS) { RAW_BITS } else { left % RAW_BITS };
+                left -= n;
+                let part = ((s.raw >> left) & ((1 << n) - 1)) as u32;
+                put(&mut x, &mut bytes, part << (PROB_BITS - n), 1 << (PROB_BITS - n));
+            }
+            let range = self.0.get(usize::from(s.context)).and_then(Option::as_ref);
+            let range = range.and_then(|t| t.ranges.get(usize::from(s.symbol)));
+            if let Some((start, f)) = range
+                && *f > 0
+            {
+                put(&mut x, &mut bytes, (*start).into(), (*f).into());
+            }
+        }
+        out.extend_from_slice(&x.to_le_bytes());
+        out.extend(bytes.iter().rev());
+    }
+
+    pub(crate) fn decoder<'a>(&'a self, bytes: &'a [u8]) -> Result<Sequence<'a>, Malformed> {
+        let (state, rest) = bytes.split_at_checked(4).ok_or(Malformed(0))?;
+        let x = u32::from_le_bytes(state.try_into().map_err(|_| Malformed(0))?);
+        Ok(Sequence { tables: &self.0, x, rest: rest.iter() })
+    }
+}
+
+/// Reads one coded sequence.
+#[derive(Debug)]
+pub(crate) struct Sequence<'a> {
+    tables: &'a [Option<Table>],
+    x: u32,
+    rest: std::slice::Iter<'a, u8>,
+}
+
+impl Sequence<'_> {
+    #[inline]
+    fn refill(&mut self) {
+        while self.x < LOW {
+            // Past the end only damage reads on; any value will do, the count bounds the loop.
+            let next = self.rest.next().copied().unwrap_or(0);
+            self.x = (self.x.max(1) << 8) | u32::from(next);
+        }
+    }
+
+    #[inline]
+    pub(crate) fn symbol(&mut self, context: u8) -> Result<u8, Malformed> {
+        let t = self.tables.get(usize::from(context)).and_then(Option::as_ref);
+        let t = t.ok_or(Malformed(0))?;
+        let slot = self.x & (PROB_ONE - 1);
+        let symbol = *t.slots.get(slot as usize).ok_or(Malformed(0))?;
+        let (start, f) = *t.ranges.get(usize::from(symbol)).ok_or(Malformed(0))?;
+        self.x = u32::from(f)
+            .wrapping_mul(self.x >> PROB_BITS)
+            .wrapping_add(slot.wrapping_sub(start.into()));
+        self.refill();
+        Ok(symbol)
+    }
+
+    #[inline]
+    pub(crate) fn raw(&mut self, bits: u32) -> u64 {
+        let (mut out, mut done) = (0_u64, 0);
+        while done < bits {
+            let n = (bits - done).min(RAW_BITS);
+            let slot = self.x & (PROB_ONE - 1);
+            let part = slot >> (PROB_BITS - n);
+            let f = 1 << (PROB_BITS - n);
+            self.x = f * (self.x >> PROB_BITS) + (slot & (f - 1));
+            self.refill();
+            out |= u64::from(part) << done;
+            done += n;
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn sequences_come_back(
+            raw in prop::collection::vec((0_u8..4, 0_u8..40, 0_u8..61, any::<u64>()), 0..300)
+        ) {
+            let steps: Vec<Step> = raw
+                .into_iter()
+                .map(|(context, symbol, raw_bits, raw)| {
+                    let raw = if raw_bits == 0 { 0 } else { raw >> (64 - u32::from(raw_bits)) };
+                    Step { context, symbol, raw_bits, raw }
+                })
+                .collect();
+            let mut counts = Counts::new(4);
+            counts.add(&steps);
+            let mut e = Encoder::default();
+            let tables = Tables::write(&counts, &mut e);
+            let mut out = Vec::new();
+            tables.encode(&steps, &mut out);
+            let tables = Tables::read(4, &mut Decoder::new(&e.bytes)).unwrap();
+            let mut s = tables.decoder(&out).unwrap();
+            for step in &steps {
+                prop_assert_eq!(s.symbol(step.context).unwrap(), step.symbol);
+                prop_assert_eq!(s.raw(u32::from(step.raw_bits)), step.raw);
+            }
+        }
+    }
+}

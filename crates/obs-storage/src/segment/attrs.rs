@@ -1,0 +1,321 @@
+//! Attributes in columns: rows name their shape (the list of keys and types), and each key and
+//! type has a column of its own.
+
+use crate::bin::{Decoder, Encoder, Malformed};
+use crate::records::{get_value, put_value};
+use crate::segment::SegmentError;
+use crate::segment::columns::{
+    Context, RowIds, Strings, get_ints, get_packed, get_strings, get_texts, put_ints, put_packed,
+    put_strings, put_texts,
+};
+use crate::segment::file::{SegmentFile, SegmentWriter};
+use crate::segment::parts::{LONG_BYTES, PartCache, PartWriter, Parts};
+use obs_model::{AttributeValue, Attributes};
+use std::collections::HashMap;
+
+const EMPTY: u8 = 0;
+const STRING: u8 = 1;
+const BOOL: u8 = 2;
+const INT: u8 = 3;
+const DOUBLE: u8 = 4;
+const OTHER: u8 = 5;
+/// A string kept as parts; only in blocks, a value itself is [`STRING`].
+const LONG: u8 = 6;
+
+const fn tag(v: &AttributeValue) -> u8 {
+    match v {
+        AttributeValue::Empty => EMPTY,
+        AttributeValue::String(s) if s.len() >= LONG_BYTES => LONG,
+        AttributeValue::String(_) => STRING,
+        AttributeValue::Bool(_) => BOOL,
+        AttributeValue::Int(_) => INT,
+        AttributeValue::Double(_) => DOUBLE,
+        AttributeValue::Bytes(_) | AttributeValue::Array(_) | AttributeValue::Map(_) => OTHER,
+    }
+}
+
+/// Where long texts go.
+#[derive(Debug)]
+pub(crate) struct Sink<'a> {
+    pub(crate) out: &'a mut SegmentWriter,
+    pub(crate) parts: &'a mut PartWriter,
+}
+
+/// Writes doubles: as scaled integers when all are exact decimals, else their bits.
+pub(crate) fn put_doubles(e: &mut Encoder, values: &[f64]) {
+    for places in 0..=6_i32 {
+        let power = 10_f64.powi(places);
+        let scaled = |v: &f64| {
+            let d = (v * power).round();
+            let exact = d.abs() < 9e15 && (d / power).to_bits() == v.to_bits();
+            exact.then_some(d as i64)
+        };
+        if let Some(list) = values.iter().map(scaled).collect::<Option<Vec<_>>>() {
+            e.u8(places as u8);
+            put_ints(e, &list);
+            return;
+        }
+    }
+    e.u8(255);
+    put_ints(e, &values.iter().map(|v| v.to_bits() as i64).collect::<Vec<_>>());
+}
+
+pub(crate) fn get_doubles(d: &mut Decoder<'_>) -> Result<Vec<f64>, Malformed> {
+    let places = d.u8()?;
+    let ints = get_ints(d)?;
+    if places == 255 {
+        return Ok(ints.into_iter().map(|v| f64::from_bits(v as u64)).collect());
+    }
+    let power = 10_f64.powi(places.into());
+    Ok(ints.into_iter().map(|v| v as f64 / power).collect())
+}
+
+/// Writes the attributes of a block's rows.
+pub(crate) fn put_attributes(
+    e: &mut Encoder,
+    rows: &[&Attributes],
+    sink: &mut Sink<'_>,
+) -> Result<(), SegmentError> {
+    let mut columns: HashMap<(&str, u8), usize> = HashMap::new();
+    let mut names: Vec<(&str, u8)> = Vec::new();
+    let mut values: Vec<Vec<&AttributeValue>> = Vec::new();
+    let mut shapes: HashMap<Vec<u32>, i64> = HashMap::new();
+    let mut shape_list: Vec<Vec<u32>> = Vec::new();
+    let mut ids = Vec::with_capacity(rows.len());
+    let mut scratch = Vec::new();
+    for row in rows {
+        scratch.clear();
+        for (k, v) in row.iter() {
+            let key = (k.as_str(), tag(v));
+            let column = *columns.entry(key).or_insert_with(|| {
+                names.push(key);
+                values.push(Vec::new());
+                names.len() - 1
+            });
+            if let Some(list) = values.get_mut(column) {
+                list.push(v);
+            }
+            scratch.push(column as u32);
+        }
+        let id = shapes.get(&scratch).copied().unwrap_or_else(|| {
+            let id = shape_list.len() as i64;
+            shapes.insert(scratch.clone(), id);
+            shape_list.push(scratch.clone());
+            id
+        });
+        ids.push(id);
+    }
+    let mut head = Encoder::default();
+    head.len(names.len());
+    for (name, tag) in &names {
+        head.u8(*tag);
+        head.str(name);
+    }
+    head.len(shape_list.len());
+    for s in &shape_list {
+        head.len(s.len());
+        s.iter().for_each(|c| head.uint(u64::from(*c)));
+    }
+    put_packed(e, &head.bytes);
+    put_ints(e, &ids);
+    for ((_, tag), list) in names.iter().zip(&values) {
+        let mut body = Encoder::default();
+        put_column(&mut body, *tag, list, sink)?;
+        e.raw(&body.bytes);
+    }
+    Ok(())
+}
+
+fn put_column(
+    e: &mut Encoder,
+    tag: u8,
+    values: &[&AttributeValue],
+    sink: &mut Sink<'_>,
+) -> Result<(), SegmentError> {
+    let texts =
+        || -> Vec<&[u8]> { values.iter().filter_map(|v| v.as_str().map(str::as_bytes)).collect() };
+    match tag {
+        STRING => put_strings(e, &texts(), Context::default()),
+        LONG => {
+            let (mut counts, mut numbers) = (Vec::new(), Vec::new());
+            for t in texts() {
+                counts.push(sink.parts.add(sink.out, t, &mut numbers)? as i64);
+            }
+            put_ints(e, &counts);
+            put_ints(e, &numbers);
+        }
+        BOOL | INT => {
+            let int = |v: &&AttributeValue| match v {
+                AttributeValue::Bool(b) => i64::from(*b),
+                AttributeValue::Int(i) => *i,
+                _ => 0,
+            };
+            put_ints(e, &values.iter().map(int).collect::<Vec<_>>());
+        }
+        DOUBLE => {
+            let double =
+                |v: &&AttributeValue| if let AttributeValue::Double(d) = v { *d } else { 0.0 };
+            put_doubles(e, &values.iter().map(double).collect::<Vec<_>>());
+        }
+        OTHER => {
+            let bytes: Vec<Vec<u8>> = values
+                .iter()
+                .map(|v| {
+                    let mut one = Encoder::default();
+                    put_value(&mut one, v);
+                    one.bytes
+                })
+                .collect();
+            put_texts(e, &bytes.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+#[derive(Debug)]
+enum Values {
+    Empty,
+    Strings(Strings),
+    /// Number of the first part of each value, and one past the last; the parts' numbers.
+    Long {
+        starts: Vec<usize>,
+        numbers: Vec<i64>,
+    },
+    Bools(Vec<i64>),
+    Ints(Vec<i64>),
+    Doubles(Vec<f64>),
+    Other(crate::segment::columns::Texts),
+}
+
+fn get_column(tag: u8, d: &mut Decoder<'_>) -> Result<Values, Malformed> {
+    Ok(match tag {
+        EMPTY => Values::Empty,
+        STRING => Values::Strings(get_strings(d)?),
+        LONG => {
+            let mut end = 0_usize;
+            let mut starts = vec![0];
+            for n in get_ints(d)? {
+                let n = usize::try_from(n).map_err(|_| d.bad())?;
+                end = end.checked_add(n).ok_or(d.bad())?;
+                starts.push(end);
+            }
+            Values::Long { starts, numbers: get_ints(d)? }
+        }
+        BOOL => Values::Bools(get_ints(d)?),
+        INT => Values::Ints(get_ints(d)?),
+        DOUBLE => Values::Doubles(get_doubles(d)?),
+        OTHER => Values::Other(get_texts(d)?),
+        _ => return Err(d.bad()),
+    })
+}
+
+#[derive(Debug)]
+struct Column<'a> {
+    name: String,
+    tag: u8,
+    packed: &'a [u8],
+    values: Option<Values>,
+    cursor: usize,
+}
+
+/// What is needed to read long texts.
+#[derive(Debug)]
+pub(crate) struct Source<'a> {
+    pub(crate) file: &'a SegmentFile,
+    pub(crate) parts: &'a Parts,
+    /// The number of the block's first part is relative to this.
+    pub(crate) base: i64,
+    pub(crate) cache: &'a mut PartCache,
+}
+
+/// Reads attributes row by row, in order.
+#[derive(Debug)]
+pub(crate) struct AttributesReader<'a> {
+    columns: Vec<Column<'a>>,
+    shapes: Vec<Vec<usize>>,
+    ids: std::vec::IntoIter<i64>,
+}
+
+impl<'a> AttributesReader<'a> {
+    pub(crate) fn read(d: &mut Decoder<'a>) -> Result<Self, Malformed> {
+        let head = get_packed(d)?;
+        let mut h = Decoder::new(&head);
+        let mut columns = Vec::new();
+        for _ in 0..h.len()? {
+            let tag = h.u8()?;
+            let name = h.string()?;
+            columns.push(Column { name, tag, packed: &[], values: None, cursor: 0 });
+        }
+        let shapes = (0..h.len()?)
+            .map(|_| {
+                let n = h.len()?;
+                (0..n)
+                    .map(|_| {
+                        h.len_free()
+                            .and_then(|c| if c < columns.len() { Ok(c) } else { Err(h.bad()) })
+                    })
+                    .collect()
+            })
+            .collect::<Result<_, Malformed>>()?;
+        let ids = get_ints(d)?.into_iter();
+        for c in &mut columns {
+            c.packed = d.raw()?;
+        }
+        Ok(Self { columns, shapes, ids })
+    }
+
+    /// Skips the next row.
+    pub(crate) fn skip(&mut self) -> Result<(), Malformed> {
+        let id = self.ids.next().and_then(|i| usize::try_from(i).ok()).ok_or(Malformed(0))?;
+        for c in self.shapes.get(id).ok_or(Malformed(id))? {
+            if let Some(c) = self.columns.get_mut(*c) {
+                c.cursor += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the next row's attributes.
+    pub(crate) fn next(&mut self, source: &mut Source<'_>) -> Result<Attributes, SegmentError> {
+        let id = self.ids.next().and_then(|i| usize::try_from(i).ok()).ok_or(Malformed(0))?;
+        let shape = self.shapes.get(id).ok_or(Malformed(id))?;
+        let mut out = Vec::with_capacity(shape.len());
+        for c in shape {
+            let c = self.columns.get_mut(*c).ok_or(Malformed(*c))?;
+            if c.values.is_none() {
+                c.values = Some(get_column(c.tag, &mut Decoder::new(c.packed))?);
+            }
+            let i = c.cursor;
+            c.cursor += 1;
+            let Some(values) = &c.values else { continue };
+            out.push((c.name.clone(), value(values, i, source)?));
+        }
+        Ok(out.into())
+    }
+}
+
+fn value(
+    values: &Values,
+    i: usize,
+    source: &mut Source<'_>,
+) -> Result<AttributeValue, SegmentError> {
+    let bad = Malformed(i);
+    Ok(match values {
+        Values::Empty => AttributeValue::Empty,
+        Values::Strings(s) => AttributeValue::String(s.string(i, RowIds::default())?),
+        Values::Bools(b) => AttributeValue::Bool(*b.get(i).ok_or(bad)? != 0),
+        Values::Ints(v) => AttributeValue::Int(*v.get(i).ok_or(bad)?),
+        Values::Doubles(v) => AttributeValue::Double(*v.get(i).ok_or(bad)?),
+        Values::Other(t) => get_value(&mut Decoder::new(t.get(i).ok_or(bad)?), 0)?,
+        Values::Long { starts, numbers } => {
+            let (start, end) = (*starts.get(i).ok_or(bad)?, *starts.get(i + 1).ok_or(bad)?);
+            let mut text = Vec::new();
+            for number in numbers.get(start..end).ok_or(bad)? {
+                let number = number.checked_add(source.base).ok_or(bad)?;
+                source.parts.append(source.file, number, source.cache, &mut text)?;
+            }
+            AttributeValue::String(String::from_utf8(text).map_err(|_| bad)?)
+        }
+    })
+}

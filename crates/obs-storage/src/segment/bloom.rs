@@ -1,0 +1,133 @@
+//! Filters of the long words of a block of lines: which blocks a search for an id can skip.
+
+use crate::bin::{Decoder, Encoder, Malformed};
+
+/// Runs of letters and digits from this length on are in the filter.
+pub(crate) const WORD_BYTES_MIN: usize = 16;
+const BITS_PER_WORD: usize = 10;
+const PROBES: u32 = 6;
+
+/// The hash is part of the format: FNV-1a, mixed.
+fn hash(word: &[u8]) -> u64 {
+    let h = word
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3));
+    let h = (h ^ (h >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    h ^ (h >> 33)
+}
+
+/// Returns the runs of ASCII letters and digits of a text with their positions.
+pub(crate) fn runs(text: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let rest = text.get(at..)?;
+        let skip = rest.iter().position(u8::is_ascii_alphanumeric)?;
+        let run = rest.get(skip..)?;
+        let len = run.iter().position(|b| !b.is_ascii_alphanumeric()).unwrap_or(run.len());
+        let start = at + skip;
+        at = start + len;
+        Some((start, text.get(start..at)?))
+    })
+}
+
+/// Collects the words of a block.
+#[derive(Debug, Default)]
+pub(crate) struct Builder {
+    hashes: Vec<u64>,
+    longest: usize,
+}
+
+impl Builder {
+    pub(crate) fn add_text(&mut self, text: &[u8]) {
+        for (_, run) in runs(text) {
+            if run.len() >= WORD_BYTES_MIN {
+                self.hashes.push(hash(run));
+                self.longest = self.longest.max(run.len());
+            }
+        }
+    }
+
+    /// Returns the filter: the longest word's length, then the bits.
+    pub(crate) fn finish(mut self) -> Vec<u8> {
+        self.hashes.sort_unstable();
+        self.hashes.dedup();
+        let mut e = Encoder::default();
+        e.len(self.longest);
+        let size = (self.hashes.len() * BITS_PER_WORD).div_ceil(8);
+        let mut bits = vec![0_u8; size];
+        for h in self.hashes {
+            for p in probes(h, size * 8) {
+                if let Some(b) = bits.get_mut(p / 8) {
+                    *b |= 1 << (p % 8);
+                }
+            }
+        }
+        e.raw(&bits);
+        e.bytes
+    }
+}
+
+fn probes(h: u64, bits: usize) -> impl Iterator<Item = usize> {
+    let (a, b) = (h as u32, (h >> 32) as u32 | 1);
+    (0..PROBES).map(move |i| a.wrapping_add(b.wrapping_mul(i)) as usize % bits.max(1))
+}
+
+/// A filter being asked.
+#[derive(Debug)]
+pub(crate) struct Filter<'a> {
+    longest: usize,
+    bits: &'a [u8],
+}
+
+impl<'a> Filter<'a> {
+    pub(crate) fn read(bytes: &'a [u8]) -> Result<Self, Malformed> {
+        let mut d = Decoder::new(bytes);
+        Ok(Self { longest: d.len_free()?, bits: d.raw()? })
+    }
+
+    fn has(&self, word: &[u8]) -> bool {
+        !self.bits.is_empty()
+            && probes(hash(word), self.bits.len() * 8)
+                .all(|p| self.bits.get(p / 8).is_some_and(|b| b & (1 << (p % 8)) != 0))
+    }
+
+    /// Returns false if no line of the block contains `needle`.
+    pub(crate) fn may_contain(&self, needle: &[u8]) -> bool {
+        runs(needle).all(|(start, run)| {
+            if run.len() < WORD_BYTES_MIN {
+                return true;
+            }
+            // At an edge of the needle the word in the line may be longer than what is searched.
+            let whole = start > 0 && start + run.len() < needle.len();
+            if !whole && self.longest > run.len() {
+                return true;
+            }
+            self.has(run)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn present_words_are_never_denied_and_absent_ones_mostly() {
+        let mut b = Builder::default();
+        let word = |i: u64| format!("{:032x}", i.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        for i in 0..1000 {
+            b.add_text(format!("id=\"{}\" short", word(i)).as_bytes());
+        }
+        let bytes = b.finish();
+        let f = Filter::read(&bytes).unwrap();
+        for i in 0..1000 {
+            assert!(f.may_contain(word(i).as_bytes()));
+            assert!(f.may_contain(format!("\"{}\"", word(i)).as_bytes()));
+            // Part of a word cannot be denied.
+            assert!(f.may_contain(&word(i).as_bytes()[3..30]));
+        }
+        let wrong = (1000..3000).filter(|i| f.may_contain(word(*i).as_bytes())).count();
+        assert!(wrong < 60, "{wrong}");
+        assert!(f.may_contain(b"timeout"));
+    }
+}

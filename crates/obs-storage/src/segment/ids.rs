@@ -1,0 +1,83 @@
+//! Columns of trace and span ids.
+
+use crate::bin::{Decoder, Encoder, Malformed};
+use crate::segment::columns::{get_ints, get_packed, put_ints, put_packed};
+use std::collections::HashMap;
+
+const NONE: u8 = 0;
+const ALL: u8 = 1;
+/// Distinct ids, and for each row the number of its id from 1, or 0 for none.
+const TABLE: u8 = 2;
+
+/// Writes ids of `N` bytes; all zero is none.
+pub(crate) fn put_ids<const N: usize>(e: &mut Encoder, ids: &[[u8; N]]) {
+    if ids.iter().all(|id| *id == [0; N]) {
+        e.u8(NONE);
+        e.len(ids.len());
+        return;
+    }
+    let mut numbers: HashMap<[u8; N], i64> = HashMap::from([([0; N], 0)]);
+    let mut distinct = Vec::new();
+    let rows: Vec<i64> = ids
+        .iter()
+        .map(|id| {
+            let next = numbers.len() as i64;
+            *numbers.entry(*id).or_insert_with(|| {
+                distinct.extend_from_slice(id);
+                next
+            })
+        })
+        .collect();
+    if distinct.len() == ids.len() * N {
+        e.u8(ALL);
+        e.len(ids.len());
+    } else {
+        e.u8(TABLE);
+        put_ints(e, &rows);
+    }
+    put_packed(e, &distinct);
+}
+
+pub(crate) fn get_ids<const N: usize>(d: &mut Decoder<'_>) -> Result<Vec<[u8; N]>, Malformed> {
+    const ROWS_MAX: usize = 1 << 24;
+    let kind = d.u8()?;
+    let rows = match kind {
+        NONE | ALL => {
+            let n = Some(d.len_free()?).filter(|n| *n <= ROWS_MAX).ok_or(d.bad())?;
+            if kind == NONE {
+                return Ok(vec![[0; N]; n]);
+            }
+            (1..=n as i64).collect()
+        }
+        TABLE => get_ints(d)?,
+        _ => return Err(d.bad()),
+    };
+    let bytes = get_packed(d)?;
+    let table: Vec<[u8; N]> = bytes.chunks_exact(N).filter_map(|c| c.try_into().ok()).collect();
+    rows.into_iter()
+        .map(|n| match usize::try_from(n) {
+            Ok(0) => Ok([0; N]),
+            Ok(n) => table.get(n - 1).copied().ok_or(d.bad()),
+            Err(_) => Err(d.bad()),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_of_any_mix_come_back() {
+        for ids in [
+            vec![],
+            vec![[0; 8]; 5],
+            (1..50_u64).map(u64::to_be_bytes).collect(),
+            (0..50_u64).map(|i| (i / 7).to_be_bytes()).collect::<Vec<_>>(),
+        ] {
+            let mut e = Encoder::default();
+            put_ids(&mut e, &ids);
+            assert_eq!(get_ids::<8>(&mut Decoder::new(&e.bytes)).unwrap(), ids);
+        }
+    }
+}

@@ -1,0 +1,472 @@
+//! Log lines as templates and columns of what varies.
+//!
+//! A line is split into fixed text and variables: values of JSON members, and elsewhere words
+//! that contain a digit. Lines of one template differ in their variables alone; a variable's
+//! column is chosen by the text before it, so that one JSON member is one column in all
+//! templates. Joining the pieces gives the line back byte for byte.
+//!
+//! Every border between text and variable lies beside a character that is no letter or digit, so
+//! a run of letters and digits is found either in the text or in one variable: searches look at
+//! dictionaries and columns before they build a line.
+
+use crate::bin::{Decoder, Encoder, Malformed};
+use crate::segment::columns::{
+    Context, RowIds, Strings, get_ints, get_strings, get_texts, put_ints, put_strings, put_texts,
+};
+use std::cell::OnceCell;
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hasher};
+use std::ops::Range;
+
+/// Stands for a variable in a template; lines that contain it are kept whole.
+const HOLE: u8 = 0;
+
+fn word(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.') || b >= 0x80
+}
+
+/// Finds the variables of free text.
+fn split_text(line: &[u8], range: Range<usize>, out: &mut Vec<Range<usize>>) {
+    let mut at = range.start;
+    while at < range.end {
+        let rest = line.get(at..range.end).unwrap_or_default();
+        let skip = rest.iter().take_while(|b| !word(**b)).count();
+        let run = rest.iter().skip(skip).take_while(|b| word(**b)).count();
+        let token = at + skip..at + skip + run;
+        if line.get(token.clone()).is_some_and(|t| t.iter().any(u8::is_ascii_digit)) {
+            out.push(token);
+        }
+        at += skip + run;
+    }
+}
+
+/// Finds the variables of a JSON object; of text that only begins like one, some.
+fn split_json(line: &[u8], out: &mut Vec<Range<usize>>) {
+    let mut at = 0;
+    while let Some(b) = line.get(at) {
+        match b {
+            b'"' => {
+                let start = at + 1;
+                let mut end = start;
+                while let Some(c) = line.get(end) {
+                    match c {
+                        b'"' => break,
+                        b'\\' => end += 2,
+                        _ => end += 1,
+                    }
+                }
+                let end = end.min(line.len());
+                at = end + 1;
+                let after = line.get(at..).unwrap_or_default();
+                let next = after.iter().find(|b| !b.is_ascii_whitespace());
+                let content = line.get(start..end).unwrap_or_default();
+                if next == Some(&b':') || content.is_empty() {
+                    continue;
+                }
+                if content.contains(&b' ') {
+                    split_text(line, start..end, out);
+                } else {
+                    out.push(start..end);
+                }
+            }
+            b'0'..=b'9' | b'-' | b'a'..=b'z' | b'A'..=b'Z' => {
+                let run = line.get(at..).unwrap_or_default();
+                let run = run
+                    .iter()
+                    .take_while(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'+' | b'-'))
+                    .count();
+                out.push(at..at + run);
+                at += run;
+            }
+            _ => at += 1,
+        }
+    }
+}
+
+fn split(line: &[u8], out: &mut Vec<Range<usize>>) {
+    out.clear();
+    if line.first() == Some(&b'{') {
+        split_json(line, out);
+    } else {
+        split_text(line, 0..line.len(), out);
+    }
+}
+
+#[derive(Default)]
+struct Column<'a> {
+    values: Vec<&'a [u8]>,
+    rows: Vec<u32>,
+}
+
+fn text_key(text: &[u8]) -> u64 {
+    // Fixed keys: the same text must meet the same column in one block only; a collision joins
+    // two columns, which costs bytes and no correctness.
+    let mut h = DefaultHasher::new();
+    h.write(text);
+    h.finish()
+}
+
+/// Writes the lines of a block.
+pub(crate) fn put_lines(e: &mut Encoder, lines: &[&[u8]], rows: Context<'_>) {
+    let templates_max = (lines.len() / 4).max(16);
+    let mut templates: HashMap<Vec<u8>, usize> = HashMap::from([(vec![HOLE], 0)]);
+    let mut template_columns: Vec<Vec<usize>> = vec![vec![0]];
+    let mut columns: Vec<Column<'_>> = vec![Column::default()];
+    let mut by_text: HashMap<u64, usize> = HashMap::new();
+    let mut ids = Vec::with_capacity(lines.len());
+    let (mut variables, mut scratch) = (Vec::new(), Vec::new());
+    for (row, line) in lines.iter().enumerate() {
+        split(line, &mut variables);
+        scratch.clear();
+        let mut at = 0;
+        for v in &variables {
+            scratch.extend_from_slice(line.get(at..v.start).unwrap_or_default());
+            scratch.push(HOLE);
+            at = v.end;
+        }
+        scratch.extend_from_slice(line.get(at..).unwrap_or_default());
+        let holes = scratch.iter().filter(|b| **b == HOLE).count();
+        let known = templates.get(&scratch).copied();
+        let is_raw =
+            holes != variables.len() || (known.is_none() && templates.len() > templates_max);
+        if is_raw {
+            ids.push(0);
+            if let Some(c) = columns.first_mut() {
+                c.values.push(line);
+                c.rows.push(row as u32);
+            }
+            continue;
+        }
+        let id = known.unwrap_or_else(|| {
+            let mut list = Vec::with_capacity(variables.len());
+            let mut at = 0;
+            for v in &variables {
+                let key = text_key(line.get(at..v.start).unwrap_or_default());
+                list.push(*by_text.entry(key).or_insert_with(|| {
+                    columns.push(Column::default());
+                    columns.len() - 1
+                }));
+                at = v.end;
+            }
+            template_columns.push(list);
+            let id = templates.len();
+            templates.insert(scratch.clone(), id);
+            id
+        });
+        ids.push(id as i64);
+        for (v, c) in variables.iter().zip(template_columns.get(id).into_iter().flatten()) {
+            if let Some(c) = columns.get_mut(*c) {
+                c.values.push(line.get(v.clone()).unwrap_or_default());
+                c.rows.push(row as u32);
+            }
+        }
+    }
+    let mut texts: Vec<_> = templates.iter().collect();
+    texts.sort_unstable_by_key(|(_, id)| **id);
+    put_texts(e, &texts.iter().map(|(t, _)| t.as_slice()).collect::<Vec<_>>());
+    let uses: Vec<i64> = template_columns.iter().flatten().map(|c| *c as i64).collect();
+    put_ints(e, &uses);
+    put_ints(e, &ids);
+    e.len(columns.len());
+    for c in &columns {
+        let mut body = Encoder::default();
+        put_column(&mut body, c, rows);
+        e.raw(&body.bytes);
+    }
+}
+
+fn put_column(e: &mut Encoder, c: &Column<'_>, rows: Context<'_>) {
+    fn pick<T: Clone>(list: &[T], rows: &[u32]) -> Vec<T> {
+        rows.iter().filter_map(|r| list.get(*r as usize).cloned()).collect()
+    }
+    let first = c.values.first().copied().unwrap_or_default();
+    let times = if (20..=30).contains(&first.len()) { pick(rows.times, &c.rows) } else { vec![] };
+    let trace = if first.len() == 32 { pick(rows.trace, &c.rows) } else { vec![] };
+    let span = if first.len() == 16 { pick(rows.span, &c.rows) } else { vec![] };
+    put_strings(e, &c.values, Context { times: &times, trace: &trace, span: &span });
+}
+
+#[derive(Debug)]
+struct Template {
+    /// Fixed text before each variable, and behind the last.
+    texts: Vec<Range<usize>>,
+    all: Vec<u8>,
+    columns: Vec<usize>,
+}
+
+/// Takes a row's number and line.
+pub(crate) type VisitLine<'a> = &'a mut dyn FnMut(usize, &[u8]) -> Result<(), Malformed>;
+
+/// The lines of a block, built on demand.
+#[derive(Debug)]
+pub(crate) struct Lines<'a> {
+    templates: Vec<Template>,
+    ids: Vec<i64>,
+    packed: Vec<&'a [u8]>,
+    columns: Vec<OnceCell<Strings>>,
+}
+
+impl<'a> Lines<'a> {
+    pub(crate) fn read(d: &mut Decoder<'a>) -> Result<Self, Malformed> {
+        let texts = get_texts(d)?;
+        let uses = get_ints(d)?;
+        let ids = get_ints(d)?;
+        let packed = (0..d.len()?).map(|_| d.raw()).collect::<Result<Vec<_>, _>>()?;
+        let mut uses = uses.into_iter();
+        let mut templates = Vec::with_capacity(texts.len());
+        for t in texts.iter() {
+            let mut parts = Vec::new();
+            let mut at = 0;
+            for part in t.split(|b| *b == HOLE) {
+                parts.push(at..at + part.len());
+                at += part.len() + 1;
+            }
+            let columns = uses
+                .by_ref()
+                .take(parts.len() - 1)
+                .map(|c| usize::try_from(c).ok().filter(|c| *c < packed.len()).ok_or(d.bad()))
+                .collect::<Result<Vec<_>, _>>()?;
+            if columns.len() + 1 != parts.len() {
+                return Err(d.bad());
+            }
+            templates.push(Template { texts: parts, all: t.to_vec(), columns });
+        }
+        let columns = packed.iter().map(|_| OnceCell::new()).collect();
+        Ok(Self { templates, ids, packed, columns })
+    }
+
+    fn column(&self, i: usize) -> Result<&Strings, Malformed> {
+        let cell = self.columns.get(i).ok_or(Malformed(i))?;
+        if let Some(c) = cell.get() {
+            return Ok(c);
+        }
+        let bytes = self.packed.get(i).ok_or(Malformed(i))?;
+        let column = get_strings(&mut Decoder::new(bytes))?;
+        Ok(cell.get_or_init(|| column))
+    }
+
+    fn template(&self, row: usize) -> Result<&Template, Malformed> {
+        let id = self.ids.get(row).and_then(|id| usize::try_from(*id).ok());
+        id.and_then(|id| self.templates.get(id)).ok_or(Malformed(row))
+    }
+
+    /// Calls `visit` with every wanted row's line, in order.
+    pub(crate) fn visit(
+        &self,
+        wanted: &[bool],
+        ids: &dyn Fn(usize) -> RowText,
+        visit: VisitLine<'_>,
+    ) -> Result<(), Malformed> {
+        let mut cursors = vec![0_usize; self.columns.len()];
+        let mut line = Vec::new();
+        let last = wanted.iter().rposition(|w| *w).map_or(0, |i| i + 1);
+        for (row, is_wanted) in wanted.iter().enumerate().take(last) {
+            let t = self.template(row)?;
+            if !is_wanted {
+                for c in &t.columns {
+                    *cursors.get_mut(*c).ok_or(Malformed(row))? += 1;
+                }
+                continue;
+            }
+            line.clear();
+            let text = ids(row);
+            let row_ids = RowIds { time: text.time, trace: &text.trace, span: &text.span };
+            let mut texts = t.texts.iter();
+            for c in &t.columns {
+                let text = texts.next().cloned().unwrap_or_default();
+                line.extend_from_slice(t.all.get(text).unwrap_or_default());
+                let cursor = cursors.get_mut(*c).ok_or(Malformed(row))?;
+                self.column(*c)?.append(*cursor, row_ids, &mut line).ok_or(Malformed(row))?;
+                *cursor += 1;
+            }
+            let text = texts.next().cloned().unwrap_or_default();
+            line.extend_from_slice(t.all.get(text).unwrap_or_default());
+            visit(row, &line)?;
+        }
+        Ok(())
+    }
+
+    /// Clears `wanted` of the rows that cannot contain `run`, a run of ASCII letters and digits.
+    pub(crate) fn narrow(
+        &self,
+        run: &[u8],
+        ids: &dyn Fn(usize) -> RowText,
+        wanted: &mut [bool],
+    ) -> Result<(), Malformed> {
+        let finder = memchr::memmem::Finder::new(run);
+        let in_text: Vec<bool> = self
+            .templates
+            .iter()
+            .map(|t| {
+                t.texts
+                    .iter()
+                    .any(|r| finder.find(t.all.get(r.clone()).unwrap_or_default()).is_some())
+            })
+            .collect();
+        // What each column's values say; `None` where no value can hold the run.
+        let mut masks: Vec<Option<Mask>> = Vec::with_capacity(self.columns.len());
+        for (i, bytes) in self.packed.iter().enumerate() {
+            let possible = may_contain(bytes, run)?;
+            masks.push(if possible { Some(Mask::of(self.column(i)?, &finder)) } else { None });
+        }
+        let mut cursors = vec![0_usize; self.columns.len()];
+        let mut scratch = Vec::new();
+        for (row, want) in wanted.iter_mut().enumerate() {
+            let t = self.template(row)?;
+            let id = self.ids.get(row).and_then(|id| usize::try_from(*id).ok()).unwrap_or(0);
+            let mut hit = in_text.get(id).copied().unwrap_or(true);
+            for c in &t.columns {
+                let cursor = cursors.get_mut(*c).ok_or(Malformed(row))?;
+                if *want
+                    && !hit
+                    && let Some(Some(mask)) = masks.get(*c)
+                {
+                    hit = match mask {
+                        Mask::Every(yes) => *yes,
+                        Mask::Each(list) => list.get(*cursor).copied().unwrap_or(true),
+                        Mask::Print => {
+                            scratch.clear();
+                            let text = ids(row);
+                            let row_ids =
+                                RowIds { time: text.time, trace: &text.trace, span: &text.span };
+                            self.column(*c)?.append(*cursor, row_ids, &mut scratch);
+                            finder.find(&scratch).is_some()
+                        }
+                    };
+                }
+                *cursor += 1;
+            }
+            *want &= hit;
+        }
+        Ok(())
+    }
+}
+
+/// What a row's derived values are made of.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct RowText {
+    pub(crate) time: i64,
+    pub(crate) trace: String,
+    pub(crate) span: String,
+}
+
+enum Mask {
+    Every(bool),
+    Each(Vec<bool>),
+    /// Values have to be printed to know.
+    Print,
+}
+
+impl Mask {
+    fn of(column: &Strings, finder: &memchr::memmem::Finder<'_>) -> Self {
+        let has = |v: &[u8]| finder.find(v).is_some();
+        match column {
+            Strings::Empty => Self::Every(false),
+            Strings::Const(v) => Self::Every(has(v)),
+            Strings::Dict { entries, ids } => {
+                let hits: Vec<bool> = entries.iter().map(has).collect();
+                if hits.iter().any(|h| *h) {
+                    let hit = |id: &i64| {
+                        usize::try_from(*id).ok().and_then(|i| hits.get(i)).copied().unwrap_or(true)
+                    };
+                    Self::Each(ids.iter().map(hit).collect())
+                } else {
+                    Self::Every(false)
+                }
+            }
+            Strings::Raw(t) => Self::Each(t.iter().map(has).collect()),
+            Strings::Hex { .. }
+            | Strings::Number { .. }
+            | Strings::Time { .. }
+            | Strings::Trace
+            | Strings::Span => Self::Print,
+        }
+    }
+}
+
+/// Tells from a column's head alone whether any value may hold a run.
+fn may_contain(bytes: &[u8], run: &[u8]) -> Result<bool, Malformed> {
+    use crate::segment::columns::{Head, head};
+    Ok(match head(bytes)? {
+        Head::Empty => false,
+        Head::Any => true,
+        Head::Digits { prefix, suffix } => {
+            run.iter().all(|b| b.is_ascii_hexdigit() || prefix.contains(b) || suffix.contains(b))
+        }
+        Head::Ids => run.iter().all(u8::is_ascii_hexdigit),
+        Head::Time => run.iter().all(|b| b.is_ascii_digit() || matches!(b, b'T' | b'Z')),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn round_trip(lines: &[String], runs: &[&str]) -> usize {
+        let bytes: Vec<&[u8]> = lines.iter().map(|l| l.as_bytes()).collect();
+        let times: Vec<i64> = (0..lines.len() as i64).collect();
+        let trace: Vec<String> = (0..lines.len()).map(|i| format!("{:032x}", i / 8)).collect();
+        let span = trace.iter().map(|t| t[16..].to_owned()).collect::<Vec<_>>();
+        let rows = Context { times: &times, trace: &trace, span: &span };
+        let mut e = Encoder::default();
+        put_lines(&mut e, &bytes, rows);
+        let read = Lines::read(&mut Decoder::new(&e.bytes)).unwrap();
+        let ids =
+            |i: usize| RowText { time: times[i], trace: trace[i].clone(), span: span[i].clone() };
+        let mut got = Vec::new();
+        let all = vec![true; lines.len()];
+        let mut keep = |_: usize, l: &[u8]| {
+            got.push(String::from_utf8(l.to_vec()).unwrap());
+            Ok(())
+        };
+        read.visit(&all, &ids, &mut keep).unwrap();
+        assert_eq!(got, lines);
+        for run in runs {
+            let mut wanted = all.clone();
+            read.narrow(run.as_bytes(), &ids, &mut wanted).unwrap();
+            let want: Vec<bool> = lines.iter().map(|l| l.contains(run)).collect();
+            assert_eq!(wanted, want, "{run}");
+        }
+        e.bytes.len()
+    }
+
+    #[test]
+    fn json_text_and_odd_lines_come_back_and_are_searched() {
+        let mut lines: Vec<String> = (0..400_u64)
+            .map(|i| {
+                format!(
+                    r#"{{"ts":"2026-11-21T14:00:{:02}.{:06}Z","msg":"took {} ms for user-{} \"x\"","trace_id":"{:032x}","n":{},"ok":{},"nested":{{"a":[1,{i}]}}}}"#,
+                    i % 60, i, i * 3, i % 9, i / 8, i * i, i % 2 == 0
+                )
+            })
+            .collect();
+        lines.extend(["", "{", "{\"a", "\0", "plain", "a=1 b=2 ÿé9", "{\"a\\"].map(str::to_owned));
+        lines.extend((0..50).map(|i| format!("GET /v1/items/{i} 200 timeout after {}ms", i * 7)));
+        let size = round_trip(
+            &lines,
+            &[
+                "timeout",
+                "x",
+                "14",
+                "user",
+                "true",
+                "00000000000000000000000000000012",
+                "9",
+                "ms",
+                "zz",
+            ],
+        );
+        assert!(size < 8000, "{size}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_lines_come_back(
+            lines in prop::collection::vec(r#"[ -~\x00é"{}:,0-9a]{0,40}|\{("[a-c]":("[ -~]{0,6}"|-?[0-9]{1,4}|true),?){0,4}\}"#, 1..80),
+            run in "[a-c0-9]{1,2}",
+        ) {
+            round_trip(&lines, &[&run]);
+        }
+    }
+}

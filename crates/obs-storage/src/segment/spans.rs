@@ -1,0 +1,232 @@
+//! Blocks of spans.
+
+use crate::bin::{Decoder, Encoder, Malformed};
+use crate::records::{get_events, get_links, get_scope, put_events, put_links, put_scope};
+use crate::segment::attrs::{self, AttributesReader, Sink, Source};
+use crate::segment::columns::{
+    Context, RowIds, get_ints, get_strings, get_texts, put_ints, put_strings, put_texts,
+};
+use crate::segment::ids::{get_ids, put_ids};
+use crate::segment::logs::{get_resources, get_table, put_resources, put_table, span_bytes};
+use crate::segment::rows::{Row, RowFilter, VisitRow};
+use crate::segment::{SegmentError, Signal};
+use obs_model::{Scope, Span, SpanId, SpanKind, SpanStatus, TimestampNs, TraceId};
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+/// Parents are written as the distance to their row, 0 for none; this marks one that is not in
+/// the block, whose id follows.
+const ELSEWHERE: i64 = i64::MIN;
+
+impl Row for Span {
+    const SIGNAL: Signal = Signal::Spans;
+    const BLOCK_ROWS: usize = 2048;
+    const BY_TRACE: bool = true;
+
+    fn arrange(rows: &mut Vec<Self>) {
+        // Traces by their first start, so that time and trace both have locality.
+        let mut first: HashMap<TraceId, TimestampNs> = HashMap::new();
+        for r in rows.iter() {
+            let start = first.entry(r.trace_id).or_insert(r.start);
+            *start = (*start).min(r.start);
+        }
+        rows.sort_by_cached_key(|r| {
+            (first.get(&r.trace_id).copied(), r.trace_id, r.start, r.span_id)
+        });
+        rows.dedup_by(|b, a| a.span_id == b.span_id && a == b);
+    }
+
+    fn size(&self) -> usize {
+        self.size_bytes()
+    }
+
+    fn put_block(rows: &[Self], e: &mut Encoder, sink: &mut Sink<'_>) -> Result<(), SegmentError> {
+        e.len(rows.len());
+        put_ids(e, &rows.iter().map(|r| *r.trace_id.as_bytes()).collect::<Vec<_>>());
+        put_ints(e, &rows.iter().map(|r| r.start.nanos()).collect::<Vec<_>>());
+        put_ids(e, &rows.iter().map(|r| *r.span_id.as_bytes()).collect::<Vec<_>>());
+        let at: HashMap<(TraceId, SpanId), i64> =
+            rows.iter().enumerate().map(|(i, r)| ((r.trace_id, r.span_id), i as i64)).collect();
+        let mut elsewhere = Vec::new();
+        let parents: Vec<i64> = rows
+            .iter()
+            .enumerate()
+            .map(|(i, r)| {
+                let Some(parent) = r.parent_id else { return 0 };
+                match at.get(&(r.trace_id, parent)) {
+                    // A span that is its own parent has no distance.
+                    Some(p) if *p != i as i64 => i as i64 - p,
+                    _ => {
+                        elsewhere.push(span_bytes(r.parent_id));
+                        ELSEWHERE
+                    }
+                }
+            })
+            .collect();
+        put_ints(e, &parents);
+        put_ids(e, &elsewhere);
+        let texts = |f: &dyn Fn(&Self) -> &str| -> Vec<Vec<u8>> {
+            rows.iter().map(|r| f(r).as_bytes().to_vec()).collect()
+        };
+        let put = |e: &mut Encoder, list: Vec<Vec<u8>>| {
+            put_strings(e, &list.iter().map(Vec::as_slice).collect::<Vec<_>>(), Context::default());
+        };
+        put(e, texts(&|r| &r.name));
+        put_ints(e, &rows.iter().map(|r| r.kind.to_otlp().into()).collect::<Vec<_>>());
+        let duration = |r: &Self| r.end.nanos().wrapping_sub(r.start.nanos());
+        put_ints(e, &rows.iter().map(duration).collect::<Vec<_>>());
+        let status = |r: &Self| match r.status {
+            SpanStatus::Unset => 0,
+            SpanStatus::Ok => 1,
+            SpanStatus::Error(_) => 2,
+        };
+        put_ints(e, &rows.iter().map(status).collect::<Vec<_>>());
+        put(e, texts(&|r| if let SpanStatus::Error(m) = &r.status { m } else { "" }));
+        put(e, texts(&|r| &r.trace_state));
+        put_resources(e, rows.iter().map(|r| &r.resource));
+        put_scopes(e, rows);
+        let binary = |f: &dyn Fn(&mut Encoder, &Self)| -> Vec<Vec<u8>> {
+            rows.iter()
+                .map(|r| {
+                    let mut one = Encoder::default();
+                    f(&mut one, r);
+                    one.bytes
+                })
+                .collect()
+        };
+        let put = |e: &mut Encoder, list: Vec<Vec<u8>>| {
+            put_texts(e, &list.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        };
+        put(
+            e,
+            binary(&|e, r| {
+                if r.events.is_empty() {
+                } else {
+                    put_events(e, r)
+                }
+            }),
+        );
+        put(
+            e,
+            binary(&|e, r| {
+                if r.links.is_empty() {
+                } else {
+                    put_links(e, &r.links)
+                }
+            }),
+        );
+        attrs::put_attributes(e, &rows.iter().map(|r| &r.attributes).collect::<Vec<_>>(), sink)
+    }
+
+    fn filter(_rows: &[Self]) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn get_block(
+        block: &[u8],
+        filter: &RowFilter<'_>,
+        source: &mut Source<'_>,
+        visit: VisitRow<'_, Self>,
+    ) -> Result<ControlFlow<()>, SegmentError> {
+        let mut d = Decoder::new(block);
+        let n = d.len_free()?;
+        let traces = get_ids::<16>(&mut d)?;
+        let starts = get_ints(&mut d)?;
+        let admits = |i: usize| {
+            let row = starts.get(i).zip(traces.get(i));
+            row.is_some_and(|(start, trace)| filter.admits(*start, trace))
+        };
+        if traces.len() != n || starts.len() != n {
+            return Err(d.bad().into());
+        }
+        if !(0..n).any(admits) {
+            return Ok(ControlFlow::Continue(()));
+        }
+        let ids = get_ids::<8>(&mut d)?;
+        let parents = get_ints(&mut d)?;
+        let mut elsewhere = get_ids::<8>(&mut d)?.into_iter();
+        let names = get_strings(&mut d)?;
+        let kinds = get_ints(&mut d)?;
+        let durations = get_ints(&mut d)?;
+        let statuses = get_ints(&mut d)?;
+        let messages = get_strings(&mut d)?;
+        let states = get_strings(&mut d)?;
+        let (resources, resource_of) = get_resources(&mut d)?;
+        let (scopes, scope_of) =
+            get_table(&mut d, |d| get_scope(&mut Decoder::new(d.raw()?)).map(Arc::new))?;
+        let (events, links) = (get_texts(&mut d)?, get_texts(&mut d)?);
+        let mut attributes = AttributesReader::read(&mut d)?;
+        for i in 0..n {
+            let bad = Malformed(i);
+            let parent = *parents.get(i).ok_or(bad)?;
+            let parent_id = match parent {
+                0 => None,
+                ELSEWHERE => SpanId::from_slice(&elsewhere.next().ok_or(bad)?),
+                back => {
+                    let at = usize::try_from(i as i64 - back).map_err(|_| bad)?;
+                    SpanId::from_slice(ids.get(at).ok_or(bad)?)
+                }
+            };
+            if !admits(i) {
+                attributes.skip()?;
+                continue;
+            }
+            let start = *starts.get(i).ok_or(bad)?;
+            let row = RowIds::default();
+            let (event_bytes, link_bytes) = (events.get(i).ok_or(bad)?, links.get(i).ok_or(bad)?);
+            let span = Self {
+                trace_id: traces.get(i).and_then(|t| TraceId::from_slice(t)).ok_or(bad)?,
+                span_id: ids.get(i).and_then(|s| SpanId::from_slice(s)).ok_or(bad)?,
+                parent_id,
+                name: names.string(i, row)?,
+                kind: kinds
+                    .get(i)
+                    .and_then(|k| i32::try_from(*k).ok())
+                    .map(SpanKind::from_otlp)
+                    .ok_or(bad)?,
+                start: TimestampNs::from_nanos(start),
+                end: TimestampNs::from_nanos(start.wrapping_add(*durations.get(i).ok_or(bad)?)),
+                status: match statuses.get(i) {
+                    Some(0) => SpanStatus::Unset,
+                    Some(1) => SpanStatus::Ok,
+                    Some(2) => SpanStatus::Error(messages.string(i, row)?),
+                    _ => return Err(bad.into()),
+                },
+                trace_state: states.string(i, row)?,
+                attributes: attributes.next(source)?,
+                events: if event_bytes.is_empty() {
+                    Vec::new()
+                } else {
+                    get_events(&mut Decoder::new(event_bytes), start)?
+                },
+                links: if link_bytes.is_empty() {
+                    Vec::new()
+                } else {
+                    get_links(&mut Decoder::new(link_bytes))?
+                },
+                resource: resource_of.get(i).and_then(|r| resources.get(*r)).cloned().ok_or(bad)?,
+                scope: scope_of.get(i).and_then(|s| scopes.get(*s)).cloned().ok_or(bad)?,
+            };
+            if visit(span)?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+}
+
+fn put_scopes(e: &mut Encoder, rows: &[Span]) {
+    let mut known: HashMap<*const Scope, Arc<[u8]>> = HashMap::new();
+    let bytes = rows.iter().map(|r| {
+        known
+            .entry(Arc::as_ptr(&r.scope))
+            .or_insert_with(|| {
+                let mut one = Encoder::default();
+                put_scope(&mut one, &r.scope);
+                one.bytes.into()
+            })
+            .clone()
+    });
+    put_table(e, bytes, |e, b| e.raw(b));
+}

@@ -1,0 +1,172 @@
+//! Open segments, and what delete requests hide in them.
+
+use crate::manifest::{DeleteScope, SegmentMeta, Tombstone};
+use crate::segment::file::SegmentFile;
+use crate::segment::rows::RowSegment;
+use crate::segment::series::SeriesSegment;
+use crate::segment::{SegmentError, Signal};
+use crate::vfs::Vfs;
+use obs_model::{Labels, Matcher, Sample, TenantId, TraceId};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+#[derive(Debug)]
+pub(crate) enum SegmentData {
+    Metrics(SeriesSegment),
+    Rows(RowSegment),
+}
+
+/// A segment, opened at first use.
+#[derive(Debug)]
+pub(crate) struct OpenSegment {
+    pub(crate) meta: SegmentMeta,
+    vfs: Arc<dyn Vfs>,
+    path: PathBuf,
+    data: OnceLock<SegmentData>,
+}
+
+impl OpenSegment {
+    pub(crate) fn new(vfs: Arc<dyn Vfs>, dir: &Path, meta: SegmentMeta) -> Self {
+        let path = dir.join(meta.relative_path());
+        Self { meta, vfs, path, data: OnceLock::new() }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens the file if it is not open yet. A failure is tried again at the next use.
+    pub(crate) fn data(&self) -> Result<&SegmentData, SegmentError> {
+        if let Some(d) = self.data.get() {
+            return Ok(d);
+        }
+        let mut notes = Vec::new();
+        let known = Some(self.meta.index);
+        let (file, index) = SegmentFile::open(&*self.vfs, &self.path, known, &mut notes)?;
+        for note in notes {
+            tracing::warn!(file = %self.path.display(), note, "damage that a copy made good");
+        }
+        let data = match self.meta.signal {
+            Signal::Metrics => SegmentData::Metrics(SeriesSegment::new(file, &index)?),
+            Signal::Logs | Signal::Spans | Signal::Calls => {
+                SegmentData::Rows(RowSegment::new(file, &index)?)
+            }
+        };
+        Ok(self.data.get_or_init(|| data))
+    }
+
+    pub(crate) fn series(&self) -> Result<Option<&SeriesSegment>, SegmentError> {
+        Ok(if let SegmentData::Metrics(s) = self.data()? { Some(s) } else { None })
+    }
+
+    pub(crate) fn rows(&self) -> Result<Option<&RowSegment>, SegmentError> {
+        Ok(if let SegmentData::Rows(s) = self.data()? { Some(s) } else { None })
+    }
+}
+
+#[derive(Debug)]
+struct Compiled {
+    tombstone: Tombstone,
+    matchers: Vec<Matcher>,
+}
+
+/// The delete requests in force.
+#[derive(Debug, Default)]
+pub(crate) struct Tombstones(Vec<Compiled>);
+
+/// Checks that a request's matchers compile.
+pub(crate) fn check_scope(scope: &DeleteScope) -> Result<(), String> {
+    compile(scope).map(|_| ())
+}
+
+fn compile(scope: &DeleteScope) -> Result<Vec<Matcher>, String> {
+    let DeleteScope::Series { matchers, .. } = scope else { return Ok(Vec::new()) };
+    matchers
+        .iter()
+        .map(|(name, op, value)| Matcher::new(name, *op, value).map_err(|e| e.to_string()))
+        .collect()
+}
+
+impl Tombstones {
+    pub(crate) fn new(list: impl Iterator<Item = Tombstone>) -> Self {
+        // Requests were compiled before they were made durable.
+        let one = |t: Tombstone| Some(Compiled { matchers: compile(&t.scope).ok()?, tombstone: t });
+        Self(list.filter_map(one).collect())
+    }
+
+    pub(crate) fn with(&self, t: Tombstone) -> Self {
+        let all = self.0.iter().map(|c| c.tombstone.clone()).chain([t]);
+        Self::new(all)
+    }
+
+    pub(crate) fn without(&self, ids: &[u64]) -> Self {
+        Self::new(self.0.iter().map(|c| c.tombstone.clone()).filter(|t| !ids.contains(&t.id)))
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Tombstone> {
+        self.0.iter().map(|c| &c.tombstone)
+    }
+
+    /// Returns the requests that hide something in a segment.
+    pub(crate) fn of(&self, m: &SegmentMeta) -> Hidden<'_> {
+        let covers = |c: &&Compiled| {
+            let t = &c.tombstone;
+            t.tenant == m.tenant && m.order < t.before && m.cleaned < t.id && touches(&t.scope, m)
+        };
+        Hidden(self.0.iter().filter(covers).collect())
+    }
+}
+
+const fn touches(scope: &DeleteScope, m: &SegmentMeta) -> bool {
+    match scope {
+        DeleteScope::Tenant => true,
+        DeleteScope::Trace(_) => !matches!(m.signal, Signal::Metrics),
+        DeleteScope::Series { start, end, .. } => {
+            matches!(m.signal, Signal::Metrics) && m.overlaps(*start, *end)
+        }
+    }
+}
+
+/// What is hidden in one segment.
+#[derive(Debug)]
+pub(crate) struct Hidden<'a>(Vec<&'a Compiled>);
+
+impl Hidden<'_> {
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn everything(&self) -> bool {
+        self.0.iter().any(|c| c.tombstone.scope == DeleteScope::Tenant)
+    }
+
+    pub(crate) fn hides_trace(&self, trace: Option<TraceId>) -> bool {
+        trace.is_some_and(|t| self.0.iter().any(|c| c.tombstone.scope == DeleteScope::Trace(t)))
+    }
+
+    /// Takes the deleted samples out of a series.
+    pub(crate) fn filter(&self, labels: &Labels, samples: &mut Vec<Sample>) {
+        for c in &self.0 {
+            if let DeleteScope::Series { start, end, .. } = &c.tombstone.scope
+                && Matcher::all_match(&c.matchers, labels)
+            {
+                samples.retain(|s| !(*start..=*end).contains(&s.timestamp.millis()));
+            }
+        }
+    }
+
+    /// Returns the highest request covered.
+    pub(crate) fn last(&self) -> u64 {
+        self.0.iter().map(|c| c.tombstone.id).max().unwrap_or(0)
+    }
+}
+
+/// Tells which segments of a list belong to a tenant and signal and overlap a range.
+pub(crate) fn wanted(
+    s: &OpenSegment,
+    tenant: &TenantId,
+    signal: Signal,
+    (start, end): (i64, i64),
+) -> bool {
+    s.meta.signal == signal && s.meta.tenant == *tenant && s.meta.overlaps(start, end)
+}

@@ -1,0 +1,569 @@
+//! The read ports: what was asked for, from segments, the head being flushed, and the head.
+
+use crate::batch::{Batch, RowRef};
+use crate::head::metrics::{Run, sort_unique};
+use crate::head::rows::scan;
+use crate::head::{Frozen, Rows};
+use crate::segment::logs::streams_of;
+use crate::segment::rows::{Row, RowFilter, RowSegment};
+use crate::segment::{SegmentError, Signal, kind_of};
+use crate::segments::{OpenSegment, Tombstones, wanted};
+use crate::store::{Store, View};
+use obs_model::{
+    Budget, CallSelection, Direction, Labels, LlmCall, LogRecord, LogSelection, Matcher,
+    MetricMetadata, Sample, SelectError, SelectLogs, SelectSeries, SelectSpans, Series,
+    SeriesSelection, Span, SpanKind, SpanSelection, TenantId, TraceId, Visit,
+};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+/// Bytes that a sample takes in a query's memory.
+const SAMPLE_BYTES: usize = size_of::<Sample>();
+
+/// What a query reads, taken at one moment: nothing is seen twice or not at all while a flush or
+/// merge goes on.
+struct Snapshot<T> {
+    segments: Vec<Arc<OpenSegment>>,
+    tombstones: Arc<Tombstones>,
+    /// Of the head being flushed, then of the head.
+    heads: Vec<T>,
+}
+
+impl Store {
+    fn snapshot<T>(
+        &self,
+        tenant: &TenantId,
+        signal: Signal,
+        range: (i64, i64),
+        frozen: impl FnOnce(&Frozen) -> Option<T>,
+        head: impl FnOnce(&crate::head::TenantHead) -> T,
+    ) -> Snapshot<T> {
+        let view: &View = &self.inner.view.read().unwrap_or_else(PoisonError::into_inner);
+        let segments = view.segments.iter().filter(|s| wanted(s, tenant, signal, range));
+        let mut heads: Vec<T> = view.frozen.as_deref().and_then(frozen).into_iter().collect();
+        heads.extend(self.inner.head().tenants.get(tenant).map(head));
+        Snapshot {
+            segments: segments.cloned().collect(),
+            tombstones: view.tombstones.clone(),
+            heads,
+        }
+    }
+
+    fn rows_snapshot<T>(
+        &self,
+        tenant: &TenantId,
+        signal: Signal,
+        range: (i64, i64),
+        f: impl Fn(&Rows) -> T,
+    ) -> Snapshot<T> {
+        self.snapshot(
+            tenant,
+            signal,
+            range,
+            |frozen| frozen.tenants.get(tenant).map(|(_, rows)| f(rows)),
+            |t| f(&t.rows),
+        )
+    }
+
+    /// Notes that part of a segment could not be read.
+    fn note(&self, budget: &Budget, s: &OpenSegment, e: &SegmentError, (min, max): (i64, i64)) {
+        self.inner.stats.damaged_reads.fetch_add(1, Ordering::Relaxed);
+        let seconds = |t: i64| t.div_euclid(s.meta.signal.per_second());
+        let text = format!(
+            "{} of {} from {} to {} (Unix seconds) could not be read: {e}",
+            s.meta.signal.as_str(),
+            s.meta.tenant,
+            seconds(min),
+            seconds(max)
+        );
+        tracing::error!(file = %s.path().display(), text, "an answer is partial");
+        budget.note_missing(text);
+    }
+
+    /// Scans a segment's rows; a block that is damaged is noted and passed over.
+    fn scan_segment<R: Row>(
+        &self,
+        s: &OpenSegment,
+        tombstones: &Tombstones,
+        filter: &RowFilter<'_>,
+        reverse: bool,
+        budget: &Budget,
+        visit: &mut dyn FnMut(R) -> Result<ControlFlow<()>, SegmentError>,
+    ) -> Result<ControlFlow<()>, SelectError> {
+        let hidden = tombstones.of(&s.meta);
+        if hidden.everything() {
+            return Ok(ControlFlow::Continue(()));
+        }
+        let mut visible = |r: R| {
+            if !hidden.is_empty() && hidden.hides_trace(r.trace()) {
+                return Ok(ControlFlow::Continue(()));
+            }
+            visit(r)
+        };
+        let mut damaged =
+            |e: &SegmentError, min: i64, max: i64| self.note(budget, s, e, (min, max));
+        let rows: Option<&RowSegment> = match s.rows() {
+            Ok(rows) => rows,
+            Err(e) if e.is_damage() => {
+                damaged(&e, s.meta.min_time, s.meta.max_time);
+                None
+            }
+            Err(e) => return Err(e.into()),
+        };
+        match rows {
+            Some(rows) => Ok(rows.scan(filter, reverse, &mut damaged, &mut visible)?),
+            None => Ok(ControlFlow::Continue(())),
+        }
+    }
+}
+
+impl SelectSeries for Store {
+    fn select(
+        &self,
+        tenant: &TenantId,
+        selection: &SeriesSelection<'_>,
+        budget: &Budget,
+    ) -> Result<Vec<Series>, SelectError> {
+        let range = (selection.start.millis(), selection.end.millis());
+        let matchers = selection.matchers;
+        // Copies of the runs: decoding them would hold up writes.
+        let from_frozen = |f: &Frozen| -> Option<Vec<(Labels, Run)>> {
+            let (metrics, _) = f.tenants.get(tenant)?;
+            let hit = |(l, r): &&(Labels, Run)| {
+                r.max >= range.0 && r.min <= range.1 && Matcher::all_match(matchers, l)
+            };
+            Some(metrics.series.iter().filter(hit).cloned().collect())
+        };
+        let snapshot = self.snapshot(tenant, Signal::Metrics, range, from_frozen, |t| {
+            let hits = t.metrics.matching(matchers, range.0, range.1);
+            hits.map(|s| (s.labels.clone(), s.run.clone())).collect()
+        });
+        let mut found: HashMap<Labels, Vec<Sample>> = HashMap::new();
+        let mut keep = |labels: &Labels, samples: &mut Vec<Sample>| -> Result<(), SegmentError> {
+            budget.take(samples.len(), samples.len() * SAMPLE_BYTES)?;
+            match found.get_mut(labels) {
+                Some(all) => all.append(samples),
+                None if samples.is_empty() => {}
+                None => {
+                    found.insert(labels.clone(), std::mem::take(samples));
+                }
+            }
+            Ok(())
+        };
+        // Older writes first, so that of equal timestamps the last written wins.
+        for s in &snapshot.segments {
+            let hidden = snapshot.tombstones.of(&s.meta);
+            if hidden.everything() {
+                continue;
+            }
+            let mut damaged =
+                |e: &SegmentError, min: i64, max: i64| self.note(budget, s, e, (min, max));
+            let series = match s.series() {
+                Ok(Some(series)) => series,
+                Ok(None) => continue,
+                Err(e) if e.is_damage() => {
+                    damaged(&e, s.meta.min_time, s.meta.max_time);
+                    continue;
+                }
+                Err(e) => return Err(e.into()),
+            };
+            series.select(matchers, range, &mut damaged, &mut |labels, samples| {
+                hidden.filter(labels, samples);
+                keep(labels, samples)
+            })?;
+        }
+        for (labels, run) in snapshot.heads.iter().flatten() {
+            let mut samples = Vec::new();
+            run.read(range.0, range.1, &mut samples).map_err(SegmentError::from)?;
+            keep(labels, &mut samples)?;
+        }
+        let mut out: Vec<Series> = found
+            .into_iter()
+            .map(|(labels, mut samples)| {
+                sort_unique(&mut samples);
+                Series { labels, samples }
+            })
+            .filter(|s| !s.samples.is_empty())
+            .collect();
+        out.sort_by(|a, b| a.labels.cmp(&b.labels));
+        Ok(out)
+    }
+
+    fn label_sets(
+        &self,
+        tenant: &TenantId,
+        selection: &SeriesSelection<'_>,
+        budget: &Budget,
+    ) -> Result<Vec<Labels>, SelectError> {
+        let range = (selection.start.millis(), selection.end.millis());
+        let matchers = selection.matchers;
+        let from_frozen = |f: &Frozen| -> Option<Vec<Labels>> {
+            let (metrics, _) = f.tenants.get(tenant)?;
+            let hit = |(l, r): &&(Labels, Run)| {
+                r.max >= range.0 && r.min <= range.1 && Matcher::all_match(matchers, l)
+            };
+            Some(metrics.series.iter().filter(hit).map(|(l, _)| l.clone()).collect())
+        };
+        let snapshot = self.snapshot(tenant, Signal::Metrics, range, from_frozen, |t| {
+            t.metrics.matching(matchers, range.0, range.1).map(|s| s.labels.clone()).collect()
+        });
+        let mut out: HashSet<Labels> = snapshot.heads.into_iter().flatten().collect();
+        for s in &snapshot.segments {
+            budget.check()?;
+            let hidden = snapshot.tombstones.of(&s.meta);
+            let mut damaged =
+                |e: &SegmentError, min: i64, max: i64| self.note(budget, s, e, (min, max));
+            let series = match s.series() {
+                Ok(Some(series)) if !hidden.everything() => series,
+                Ok(_) => continue,
+                Err(e) if e.is_damage() => {
+                    damaged(&e, s.meta.min_time, s.meta.max_time);
+                    continue;
+                }
+                Err(e) => return Err(e.into()),
+            };
+            if hidden.is_empty() {
+                series.label_sets(matchers, range, &mut damaged, &mut |l| {
+                    out.insert(l);
+                })?;
+            } else {
+                // A series may have lost all its samples.
+                series.select(matchers, range, &mut damaged, &mut |labels, samples| {
+                    hidden.filter(labels, samples);
+                    if !samples.is_empty() {
+                        out.insert(labels.clone());
+                    }
+                    Ok(())
+                })?;
+            }
+        }
+        budget.take(out.len(), out.iter().map(Labels::size_bytes).sum())?;
+        let mut out: Vec<Labels> = out.into_iter().collect();
+        out.sort_unstable();
+        Ok(out)
+    }
+
+    fn metadata(&self, tenant: &TenantId) -> BTreeMap<String, MetricMetadata> {
+        let mut out = self.known_metadata(tenant);
+        let view = self.inner.view.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some((metrics, _)) = view.frozen.as_ref().and_then(|f| f.tenants.get(tenant)) {
+            out.extend(metrics.metadata.clone());
+        }
+        if let Some(t) = self.inner.head().tenants.get(tenant) {
+            out.extend(t.metrics.metadata.clone());
+        }
+        out
+    }
+}
+
+type LogSnapshot = Snapshot<Vec<Arc<Batch<LogRecord>>>>;
+
+impl Store {
+    /// Collects the records of one time window, sorted.
+    fn log_window(
+        &self,
+        snapshot: &LogSnapshot,
+        selection: &LogSelection<'_>,
+        (start, end): (i64, i64),
+        budget: &Budget,
+    ) -> Result<Vec<Arc<LogRecord>>, SelectError> {
+        let filter = RowFilter {
+            start,
+            end,
+            trace: selection.trace_id,
+            matchers: selection.matchers,
+            needles: selection.needles,
+        };
+        let mut out = Vec::new();
+        let mut keep = |r: LogRecord| {
+            budget.take(1, r.size_bytes())?;
+            out.push(Arc::new(r));
+            Ok(ControlFlow::Continue(()))
+        };
+        for s in snapshot.segments.iter().filter(|s| s.meta.overlaps(start, end)) {
+            budget.check()?;
+            let _ =
+                self.scan_segment(s, &snapshot.tombstones, &filter, false, budget, &mut keep)?;
+        }
+        for batches in &snapshot.heads {
+            for b in batches {
+                budget.check()?;
+                let one = std::slice::from_ref(b);
+                let matching: Vec<bool> = b
+                    .tables
+                    .streams
+                    .iter()
+                    .map(|s| Matcher::all_match(filter.matchers, s))
+                    .collect();
+                if !matching.contains(&true) {
+                    continue;
+                }
+                let also = |b: &Batch<LogRecord>, row: &RowRef| {
+                    let body = b.body(row);
+                    filter
+                        .needles
+                        .iter()
+                        .all(|n| memchr::memmem::find(body, n.as_bytes()).is_some())
+                };
+                let _ = scan(one, &filter, false, &also, &mut |r: LogRecord| {
+                    let hit = Matcher::all_match(filter.matchers, &r.stream)
+                        && filter.needles.iter().all(|n| r.line.contains(n.as_str()));
+                    if hit { keep(r) } else { Ok(ControlFlow::Continue(())) }
+                })?;
+            }
+        }
+        out.sort_by_key(|r| r.timestamp);
+        drop_repeated(&mut out);
+        if selection.direction == Direction::Backward {
+            out.reverse();
+        }
+        Ok(out)
+    }
+
+    fn log_snapshot(&self, tenant: &TenantId, start: i64, end: i64) -> LogSnapshot {
+        self.rows_snapshot(tenant, Signal::Logs, (start, end), |rows| {
+            rows.logs.overlapping(start, end)
+        })
+    }
+}
+
+/// Records that a request brought twice, its answer lost: the same in everything.
+fn drop_repeated(rows: &mut Vec<Arc<LogRecord>>) {
+    /// Records of one time that are compared with one another.
+    const NEAR: usize = 64;
+    let mut kept: Vec<Arc<LogRecord>> = Vec::with_capacity(rows.len());
+    for r in rows.drain(..) {
+        let near = kept.iter().rev().take(NEAR).take_while(|k| k.timestamp == r.timestamp);
+        if !near.clone().any(|k| **k == *r) {
+            kept.push(r);
+        }
+    }
+    *rows = kept;
+}
+
+/// First window of a log scan; each next one is longer, so that a limit is reached after reading
+/// little and a full scan takes few rounds.
+const LOG_WINDOW_NS: i64 = 60_000_000_000;
+const LOG_WINDOW_GROWTH: i64 = 4;
+
+impl SelectLogs for Store {
+    fn select_logs(
+        &self,
+        tenant: &TenantId,
+        selection: &LogSelection<'_>,
+        budget: &Budget,
+        visit: Visit<'_, LogRecord>,
+    ) -> Result<(), SelectError> {
+        let (start, end) = (selection.start.nanos(), selection.end.nanos());
+        let snapshot = self.log_snapshot(tenant, start, end);
+        let segments = snapshot.segments.iter().map(|s| (s.meta.min_time, s.meta.max_time));
+        let heads = snapshot.heads.iter().flatten().filter_map(|b| b.bounds());
+        let bounds: Vec<_> = segments.chain(heads).collect();
+        let (Some(min), Some(max)) =
+            (bounds.iter().map(|b| b.0).min(), bounds.iter().map(|b| b.1).max())
+        else {
+            return Ok(());
+        };
+        let (start, end) = (start.max(min), end.min(max.saturating_add(1)));
+        let mut step = LOG_WINDOW_NS;
+        // A search for an id reads little whatever the window.
+        if selection.trace_id.is_some() || !selection.needles.is_empty() {
+            step = step.saturating_mul(60);
+        }
+        let (mut from, mut to) = (start, end);
+        while from < to {
+            let (a, b) = match selection.direction {
+                Direction::Forward => (from, from.saturating_add(step).min(to)),
+                Direction::Backward => (to.saturating_sub(step).max(from), to),
+            };
+            for r in self.log_window(&snapshot, selection, (a, b), budget)? {
+                if visit(&r).is_break() {
+                    return Ok(());
+                }
+            }
+            match selection.direction {
+                Direction::Forward => from = b,
+                Direction::Backward => to = a,
+            }
+            step = step.saturating_mul(LOG_WINDOW_GROWTH);
+        }
+        Ok(())
+    }
+
+    fn streams(
+        &self,
+        tenant: &TenantId,
+        selection: &LogSelection<'_>,
+        budget: &Budget,
+    ) -> Result<Vec<Labels>, SelectError> {
+        let (start, end) = (selection.start.nanos(), selection.end.nanos());
+        let snapshot = self.log_snapshot(tenant, start, end);
+        let filter = RowFilter { start, end, matchers: selection.matchers, ..RowFilter::ALL };
+        let mut out = BTreeSet::new();
+        for batch in snapshot.heads.iter().flatten() {
+            budget.check()?;
+            let candidates =
+                batch.tables.streams.iter().filter(|s| Matcher::all_match(selection.matchers, s));
+            let unknown: Vec<&Labels> = candidates.filter(|s| !out.contains(*s)).collect();
+            let inside = batch.bounds().is_some_and(|(min, max)| min >= start && max < end);
+            if unknown.is_empty() {
+                continue;
+            }
+            if inside {
+                out.extend(unknown.into_iter().cloned());
+                continue;
+            }
+            let one = std::slice::from_ref(batch);
+            let _ = scan(one, &filter, false, &|_, _| true, &mut |r: LogRecord| {
+                if Matcher::all_match(selection.matchers, &r.stream) {
+                    out.insert(r.stream);
+                }
+                Ok(ControlFlow::Continue(()))
+            })?;
+        }
+        for s in &snapshot.segments {
+            budget.check()?;
+            let hidden = snapshot.tombstones.of(&s.meta);
+            if hidden.everything() {
+                continue;
+            }
+            let mut add = |l: &Labels| {
+                if !out.contains(l) {
+                    out.insert(l.clone());
+                }
+            };
+            let mut damaged =
+                |e: &SegmentError, min: i64, max: i64| self.note(budget, s, e, (min, max));
+            match s.rows() {
+                Ok(Some(rows)) => rows.for_blocks(&filter, &mut damaged, &mut |block| {
+                    Ok(streams_of(block, &filter, &mut add)?)
+                })?,
+                Ok(None) => {}
+                Err(e) if e.is_damage() => damaged(&e, s.meta.min_time, s.meta.max_time),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(out.into_iter().collect())
+    }
+}
+
+/// Newest first, so that searches with a limit end early.
+fn newest_first(segments: &mut [Arc<OpenSegment>]) {
+    segments.sort_by_key(|s| std::cmp::Reverse(s.meta.max_time));
+}
+
+impl Store {
+    /// Visits rows, newest part of the store first.
+    fn visit_newest<R: Row>(
+        &self,
+        mut snapshot: Snapshot<Vec<Arc<Batch<R>>>>,
+        filter: &RowFilter<'_>,
+        budget: &Budget,
+        contains: &dyn Fn(&R) -> bool,
+        visit: Visit<'_, R>,
+    ) -> Result<(), SelectError> {
+        let mut one = |r: R| {
+            budget.take(1, 0)?;
+            Ok(if contains(&r) { visit(&Arc::new(r)) } else { ControlFlow::Continue(()) })
+        };
+        for batches in snapshot.heads.iter().rev() {
+            if scan(batches, filter, true, &|_, _| true, &mut one)?.is_break() {
+                return Ok(());
+            }
+        }
+        newest_first(&mut snapshot.segments);
+        for s in &snapshot.segments {
+            let flow =
+                self.scan_segment(s, &snapshot.tombstones, filter, true, budget, &mut one)?;
+            if flow.is_break() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl SelectSpans for Store {
+    fn trace(
+        &self,
+        tenant: &TenantId,
+        id: TraceId,
+        budget: &Budget,
+    ) -> Result<Vec<Arc<Span>>, SelectError> {
+        let all = (i64::MIN, i64::MAX);
+        let snapshot =
+            self.rows_snapshot(tenant, Signal::Spans, all, |rows| rows.spans.batches().to_vec());
+        let filter = RowFilter { trace: Some(id), ..RowFilter::ALL };
+        let mut out: Vec<Arc<Span>> = Vec::new();
+        let mut keep = |s: Span| {
+            budget.take(1, s.size_bytes())?;
+            out.push(Arc::new(s));
+            Ok(ControlFlow::Continue(()))
+        };
+        for batches in &snapshot.heads {
+            let _ = scan(batches, &filter, false, &|_, _| true, &mut keep)?;
+        }
+        for s in &snapshot.segments {
+            let _ =
+                self.scan_segment(s, &snapshot.tombstones, &filter, false, budget, &mut keep)?;
+        }
+        out.sort_by_key(|s| (s.start, s.span_id));
+        let mut seen = HashSet::new();
+        out.retain(|s| seen.insert(s.span_id));
+        Ok(out)
+    }
+
+    fn select_spans(
+        &self,
+        tenant: &TenantId,
+        selection: &SpanSelection,
+        budget: &Budget,
+        visit: Visit<'_, Span>,
+    ) -> Result<(), SelectError> {
+        let (start, end) = (selection.start.nanos(), selection.end.nanos());
+        let snapshot = self.rows_snapshot(tenant, Signal::Spans, (start, end), |rows| {
+            rows.spans.overlapping(start, end)
+        });
+        let filter = RowFilter { start, end, ..RowFilter::ALL };
+        self.visit_newest(snapshot, &filter, budget, &|s| selection.contains(s), visit)
+    }
+
+    fn operations(
+        &self,
+        tenant: &TenantId,
+        _budget: &Budget,
+    ) -> Result<BTreeMap<String, Vec<(String, SpanKind)>>, SelectError> {
+        let all = (i64::MIN, i64::MAX);
+        let snapshot =
+            self.rows_snapshot(tenant, Signal::Spans, all, |rows| rows.operations.clone());
+        let mut known = BTreeSet::new();
+        snapshot.heads.into_iter().for_each(|o| known.extend(o));
+        for s in &snapshot.segments {
+            if !snapshot.tombstones.of(&s.meta).everything() {
+                known.extend(s.meta.operations.iter().cloned());
+            }
+        }
+        let mut out: BTreeMap<String, Vec<(String, SpanKind)>> = BTreeMap::new();
+        for (service, operation, kind) in known {
+            out.entry(service).or_default().push((operation, kind_of(kind)));
+        }
+        Ok(out)
+    }
+
+    fn select_calls(
+        &self,
+        tenant: &TenantId,
+        selection: &CallSelection,
+        budget: &Budget,
+        visit: Visit<'_, LlmCall>,
+    ) -> Result<(), SelectError> {
+        let (start, end) = (selection.start.nanos(), selection.end.nanos());
+        let snapshot = self.rows_snapshot(tenant, Signal::Calls, (start, end), |rows| {
+            rows.calls.overlapping(start, end)
+        });
+        let filter = RowFilter { start, end, trace: selection.trace_id, ..RowFilter::ALL };
+        self.visit_newest(snapshot, &filter, budget, &|c| selection.contains(c), visit)
+    }
+}
