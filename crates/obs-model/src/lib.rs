@@ -31,9 +31,9 @@ pub use metric::{
     MetricKind, MetricMetadata, STALE_NAN_BITS, Sample, SampleValue, Series, is_stale,
 };
 pub use ports::{
-    Append, AppendError, AppendFuture, Appended, Budget, CallSelection, Direction, LogSelection,
-    SelectError, SelectLogs, SelectSeries, SelectSpans, SeriesSelection, SpanSelection, Visit,
-    WriteBatch,
+    Append, AppendError, AppendFuture, Appended, Budget, CallSelection, DeleteScope, Direction,
+    LogSelection, Maintain, MaintainFuture, ReadAt, SelectError, SelectLogs, SelectSeries,
+    SelectSpans, SeriesSelection, SnapshotFile, SpanSelection, Visit, WriteBatch,
 };
 pub use span::{Span, SpanEvent, SpanKind, SpanLink, SpanStatus};
 pub use time::{TimestampMs, TimestampNs};

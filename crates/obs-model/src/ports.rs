@@ -4,12 +4,13 @@
 //! called on a blocking pool. Every read takes a [`Budget`], which the caller may cancel.
 
 use crate::{
-    Labels, LlmCall, LogRecord, Matcher, MetricMetadata, Sample, Series, Span, TenantId,
+    Labels, LlmCall, LogRecord, MatchOp, Matcher, MetricMetadata, Sample, Series, Span, TenantId,
     TimestampMs, TimestampNs, TraceId,
 };
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
+use std::io;
 use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -326,6 +327,55 @@ pub trait SelectSpans: Send + Sync {
         budget: &Budget,
         visit: Visit<'_, LlmCall>,
     ) -> Result<(), SelectError>;
+}
+
+/// What a delete request covers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeleteScope {
+    /// Everything of the tenant.
+    Tenant,
+    /// All spans, calls and log records of a trace.
+    Trace(TraceId),
+    /// Samples of the series that match (name, operator, value), in `[start, end]` ms.
+    Series { matchers: Vec<(String, MatchOp, String)>, start: i64, end: i64 },
+}
+
+/// Bytes that can be read at any place.
+pub trait ReadAt: Send + Sync {
+    /// Fills `buf` from `offset` on.
+    ///
+    /// # Errors
+    /// Those of the operating system; a short file is `UnexpectedEof`.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
+}
+
+/// A file of a store as it was at one moment; it does not change and stays readable.
+pub struct SnapshotFile {
+    /// Path below the data directory.
+    pub path: String,
+    pub len: u64,
+    pub content: Box<dyn ReadAt>,
+}
+
+impl fmt::Debug for SnapshotFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SnapshotFile").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+pub type MaintainFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, String>> + Send + 'a>>;
+
+/// What an administrator does with a store. Failures come as text.
+pub trait Maintain: Send + Sync {
+    /// Turns recent data into segments; returns when they are durable.
+    fn flush(&self) -> MaintainFuture<'_, ()>;
+    /// Merges segments until none is due, which also takes deleted data off the disk.
+    fn merge(&self) -> MaintainFuture<'_, ()>;
+    /// Deletes data written so far; queries no longer see it afterwards. Doing it again changes
+    /// nothing.
+    fn delete<'a>(&'a self, tenant: &'a TenantId, scope: DeleteScope) -> MaintainFuture<'a, ()>;
+    /// Returns files that make a data directory with everything acknowledged before the call.
+    fn snapshot(&self) -> MaintainFuture<'_, Vec<SnapshotFile>>;
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! the result is put into the peer's shape. [`router`] says what each listener serves; [`state`]
 //! what handlers share.
 
+mod admin;
 mod body;
 mod health;
 mod jaeger;
@@ -12,6 +13,7 @@ mod loki;
 mod otlp_grpc;
 mod otlp_http;
 mod params;
+mod partial;
 mod prometheus;
 mod remote_write;
 pub mod router;
@@ -24,4 +26,4 @@ mod ui;
 
 pub use otlp_grpc::serve_grpc;
 pub use router::{Listener, router};
-pub use state::{AppState, ServerLimits};
+pub use state::{AdminApi, AppState, ServerLimits};

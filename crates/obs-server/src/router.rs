@@ -1,7 +1,9 @@
 //! What each listener serves.
 
 use crate::state::AppState;
-use crate::{health, jaeger, llm, loki, otlp_http, prometheus, remote_write, sql, traces, ui};
+use crate::{
+    admin, health, jaeger, llm, loki, otlp_http, partial, prometheus, remote_write, sql, traces, ui,
+};
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
@@ -50,6 +52,7 @@ impl Listener {
 fn prometheus_routes() -> Router<AppState> {
     prometheus::routes()
         .merge(remote_write::routes())
+        .merge(admin::prometheus_routes())
         .nest("/api/v1/otlp", otlp_http::metric_routes())
 }
 
@@ -58,6 +61,7 @@ pub fn router(listener: Listener, state: AppState) -> Router {
     let common = health::routes();
     let routes = match listener {
         Listener::Ui => common
+            .merge(admin::routes())
             .merge(sql::routes())
             .merge(llm::routes())
             .merge(traces::routes())
@@ -72,7 +76,10 @@ pub fn router(listener: Listener, state: AppState) -> Router {
         Listener::OtlpHttp => common.merge(otlp_http::routes()),
         Listener::OtlpGrpc => Router::new(),
     };
-    routes.layer(middleware::from_fn_with_state((state.clone(), listener), count)).with_state(state)
+    routes
+        .layer(middleware::from_fn(partial::mark))
+        .layer(middleware::from_fn_with_state((state.clone(), listener), count))
+        .with_state(state)
 }
 
 async fn count(

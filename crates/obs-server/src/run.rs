@@ -94,7 +94,9 @@ where
         .start_timer();
     let budget = Arc::new(Budget::new(limits.query_samples_max, limits.query_bytes_max));
     let _guard = CancelOnDrop(budget.clone());
+    let noted = budget.clone();
     let result = tokio::time::timeout(limits.query_timeout, work(state.clone(), budget)).await;
     timer.observe_duration();
+    crate::partial::note(noted.missing());
     result.unwrap_or(Err(QueryFailure::Timeout))
 }

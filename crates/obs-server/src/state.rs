@@ -1,7 +1,7 @@
 //! What all handlers share.
 
 use obs_ingest::Ingest;
-use obs_model::{AppendError, TimestampNs};
+use obs_model::{AppendError, Maintain, TimestampNs};
 use obs_sql::Source;
 use std::fmt;
 use std::sync::Arc;
@@ -40,6 +40,15 @@ impl Default for ServerLimits {
     }
 }
 
+/// Whether requests that delete data are served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AdminApi {
+    Off,
+    /// Only to programs on this machine; not to web pages of other sites.
+    Local,
+    On,
+}
+
 type Clock = Arc<dyn Fn() -> TimestampNs + Send + Sync>;
 type Probe = Arc<dyn Fn() -> Result<(), AppendError> + Send + Sync>;
 type Reload = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -48,6 +57,9 @@ type Reload = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 #[derive(Clone)]
 pub struct AppState {
     pub source: Arc<dyn Source>,
+    pub store: Arc<dyn Maintain>,
+    /// Whether data may be deleted over this listener.
+    pub admin_api: AdminApi,
     pub ingest: Ingest,
     pub limits: Arc<ServerLimits>,
     pub version: &'static str,
@@ -73,6 +85,8 @@ impl fmt::Debug for AppState {
 /// What the binary supplies to build an [`AppState`].
 pub struct Parts {
     pub source: Arc<dyn Source>,
+    pub store: Arc<dyn Maintain>,
+    pub admin_api: AdminApi,
     pub ingest: Ingest,
     pub limits: ServerLimits,
     pub version: &'static str,
@@ -94,6 +108,8 @@ impl AppState {
         let started = (p.clock)();
         Self {
             source: p.source,
+            store: p.store,
+            admin_api: p.admin_api,
             ingest: p.ingest,
             limits: Arc::new(p.limits),
             version: p.version,

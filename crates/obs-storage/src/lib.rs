@@ -12,6 +12,7 @@
 //! Bytes on disk are described in `docs/format/`. Read [`store`] next.
 
 mod background;
+mod backup;
 mod batch;
 mod bin;
 mod flush;
@@ -31,7 +32,6 @@ pub mod vfs;
 mod wal;
 mod writer;
 
-pub use manifest::DeleteScope;
 pub use retention::{RetentionRule, RetentionSignal};
 pub use store::{OpenError, RecoveryReport, Store, StoreConfig, StoreStats};
 pub use verify::{Finding, VerifyReport, verify};

@@ -9,7 +9,7 @@ use crate::segment::file::IndexRef;
 use crate::segment::{Operations, Signal};
 use crate::vfs::Vfs;
 use crate::wal::{self, FRAME_EDIT, MANIFEST_MAGIC, WalFile};
-use obs_model::{MatchOp, MetricKind, MetricMetadata, TenantId, TraceId};
+use obs_model::{DeleteScope, MatchOp, MetricKind, MetricMetadata, TenantId, TraceId};
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -86,17 +86,6 @@ impl SegmentMeta {
                 .collect::<Result<_, Malformed>>()?,
         })
     }
-}
-
-/// What a delete request covers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DeleteScope {
-    /// Everything of the tenant.
-    Tenant,
-    /// All spans, calls and log records of a trace.
-    Trace(TraceId),
-    /// Samples of the series that match (name, operator, value), in `[start, end]` ms.
-    Series { matchers: Vec<(String, MatchOp, String)>, start: i64, end: i64 },
 }
 
 /// A delete request that may still have segments to clean.
@@ -406,6 +395,16 @@ pub(crate) struct Manifest {
     next_seq: u64,
     /// Bytes of the snapshot; a log many times longer is rewritten.
     snapshot_bytes: u64,
+}
+
+/// Returns the files of a manifest that holds a state and no log, with paths below the data
+/// directory.
+pub(crate) fn standalone(mut state: State) -> Vec<(String, Vec<u8>)> {
+    state.wal_start = 0;
+    let mut bytes = MANIFEST_MAGIC.to_vec();
+    bytes.extend(encode(SNAPSHOT, &state.edits()));
+    let path = |copy: &str| format!("manifest/{:010}.{copy}", 1);
+    COPIES.iter().map(|copy| (path(copy), bytes.clone())).collect()
 }
 
 impl Manifest {

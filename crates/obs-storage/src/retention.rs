@@ -22,7 +22,9 @@ pub enum RetentionSignal {
     Traces,
 }
 
-/// How long or how much of some data is kept. Of several rules for the same data each applies.
+/// How long or how much of some data is kept. Of several ages for the same data that of the most
+/// specific rule applies (a tenant's before a signal's before the general one); of several byte
+/// limits each.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RetentionRule {
     /// All tenants when absent; `max_bytes` then counts them together.
@@ -46,6 +48,13 @@ impl RetentionRule {
     }
 }
 
+/// Returns how long a segment is kept.
+fn age_of(rules: &[RetentionRule], s: &OpenSegment) -> Option<Duration> {
+    let specific = |r: &&RetentionRule| (r.tenant.is_some(), r.signal.is_some());
+    let of_age = rules.iter().filter(|r| r.max_age.is_some() && r.covers(s));
+    of_age.max_by_key(specific).and_then(|r| r.max_age)
+}
+
 /// Returns the time of a segment's end in ns.
 const fn end_ns(s: &OpenSegment) -> i64 {
     s.meta.max_time.saturating_mul(1_000_000_000 / s.meta.signal.per_second())
@@ -57,14 +66,15 @@ fn expired(
     segments: &[Arc<OpenSegment>],
     now: TimestampNs,
 ) -> HashSet<u64> {
-    let mut out = HashSet::new();
+    let is_old = |s: &&Arc<OpenSegment>| {
+        age_of(rules, s).is_some_and(|age| {
+            let age = i64::try_from(age.as_nanos()).unwrap_or(i64::MAX);
+            end_ns(s) < now.nanos().saturating_sub(age)
+        })
+    };
+    let mut out: HashSet<u64> = segments.iter().filter(is_old).map(|s| s.meta.id).collect();
     for rule in rules {
         let mut covered: Vec<_> = segments.iter().filter(|s| rule.covers(s)).collect();
-        if let Some(age) = rule.max_age {
-            let age = i64::try_from(age.as_nanos()).unwrap_or(i64::MAX);
-            let oldest = now.nanos().saturating_sub(age);
-            out.extend(covered.iter().filter(|s| end_ns(s) < oldest).map(|s| s.meta.id));
-        }
         if let Some(max) = rule.max_bytes {
             covered.retain(|s| !out.contains(&s.meta.id));
             covered.sort_by_key(|s| std::cmp::Reverse(end_ns(s)));

@@ -1,12 +1,12 @@
 //! Open segments, and what delete requests hide in them.
 
-use crate::manifest::{DeleteScope, SegmentMeta, Tombstone};
+use crate::manifest::{SegmentMeta, Tombstone};
 use crate::segment::file::SegmentFile;
 use crate::segment::rows::RowSegment;
 use crate::segment::series::SeriesSegment;
 use crate::segment::{SegmentError, Signal};
 use crate::vfs::Vfs;
-use obs_model::{Labels, Matcher, Sample, TenantId, TraceId};
+use obs_model::{DeleteScope, Labels, Matcher, Sample, TenantId, TraceId};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 

@@ -5,7 +5,7 @@ use crate::batch::{Batch, encode_batch};
 use crate::flush::Maker;
 use crate::frame::Records;
 use crate::head::{Frozen, Head};
-use crate::manifest::{self, DeleteScope, Edit, Manifest, Tombstone};
+use crate::manifest::{self, Edit, Manifest, Tombstone};
 use crate::recover;
 use crate::retention::RetentionRule;
 use crate::segment::Operations;
@@ -14,8 +14,8 @@ use crate::vfs::Vfs;
 use crate::wal::WalFile;
 use crate::writer::{Command, Pending, Writer};
 use obs_model::{
-    Append, AppendError, AppendFuture, Labels, MetricMetadata, Sample, SampleValue, TenantId,
-    TimestampNs, WriteBatch,
+    Append, AppendError, AppendFuture, DeleteScope, Labels, MetricMetadata, Sample, SampleValue,
+    TenantId, TimestampNs, WriteBatch,
 };
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};

@@ -34,8 +34,12 @@ pub(crate) fn files(vfs: &dyn Vfs, dir: &Path) -> io::Result<Vec<(u64, PathBuf)>
         let name = p.file_name()?.to_str()?.strip_suffix(".wal")?;
         name.parse().ok()
     };
-    let mut out: Vec<_> =
-        vfs.list(dir)?.into_iter().filter_map(|p| Some((number(&p)?, p))).collect();
+    let list = match vfs.list(dir) {
+        // A backup has no log.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+        other => other?,
+    };
+    let mut out: Vec<_> = list.into_iter().filter_map(|p| Some((number(&p)?, p))).collect();
     out.sort();
     Ok(out)
 }

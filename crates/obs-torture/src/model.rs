@@ -6,7 +6,7 @@
 
 use crate::sim::{Faults, Rng, SimVfs};
 use obs_model::*;
-use obs_storage::{DeleteScope, Store, StoreConfig};
+use obs_storage::{Store, StoreConfig};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::ops::ControlFlow;

@@ -32,6 +32,10 @@ pub(crate) enum Command {
     Check(CheckArgs),
     /// Check every byte of a data directory that no server has open.
     Verify(VerifyArgs),
+    /// Copy everything a running server has acknowledged into a new directory.
+    Backup(BackupArgs),
+    /// Make a data directory from a backup.
+    Restore(RestoreArgs),
     /// Print the version.
     Version(OutputArgs),
 }
@@ -148,6 +152,27 @@ pub(crate) struct VerifyArgs {
     pub(crate) output: OutputArgs,
 }
 
+#[derive(Debug, ClapArgs)]
+pub(crate) struct BackupArgs {
+    /// Directory to make; it must not exist.
+    pub(crate) to: PathBuf,
+    /// Main address of the server.
+    #[arg(long, default_value = "http://127.0.0.1:3000")]
+    pub(crate) url: String,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct RestoreArgs {
+    /// Directory that `backup` made.
+    pub(crate) from: PathBuf,
+    /// Data directory to make; it must be empty or not exist.
+    pub(crate) to: PathBuf,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
 /// The command line does not make sense.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -174,9 +199,9 @@ pub(crate) fn version(a: &OutputArgs) -> Result<ExitCode> {
 }
 
 pub(crate) fn verify(a: &VerifyArgs) -> Result<ExitCode> {
-    if !a.dir.join("wal").is_dir() {
+    if !a.dir.join("manifest").is_dir() {
         return Err(UsageError(format!(
-            "{} is no data directory: it has no wal/",
+            "{} is no data directory: it has no manifest/",
             a.dir.display()
         ))
         .into());

@@ -4,8 +4,9 @@ use crate::cli::{CheckArgs, CheckWhat, Output, complain, say};
 use anyhow::Result;
 use obs_ingest::Limits;
 use obs_llm::PriceBook;
+use obs_model::TenantId;
 use obs_server::{Listener, ServerLimits};
-use obs_storage::StoreConfig;
+use obs_storage::{RetentionRule, RetentionSignal, StoreConfig};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -30,6 +31,35 @@ struct Raw {
     listen: BTreeMap<String, String>,
     limits: RawLimits,
     prices: RawPrices,
+    retention: RawRetention,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawRetention {
+    max_age: Option<String>,
+    max_bytes: Option<u64>,
+    metrics: RawKeep,
+    logs: RawKeep,
+    traces: RawKeep,
+    tenants: BTreeMap<String, RawTenantRetention>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawTenantRetention {
+    max_age: Option<String>,
+    max_bytes: Option<u64>,
+    metrics: RawKeep,
+    logs: RawKeep,
+    traces: RawKeep,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawKeep {
+    max_age: Option<String>,
+    max_bytes: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -38,6 +68,9 @@ struct RawData {
     dir: Option<PathBuf>,
     head_bytes: Option<usize>,
     disk_reserve_bytes: Option<u64>,
+    segment_bytes: Option<u64>,
+    background_share: Option<f64>,
+    admin_api: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -50,6 +83,8 @@ struct RawLimits {
     query_bytes: Option<i64>,
     query_concurrency: Option<usize>,
     labels_per_series: Option<usize>,
+    series: Option<usize>,
+    series_per_tenant: Option<usize>,
     log_line_bytes: Option<usize>,
 }
 
@@ -74,14 +109,15 @@ pub(crate) struct Config {
     pub(crate) server: ServerLimits,
     pub(crate) ingest: Limits,
     pub(crate) price_files: Vec<PathBuf>,
+    /// Whether data may be deleted over the API; when absent, on loopback listeners.
+    pub(crate) admin_api: Option<bool>,
     /// The file as it was read, for the API that shows it.
     pub(crate) text: String,
 }
 
 /// Sections that belong to the configuration but are not read yet.
-const LATER: [&str; 10] = [
+const LATER: [&str; 9] = [
     "tenants",
-    "retention",
     "prometheus",
     "alertmanager",
     "loki",
@@ -274,6 +310,14 @@ pub(crate) fn load(
     );
     store.head_bytes_max = raw.data.head_bytes.unwrap_or(store.head_bytes_max).max(1 << 20);
     store.disk_reserve_bytes = raw.data.disk_reserve_bytes.unwrap_or(store.disk_reserve_bytes);
+    store.segment_bytes_max = raw.data.segment_bytes.unwrap_or(store.segment_bytes_max);
+    store.background_share = raw.data.background_share.unwrap_or(store.background_share);
+    if !(0.05..=1.0).contains(&store.background_share) {
+        return Err(fail("data.background_share: must be between 0.05 and 1".into()));
+    }
+    store.series_max = raw.limits.series.unwrap_or(store.series_max);
+    store.tenant_series_max = raw.limits.series_per_tenant.unwrap_or(store.tenant_series_max);
+    store.retention = retention(raw.retention).map_err(&fail)?;
     let d = ServerLimits::default();
     let l = raw.limits;
     let query_timeout = match l.query_timeout {
@@ -300,9 +344,52 @@ pub(crate) fn load(
     // Paths in a file are relative to it.
     let base = file.and_then(Path::parent).map(Path::to_owned).unwrap_or_default();
     let price_files = raw.prices.files.into_iter().map(|p| base.join(p)).collect();
-    let config = Config { store, listen, server, ingest, price_files, text };
+    let admin_api = raw.data.admin_api;
+    let config = Config { store, listen, server, ingest, price_files, admin_api, text };
     config.prices()?;
     Ok(config)
+}
+
+fn retention(raw: RawRetention) -> Result<Vec<RetentionRule>, String> {
+    use RetentionSignal::{Logs, Metrics, Traces};
+    let mut out = Vec::new();
+    let mut add = |place: String, tenant: &Option<TenantId>, signal, k: RawKeep| {
+        let max_age = match &k.max_age {
+            None => None,
+            Some(text) => Some(duration(text).filter(|d| !d.is_zero()).ok_or_else(|| {
+                format!("{place}max_age: {text:?} is no duration; write 36h or 15d")
+            })?),
+        };
+        if max_age.is_some() || k.max_bytes.is_some() {
+            let (tenant, max_bytes) = (tenant.clone(), k.max_bytes);
+            out.push(RetentionRule { tenant, signal, max_age, max_bytes });
+        }
+        Ok::<(), String>(())
+    };
+    let general = RawTenantRetention {
+        max_age: raw.max_age,
+        max_bytes: raw.max_bytes,
+        metrics: raw.metrics,
+        logs: raw.logs,
+        traces: raw.traces,
+    };
+    let all = [(None, general)];
+    for (name, r) in all.into_iter().chain(raw.tenants.into_iter().map(|(t, r)| (Some(t), r))) {
+        let place = match &name {
+            None => "retention.".to_owned(),
+            Some(t) => format!("retention.tenants.{t}."),
+        };
+        let tenant = name.map(|t| TenantId::new(&t).map_err(|e| format!("{place} {e}")));
+        let tenant = tenant.transpose()?;
+        let top = RawKeep { max_age: r.max_age, max_bytes: r.max_bytes };
+        add(place.clone(), &tenant, None, top)?;
+        for (word, signal, k) in
+            [("metrics", Metrics, r.metrics), ("logs", Logs, r.logs), ("traces", Traces, r.traces)]
+        {
+            add(format!("{place}{word}."), &tenant, Some(signal), k)?;
+        }
+    }
+    Ok(out)
 }
 
 /// Parses `30s`, `2m`, `1h30m`.
@@ -404,7 +491,12 @@ mod tests {
                 "observatory.yaml:2:8: environment variable UNSET is not set",
             ),
             ("limits:\n  query_concurrency: many\n", "observatory.yaml:2:22: "),
-            ("retention: {}\n", "observatory.yaml:1:1: section \"retention\" is not supported yet"),
+            ("outbound: {}\n", "observatory.yaml:1:1: section \"outbound\" is not supported yet"),
+            (
+                "retention:\n  logs:\n    max_age: soon\n",
+                "observatory.yaml: retention.logs.max_age: \"soon\" is no duration",
+            ),
+            ("retention:\n  tenants:\n    a/b: {}\n", "observatory.yaml: retention.tenants.a/b. "),
             ("prices:\n  files: [nope.json]\n", "nope.json: cannot be read"),
             ("data: [\n", "observatory.yaml:"),
         ];

@@ -1,5 +1,6 @@
 //! `observatory`: the whole observability stack of a team that runs LLM applications.
 
+mod backup;
 mod cli;
 mod client;
 mod config;
@@ -22,6 +23,8 @@ fn main() -> ExitCode {
         cli::Command::Send(a) => send::run(&a),
         cli::Command::Check(a) => config::check(&a),
         cli::Command::Verify(a) => cli::verify(&a),
+        cli::Command::Backup(a) => backup::backup(&a),
+        cli::Command::Restore(a) => backup::restore(&a),
         cli::Command::Version(a) => cli::version(&a),
     };
     match result {

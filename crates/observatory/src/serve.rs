@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use obs_ingest::{Ingest, Telemetry};
 use obs_model::{Append as _, TenantId, TimestampNs, WriteBatch};
 use obs_server::state::Parts;
-use obs_server::{AppState, Listener, router, serve_grpc};
+use obs_server::{AdminApi, AppState, Listener, router, serve_grpc};
 use obs_storage::Store;
 use obs_storage::vfs::OsVfs;
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -27,6 +27,8 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// Interval of the derived LLM series, and of the own metrics.
 const DERIVE: Duration = Duration::from_secs(5);
 const SELF_SCRAPE: Duration = Duration::from_secs(15);
+/// Interval at which expired data is dropped.
+const RETAIN: Duration = Duration::from_secs(60);
 
 /// Returns the time of day; the only clock that labels data.
 #[expect(clippy::disallowed_methods, reason = "the one clock that all others are handed")]
@@ -85,6 +87,8 @@ async fn serve(config: Config, demo: bool, reload_prices: ReloadPrices) -> Resul
         Ingest::new(Arc::new(store.clone()), config.ingest.clone(), config.prices()?, telemetry);
     let state = AppState::new(Parts {
         source: Arc::new(store.clone()),
+        store: Arc::new(store.clone()),
+        admin_api: AdminApi::Off,
         ingest: ingest.clone(),
         limits: config.server.clone(),
         version: VERSION,
@@ -163,7 +167,12 @@ async fn listen(
         let name = listener.name();
         let socket = TcpListener::bind(address).await.with_context(|| format!("failed to listen on {address} for {name}; move it with --listen {name}=HOST:PORT or {name}=off"))?;
         endpoints.insert(name, socket.local_addr().context("failed to read the own address")?);
-        let (state, stop) = (state.clone(), stop.clone());
+        let (mut state, stop) = (state.clone(), stop.clone());
+        state.admin_api = match config.admin_api {
+            Some(true) => AdminApi::On,
+            None if address.ip().is_loopback() => AdminApi::Local,
+            None | Some(false) => AdminApi::Off,
+        };
         if *listener == Listener::OtlpGrpc {
             tasks.spawn(async move {
                 if let Err(e) = serve_grpc(state, socket, stop).await {
@@ -205,9 +214,15 @@ fn write_endpoints(dir: &Path, endpoints: &BTreeMap<&'static str, SocketAddr>) -
 async fn tick(store: Store, ingest: Ingest, instance: String, stop: CancellationToken) {
     let mut derive = tokio::time::interval(DERIVE);
     let mut scrape = tokio::time::interval(SELF_SCRAPE);
+    let mut retain = tokio::time::interval(RETAIN);
+    let mut clock = RetentionClock::new(wall_clock());
     loop {
         let result = tokio::select! {
             () = stop.cancelled() => return,
+            _ = retain.tick() => {
+                drop_expired(&store, clock.now(wall_clock())).await;
+                continue;
+            }
             _ = derive.tick() => ingest.tick(wall_clock().to_millis()).await,
             _ = scrape.tick() => {
                 publish_usage(&store, ingest.telemetry());
@@ -218,6 +233,51 @@ async fn tick(store: Store, ingest: Ingest, instance: String, stop: Cancellation
         if let Err(e) = result {
             tracing::warn!(error = %e, "own series were not stored");
         }
+    }
+}
+
+/// The time by which data expires. A wall clock that jumps ahead would expire everything at once:
+/// time that did not pass on the monotonic clock counts only after a day of it.
+struct RetentionClock {
+    wall: TimestampNs,
+    at: Instant,
+}
+
+impl RetentionClock {
+    /// Larger jumps are held back, for this long.
+    const JUMP: Duration = Duration::from_secs(3600);
+    const HOLD: Duration = Duration::from_secs(24 * 3600);
+
+    fn new(wall: TimestampNs) -> Self {
+        Self { wall, at: Instant::now() }
+    }
+
+    fn now(&mut self, wall: TimestampNs) -> TimestampNs {
+        self.after(wall, self.at.elapsed())
+    }
+
+    fn after(&mut self, wall: TimestampNs, passed: Duration) -> TimestampNs {
+        let nanos = |d: Duration| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX);
+        let expected = self.wall.nanos().saturating_add(nanos(passed));
+        if wall.nanos() <= expected.saturating_add(nanos(Self::JUMP)) {
+            return wall;
+        }
+        if passed > Self::HOLD {
+            *self = Self::new(wall);
+            return wall;
+        }
+        tracing::warn!(clock = %wall, "the clock jumped ahead; nothing expires because of that for a day");
+        TimestampNs::from_nanos(expected)
+    }
+}
+
+async fn drop_expired(store: &Store, now: TimestampNs) {
+    let worker = store.clone();
+    match tokio::task::spawn_blocking(move || worker.retain(now)).await {
+        Ok(Ok(0)) => {}
+        Ok(Ok(n)) => tracing::info!(segments = n, "dropped expired data"),
+        Ok(Err(e)) => tracing::error!(error = %e, "expired data was not dropped"),
+        Err(e) => tracing::error!(error = %e, "expired data was not dropped"),
     }
 }
 
@@ -266,5 +326,20 @@ async fn wait_for_signal(state: &AppState) -> Result<()> {
                 Err(e) => tracing::error!(error = %e, "configuration was not reloaded; the old one stays"),
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_jumps_ahead_expires_nothing_for_a_day() {
+        let at = |s: i64| TimestampNs::from_nanos(s * 1_000_000_000);
+        let mut clock = RetentionClock::new(at(0));
+        assert_eq!(clock.after(at(60), Duration::from_secs(60)), at(60));
+        assert_eq!(clock.after(at(-500), Duration::from_secs(60)), at(-500));
+        assert_eq!(clock.after(at(900_000), Duration::from_secs(120)), at(120));
+        assert_eq!(clock.after(at(986_400), Duration::from_secs(86_401)), at(986_400));
     }
 }

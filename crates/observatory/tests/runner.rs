@@ -10,5 +10,6 @@
 
 mod crash;
 mod hostile;
+mod maintain;
 mod support;
 mod surfaces;

@@ -1,0 +1,75 @@
+//! A consistent copy of a running store, and the port for those who look after it.
+
+use crate::manifest;
+use crate::store::Store;
+use crate::vfs::ReadFile;
+use obs_model::{DeleteScope, Maintain, MaintainFuture, ReadAt, SnapshotFile, TenantId};
+use std::io;
+use std::sync::PoisonError;
+
+struct Segment(Box<dyn ReadFile>);
+
+impl ReadAt for Segment {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(offset, buf)
+    }
+}
+
+struct Bytes(Vec<u8>);
+
+impl ReadAt for Bytes {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let from = usize::try_from(offset).ok().and_then(|at| self.0.get(at..at + buf.len()));
+        buf.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+}
+
+impl Store {
+    /// Returns the segments and a manifest that names exactly these. Files are opened while no
+    /// merge can remove them; afterwards removal takes only their names.
+    fn files(&self) -> io::Result<Vec<SnapshotFile>> {
+        let guard = self.inner.manifest.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(state) = guard.as_ref().map(|m| m.state.clone()) else {
+            return Err(io::Error::other("the manifest could not be opened for writing"));
+        };
+        let mut out = Vec::new();
+        for m in state.segments.values() {
+            let path = m.relative_path();
+            let file = self.inner.vfs.open(&self.inner.config.dir.join(&path))?;
+            out.push(SnapshotFile { path, len: file.len(), content: Box::new(Segment(file)) });
+        }
+        drop(guard);
+        // Last: a copy that was cut short has no manifest and cannot pass for a whole one.
+        for (path, bytes) in manifest::standalone(state) {
+            let len = bytes.len() as u64;
+            out.push(SnapshotFile { path, len, content: Box::new(Bytes(bytes)) });
+        }
+        Ok(out)
+    }
+}
+
+impl Maintain for Store {
+    fn flush(&self) -> MaintainFuture<'_, ()> {
+        Box::pin(Self::flush(self))
+    }
+
+    fn merge(&self) -> MaintainFuture<'_, ()> {
+        Box::pin(Self::merge(self))
+    }
+
+    fn delete<'a>(&'a self, tenant: &'a TenantId, scope: DeleteScope) -> MaintainFuture<'a, ()> {
+        Box::pin(Self::delete(self, tenant, scope))
+    }
+
+    fn snapshot(&self) -> MaintainFuture<'_, Vec<SnapshotFile>> {
+        Box::pin(async move {
+            Self::flush(self).await?;
+            let store = self.clone();
+            tokio::task::spawn_blocking(move || store.files())
+                .await
+                .map_err(|e| e.to_string())?
+                .map_err(|e| format!("cannot read the store: {e}"))
+        })
+    }
+}
