@@ -12,7 +12,7 @@ use crate::store::{Store, View};
 use obs_model::{
     Budget, CallSelection, Direction, Labels, LlmCall, LogRecord, LogSelection, Matcher,
     MetricMetadata, Sample, SelectError, SelectLogs, SelectSeries, SelectSpans, Series,
-    SeriesSelection, Span, SpanKind, SpanSelection, TenantId, TraceId, Visit,
+    SeriesSelection, Span, SpanId, SpanKind, SpanSelection, TenantId, TraceId, Visit,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
@@ -462,11 +462,19 @@ impl Store {
         filter: &RowFilter<'_>,
         budget: &Budget,
         contains: &dyn Fn(&R) -> bool,
+        identity: impl Fn(&R) -> (TraceId, SpanId, i64),
         visit: Visit<'_, R>,
     ) -> Result<(), SelectError> {
+        // A request that was sent again, its answer lost, is found once.
+        let mut seen: HashSet<(TraceId, SpanId, i64)> = HashSet::new();
         let mut one = |r: R| {
-            budget.take(1, 0)?;
-            Ok(if contains(&r) { visit(&Arc::new(r)) } else { ControlFlow::Continue(()) })
+            if !contains(&r) {
+                budget.take(1, 0)?;
+                return Ok(ControlFlow::Continue(()));
+            }
+            let key = identity(&r);
+            budget.take(1, size_of_val(&key))?;
+            Ok(if seen.insert(key) { visit(&Arc::new(r)) } else { ControlFlow::Continue(()) })
         };
         for batches in snapshot.heads.iter().rev() {
             if scan(batches, filter, true, &|_, _| true, &mut one)?.is_break() {
@@ -527,7 +535,8 @@ impl SelectSpans for Store {
             rows.spans.overlapping(start, end)
         });
         let filter = RowFilter { start, end, ..RowFilter::ALL };
-        self.visit_newest(snapshot, &filter, budget, &|s| selection.contains(s), visit)
+        let of_span = |s: &Span| (s.trace_id, s.span_id, s.start.nanos());
+        self.visit_newest(snapshot, &filter, budget, &|s| selection.contains(s), of_span, visit)
     }
 
     fn operations(
@@ -564,6 +573,7 @@ impl SelectSpans for Store {
             rows.calls.overlapping(start, end)
         });
         let filter = RowFilter { start, end, trace: selection.trace_id, ..RowFilter::ALL };
-        self.visit_newest(snapshot, &filter, budget, &|c| selection.contains(c), visit)
+        let of_call = |c: &LlmCall| (c.trace_id, c.span_id, c.start.nanos());
+        self.visit_newest(snapshot, &filter, budget, &|c| selection.contains(c), of_call, visit)
     }
 }

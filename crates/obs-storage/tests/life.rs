@@ -1,0 +1,265 @@
+//! The life of data in the store: late and repeated arrivals, merges, retention, deletion.
+
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test fails by panicking")]
+
+use obs_model::*;
+use obs_storage::vfs::OsVfs;
+use obs_storage::{RetentionRule, RetentionSignal, Store, StoreConfig};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+const DAY_MS: i64 = 86_400_000;
+
+fn open(dir: &Path, retention: Vec<RetentionRule>) -> Store {
+    let config = StoreConfig { disk_reserve_bytes: 0, retention, ..StoreConfig::new(dir) };
+    Store::open(config, Arc::new(OsVfs)).unwrap()
+}
+
+fn metric(name: &str) -> Labels {
+    Labels::from_pairs([("__name__", name)])
+}
+
+fn point(name: &str, t: i64, v: f64) -> WriteBatch {
+    WriteBatch { points: vec![(metric(name), Sample::float(t, v))], ..WriteBatch::default() }
+}
+
+fn log(app: &str, ms: i64, line: &str) -> LogRecord {
+    LogRecord {
+        stream: Labels::from_pairs([("app", app)]),
+        timestamp: TimestampNs::from_nanos(ms * 1_000_000),
+        observed: TimestampNs::from_nanos(ms * 1_000_000),
+        line: line.into(),
+        severity_number: 9,
+        severity_text: String::new(),
+        event_name: String::new(),
+        trace_id: None,
+        span_id: None,
+        attributes: Attributes::default(),
+        resource: Arc::default(),
+    }
+}
+
+fn span(trace: u8, id: u8) -> Span {
+    Span {
+        trace_id: TraceId::from_slice(&[trace; 16]).unwrap(),
+        span_id: SpanId::from_slice(&[id; 8]).unwrap(),
+        parent_id: None,
+        name: "chat".into(),
+        kind: SpanKind::Client,
+        start: TimestampNs::from_nanos(DAY_MS * 1_000_000),
+        end: TimestampNs::from_nanos(DAY_MS * 1_000_000 + 1),
+        status: SpanStatus::Unset,
+        trace_state: String::new(),
+        attributes: Attributes::from_iter([("secret", format!("needle-of-trace-{trace}"))]),
+        events: vec![],
+        links: vec![],
+        resource: Arc::default(),
+        scope: Arc::default(),
+    }
+}
+
+async fn put(store: &Store, tenant: &TenantId, batch: WriteBatch) {
+    store.append(tenant, batch).await.unwrap();
+}
+
+fn samples(store: &Store, tenant: &TenantId, name: &str) -> Vec<(i64, f64)> {
+    let matchers = [Matcher::equal("__name__", name)];
+    let all =
+        SeriesSelection { matchers: &matchers, start: TimestampMs::MIN, end: TimestampMs::MAX };
+    let found = store.select(tenant, &all, &Budget::new(i64::MAX, i64::MAX)).unwrap();
+    let of = |s: &Sample| match s.value {
+        SampleValue::Float(f) => (s.timestamp.millis(), f),
+        SampleValue::Histogram(_) => unreachable!(),
+    };
+    found.iter().flat_map(|s| s.samples.iter().map(of)).collect()
+}
+
+fn lines(store: &Store, tenant: &TenantId) -> Vec<String> {
+    let selection = LogSelection {
+        matchers: &[],
+        start: TimestampNs::MIN,
+        end: TimestampNs::MAX,
+        direction: Direction::Forward,
+        trace_id: None,
+        needles: &[],
+    };
+    let mut out = Vec::new();
+    store
+        .select_logs(tenant, &selection, &Budget::new(i64::MAX, i64::MAX), &mut |r| {
+            out.push(r.line.clone());
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    out
+}
+
+fn spans(store: &Store, tenant: &TenantId) -> usize {
+    let (start, end) = (TimestampNs::MIN, TimestampNs::MAX);
+    let selection = SpanSelection { start, end, service: None, operation: None };
+    let mut n = 0;
+    store
+        .select_spans(tenant, &selection, &Budget::new(i64::MAX, i64::MAX), &mut |_| {
+            n += 1;
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    n
+}
+
+/// Returns whether any segment file holds the text as it is.
+fn on_disk(dir: &Path, text: &str) -> bool {
+    let mut folders = vec![dir.join("segments")];
+    while let Some(f) = folders.pop() {
+        for entry in std::fs::read_dir(f).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let bytes = std::fs::read(&path).unwrap();
+                if bytes.windows(text.len()).any(|w| w == text.as_bytes()) {
+                    return true;
+                }
+            }
+        }
+    }
+    false
+}
+
+#[tokio::test]
+async fn late_and_repeated_data_lands_in_place_before_and_after_merges() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), vec![]);
+    let t = TenantId::default();
+    // Rounds go back in time by a day each, and every round brings the first sample again.
+    for round in 0..8 {
+        let base = (10 - round) * DAY_MS;
+        put(&store, &t, point("m", base, round as f64)).await;
+        put(&store, &t, point("m", 5 * DAY_MS + 7, round as f64)).await;
+        let logs = vec![log("a", 3 * DAY_MS + 9, "again"), log("a", base, &format!("r{round}"))];
+        put(&store, &t, WriteBatch { logs, ..WriteBatch::default() }).await;
+        let batch = WriteBatch { spans: vec![span(1, 1)], ..WriteBatch::default() };
+        put(&store, &t, batch).await;
+        if round < 7 {
+            store.flush().await.unwrap();
+        }
+    }
+    let mut want: Vec<(i64, f64)> = (0..8).map(|r| ((10 - r) * DAY_MS, r as f64)).collect();
+    want.push((5 * DAY_MS + 7, 7.0));
+    want.sort_by_key(|(t, _)| *t);
+    let mut want_lines: Vec<(i64, String)> =
+        (0..8).map(|r| ((10 - r) * DAY_MS, format!("r{r}"))).collect();
+    want_lines.push((3 * DAY_MS + 9, "again".into()));
+    want_lines.sort();
+    let want_lines: Vec<String> = want_lines.into_iter().map(|(_, l)| l).collect();
+    let check = |store: &Store| {
+        assert_eq!(samples(store, &t, "m"), want);
+        assert_eq!(lines(store, &t), want_lines);
+        assert_eq!(spans(store, &t), 1);
+    };
+    check(&store);
+    store.flush().await.unwrap();
+    check(&store);
+    let before = store.usage().2;
+    store.merge().await.unwrap();
+    assert!(store.usage().2 < before, "{before} segments stayed");
+    check(&store);
+    store.close();
+    drop(store);
+    check(&open(dir.path(), vec![]));
+}
+
+#[tokio::test]
+async fn retention_drops_by_the_most_specific_age_and_by_bytes() {
+    let days = |n: u64| Some(Duration::from_secs(n * 86_400));
+    let acme = TenantId::new("acme").unwrap();
+    let rules = vec![
+        RetentionRule { max_age: days(10), ..RetentionRule::default() },
+        RetentionRule {
+            signal: Some(RetentionSignal::Logs),
+            max_age: days(3),
+            ..RetentionRule::default()
+        },
+        RetentionRule {
+            tenant: Some(acme.clone()),
+            signal: Some(RetentionSignal::Logs),
+            max_age: days(30),
+            ..RetentionRule::default()
+        },
+        // One byte: nothing of this tenant's metrics fits.
+        RetentionRule {
+            tenant: Some(acme.clone()),
+            signal: Some(RetentionSignal::Metrics),
+            max_bytes: Some(1),
+            ..RetentionRule::default()
+        },
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), rules);
+    let default = TenantId::default();
+    for tenant in [&default, &acme] {
+        for day in [1, 10, 17, 20] {
+            put(&store, tenant, point("m", day * DAY_MS, 1.0)).await;
+            let logs = vec![log("a", day * DAY_MS, &format!("day {day}"))];
+            put(&store, tenant, WriteBatch { logs, ..WriteBatch::default() }).await;
+        }
+    }
+    store.flush().await.unwrap();
+    let now = TimestampNs::from_nanos((20 * DAY_MS + 1) * 1_000_000);
+    assert!(store.retain(now).unwrap() > 0);
+    let times = |tenant| -> Vec<i64> {
+        samples(&store, tenant, "m").into_iter().map(|(t, _)| t / DAY_MS).collect()
+    };
+    assert_eq!(times(&default), [17, 20]);
+    assert_eq!(times(&acme), [0_i64; 0]);
+    assert_eq!(lines(&store, &default), ["day 20"]);
+    assert_eq!(lines(&store, &acme), ["day 1", "day 10", "day 17", "day 20"]);
+    assert_eq!(store.retain(now).unwrap(), 0);
+}
+
+#[tokio::test]
+async fn deleted_data_is_hidden_at_once_and_merges_take_it_off_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), vec![]);
+    let (t, other) = (TenantId::default(), TenantId::new("other").unwrap());
+    for tenant in [&t, &other] {
+        let batch = WriteBatch {
+            spans: vec![span(1, 1), span(1, 2), span(2, 3)],
+            points: vec![
+                (metric("a"), Sample::float(5, 1.0)),
+                (metric("a"), Sample::float(50, 2.0)),
+                (metric("b"), Sample::float(5, 3.0)),
+            ],
+            ..WriteBatch::default()
+        };
+        put(&store, tenant, batch).await;
+    }
+    let trace = TraceId::from_slice(&[1; 16]).unwrap();
+    let series = DeleteScope::Series {
+        matchers: vec![("__name__".into(), MatchOp::Equal, "a".into())],
+        start: 0,
+        end: 10,
+    };
+    for _ in 0..2 {
+        store.delete(&t, DeleteScope::Trace(trace)).await.unwrap();
+        store.delete(&t, series.clone()).await.unwrap();
+        assert_eq!(spans(&store, &t), 1);
+        assert_eq!(samples(&store, &t, "a"), [(50, 2.0)]);
+        assert_eq!(samples(&store, &t, "b"), [(5, 3.0)]);
+    }
+    // What comes later is new data.
+    put(&store, &t, point("a", 6, 9.0)).await;
+    assert_eq!(samples(&store, &t, "a"), [(6, 9.0), (50, 2.0)]);
+    store.delete(&other, DeleteScope::Tenant).await.unwrap();
+    assert_eq!(spans(&store, &other), 0);
+    assert!(on_disk(dir.path(), "needle-of-trace-1"));
+    store.merge().await.unwrap();
+    assert!(!on_disk(dir.path(), "needle-of-trace-1"));
+    assert!(!dir.path().join("segments/other").exists() || spans(&store, &other) == 0);
+    store.close();
+    drop(store);
+    let store = open(dir.path(), vec![]);
+    assert_eq!((spans(&store, &t), spans(&store, &other)), (1, 0));
+    assert_eq!(samples(&store, &t, "a"), [(6, 9.0), (50, 2.0)]);
+}
