@@ -20,19 +20,81 @@ const SERIES_MAX: usize = 50_000;
 enum Counter {
     Number(f64),
     Dollars(Money),
+    Histogram(Buckets),
+}
+
+/// A classic histogram: one lookup a call instead of one a bucket.
+#[derive(Debug, Clone)]
+struct Buckets {
+    bounds: &'static [f64],
+    /// By bound, not cumulative; the last is beyond all bounds.
+    counts: Vec<u64>,
+    sum: f64,
+}
+
+impl Buckets {
+    fn of(bounds: &'static [f64], v: f64) -> Self {
+        let mut counts = vec![0; bounds.len() + 1];
+        if let Some(c) = counts.get_mut(bounds.partition_point(|b| *b < v)) {
+            *c = 1;
+        }
+        Self { bounds, counts, sum: v }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.counts.iter_mut().zip(&other.counts).for_each(|(a, b)| *a += b);
+        self.sum += other.sum;
+    }
+
+    /// Returns the values of the series that [`series_of`] names.
+    fn values(&self) -> Vec<f64> {
+        let mut seen = 0;
+        let mut out: Vec<f64> = Vec::with_capacity(self.counts.len() + 2);
+        for c in &self.counts {
+            seen += c;
+            out.push(seen as f64);
+        }
+        out.extend([seen as f64, self.sum]);
+        out
+    }
 }
 
 #[derive(Debug)]
 struct Entry {
     value: Counter,
+    /// The label sets that the value is emitted as.
+    series: Vec<Labels>,
     is_new: bool,
     touched: TimestampMs,
+}
+
+/// Returns the label sets of a counter: for a histogram its buckets, count and sum.
+fn series_of(labels: &Labels, value: &Counter) -> Vec<Labels> {
+    let Counter::Histogram(h) = value else { return vec![labels.clone()] };
+    let name = labels.get(METRIC_NAME);
+    let with = |suffix: &str, le: Option<String>| {
+        let mut b = LabelsBuilder::default();
+        for (n, v) in labels.iter() {
+            b.set(n, v);
+        }
+        b.set(METRIC_NAME, &format!("{name}{suffix}"));
+        if let Some(le) = le {
+            b.set("le", &le);
+        }
+        b.build()
+    };
+    let bounds = h.bounds.iter().map(ToString::to_string).chain(["+Inf".to_owned()]);
+    let mut out: Vec<Labels> = bounds.map(|b| with("_bucket", Some(b))).collect();
+    out.extend([with("_count", None), with("_sum", None)]);
+    out
 }
 
 /// The counters of all tenants.
 #[derive(Debug, Default)]
 pub struct Derived {
     counters: HashMap<(TenantId, Labels), Entry>,
+    /// Series of all counters.
+    series: usize,
     last_tick: TimestampMs,
     /// Increments that found no room.
     pub dropped: u64,
@@ -132,63 +194,21 @@ impl Derived {
             );
         }
         let seconds = c.duration_ms() / 1000.0;
-        self.histogram(tenant, "llm_duration_seconds", &base, &DURATION_BUCKETS, seconds, now);
+        let mut observe = |name: &str, bounds: &'static [f64], v: f64| {
+            let one = Counter::Histogram(Buckets::of(bounds, v));
+            self.add(tenant, name, &base, &[], one, now);
+        };
+        observe("llm_duration_seconds", &DURATION_BUCKETS, seconds);
         if c.status == CallStatus::Ok
             && let Some(first) = c.time_to_first_token_ms
         {
-            self.histogram(
-                tenant,
-                "llm_time_to_first_token_seconds",
-                &base,
-                &DURATION_BUCKETS,
-                first / 1000.0,
-                now,
-            );
+            observe("llm_time_to_first_token_seconds", &DURATION_BUCKETS, first / 1000.0);
             let later = c.tokens.output_total().saturating_sub(1);
             if later > 0 {
                 let each = (seconds - first / 1000.0).max(0.0) / later as f64;
-                self.histogram(
-                    tenant,
-                    "llm_time_per_output_token_seconds",
-                    &base,
-                    &PER_TOKEN_BUCKETS,
-                    each,
-                    now,
-                );
+                observe("llm_time_per_output_token_seconds", &PER_TOKEN_BUCKETS, each);
             }
         }
-    }
-
-    fn histogram(
-        &mut self,
-        tenant: &TenantId,
-        name: &str,
-        base: &[(&str, &str)],
-        buckets: &[f64],
-        v: f64,
-        now: TimestampMs,
-    ) {
-        for b in buckets {
-            let hit = if v <= *b { 1.0 } else { 0.0 };
-            self.add(
-                tenant,
-                &format!("{name}_bucket"),
-                base,
-                &[("le", &b.to_string())],
-                Counter::Number(hit),
-                now,
-            );
-        }
-        self.add(
-            tenant,
-            &format!("{name}_bucket"),
-            base,
-            &[("le", "+Inf")],
-            Counter::Number(1.0),
-            now,
-        );
-        self.add(tenant, &format!("{name}_count"), base, &[], Counter::Number(1.0), now);
-        self.add(tenant, &format!("{name}_sum"), base, &[], Counter::Number(v), now);
     }
 
     fn add(
@@ -206,19 +226,22 @@ impl Derived {
             b.set(n, v);
         }
         let key = (tenant.clone(), b.build());
-        let is_full = self.counters.len() >= SERIES_MAX;
+        let is_full = self.series >= SERIES_MAX;
         match self.counters.get_mut(&key) {
             Some(e) => {
                 e.touched = now;
                 match (&mut e.value, v) {
                     (Counter::Number(a), Counter::Number(b)) => *a += b,
                     (Counter::Dollars(a), Counter::Dollars(b)) => *a = a.saturating_add(b),
+                    (Counter::Histogram(a), Counter::Histogram(b)) => a.add(&b),
                     _ => {}
                 }
             }
             None if is_full => self.dropped += 1,
             None => {
-                self.counters.insert(key, Entry { value: v, is_new: true, touched: now });
+                let series = series_of(&key.1, &v);
+                self.series += series.len();
+                self.counters.insert(key, Entry { value: v, series, is_new: true, touched: now });
             }
         }
     }
@@ -228,23 +251,26 @@ impl Derived {
     pub fn tick(&mut self, now: TimestampMs) -> Vec<(TenantId, Vec<Series>, Vec<MetricMetadata>)> {
         const IDLE_MS: i64 = 24 * 3600 * 1000;
         self.counters.retain(|_, e| e.touched >= now.add_millis(-IDLE_MS));
+        self.series = self.counters.values().map(|e| e.series.len()).sum();
         let before = self.last_tick.max(now.add_millis(-60_000)).min(now.add_millis(-1));
         self.last_tick = now;
         let mut by_tenant: HashMap<TenantId, Vec<Series>> = HashMap::new();
-        for ((tenant, labels), e) in &mut self.counters {
-            let value = match &e.value {
-                Counter::Number(n) => *n,
-                Counter::Dollars(m) => m.to_f64().unwrap_or(f64::NAN),
+        for ((tenant, _), e) in &mut self.counters {
+            let values = match &e.value {
+                Counter::Number(n) => vec![*n],
+                Counter::Dollars(m) => vec![m.to_f64().unwrap_or(f64::NAN)],
+                Counter::Histogram(h) => h.values(),
             };
-            let mut samples = Vec::with_capacity(2);
-            if std::mem::take(&mut e.is_new) {
-                samples.push(Sample::float(before.millis(), 0.0));
+            let is_new = std::mem::take(&mut e.is_new);
+            let out = by_tenant.entry(tenant.clone()).or_default();
+            for (labels, value) in e.series.iter().zip(values) {
+                let mut samples = Vec::with_capacity(2);
+                if is_new {
+                    samples.push(Sample::float(before.millis(), 0.0));
+                }
+                samples.push(Sample::float(now.millis(), value));
+                out.push(Series { labels: labels.clone(), samples });
             }
-            samples.push(Sample::float(now.millis(), value));
-            by_tenant
-                .entry(tenant.clone())
-                .or_default()
-                .push(Series { labels: labels.clone(), samples });
         }
         let metadata = || {
             FAMILIES

@@ -1,6 +1,6 @@
 //! What a record may look like.
 
-use obs_model::{Labels, LogRecord, Series, Span, TimestampNs};
+use obs_model::{Labels, LogRecord, Span, TimestampNs};
 
 /// Limits of single records. Bytes, counts, nanoseconds.
 #[derive(Debug, Clone)]
@@ -99,10 +99,5 @@ impl Limits {
             }
         }
         Ok(())
-    }
-
-    pub(crate) fn series(&self, s: &Series, now: TimestampNs) -> Result<(), String> {
-        self.labels(&s.labels)?;
-        s.samples.iter().try_for_each(|x| self.time(x.timestamp.to_nanos(), now))
     }
 }

@@ -219,41 +219,40 @@ impl Ingest {
         Ok(outcome)
     }
 
-    /// Stores samples; `deltas` are summed first.
+    /// Stores samples whose labels came from [`Self::labels`]; `deltas` are summed first.
     ///
     /// # Errors
     /// When the store refuses the batch; then nothing was stored.
     pub async fn metrics(
         &self,
         tenant: &TenantId,
-        series: Vec<Series>,
-        deltas: Vec<Series>,
+        mut points: Vec<(Labels, Sample)>,
+        mut deltas: Vec<Series>,
         metadata: Vec<MetricMetadata>,
         now: TimestampNs,
     ) -> Result<Outcome, AppendError> {
         let mut outcome = Outcome::default();
-        let mut keep = |list: Vec<Series>| -> Vec<Series> {
-            list.into_iter()
-                .filter(|s| match self.limits.series(s, now) {
-                    Ok(()) => true,
-                    Err(reason) => {
-                        outcome.refuse(reason);
-                        false
-                    }
-                })
-                .collect()
+        let mut fits = |s: &Sample| match self.limits.time(s.timestamp.to_nanos(), now) {
+            Ok(()) => true,
+            Err(reason) => {
+                outcome.refuse(reason);
+                false
+            }
         };
-        let (mut series, deltas) = (keep(series), keep(deltas));
+        points.retain(|(_, s)| fits(s));
+        deltas.retain(|s| s.samples.iter().all(&mut fits));
         let mut undo = None;
         if !deltas.is_empty() {
             let (sums, refused, taken) =
                 self.state().deltas.add(tenant, deltas, self.limits.delta_series_max);
-            series.extend(sums);
+            for s in sums {
+                points.extend(s.samples.into_iter().map(|x| (s.labels.clone(), x)));
+            }
             undo = Some(taken);
             refused.into_iter().for_each(|r| outcome.refuse(r.to_owned()));
         }
-        let n = series.iter().map(|s| s.samples.len() as u64).sum();
-        let batch = WriteBatch { series, metadata, ..WriteBatch::default() };
+        let n = points.len() as u64;
+        let batch = WriteBatch { points, metadata, ..WriteBatch::default() };
         let stored = self.append(tenant, "metric", ("data_points", n), batch).await;
         if let (Err(_), Some(undo)) = (&stored, undo) {
             self.state().deltas.undo(undo);
@@ -301,32 +300,5 @@ impl Ingest {
             let labels = build()?;
             self.limits.labels(&labels).map(|()| labels)
         })
-    }
-
-    /// Stores single samples whose labels came from [`Self::labels`].
-    ///
-    /// # Errors
-    /// When the store refuses the batch; then nothing was stored.
-    pub async fn points(
-        &self,
-        tenant: &TenantId,
-        mut points: Vec<(Labels, Sample)>,
-        metadata: Vec<MetricMetadata>,
-        now: TimestampNs,
-    ) -> Result<Outcome, AppendError> {
-        let mut outcome = Outcome::default();
-        points.retain(|(_, s)| match self.limits.time(s.timestamp.to_nanos(), now) {
-            Ok(()) => true,
-            Err(reason) => {
-                outcome.refuse(reason);
-                false
-            }
-        });
-        let n = points.len() as u64;
-        let batch = WriteBatch { points, metadata, ..WriteBatch::default() };
-        let stored = self.append(tenant, "metric", ("data_points", n), batch).await?;
-        outcome.take(n, stored);
-        self.count_rejected("metrics", &outcome);
-        Ok(outcome)
     }
 }

@@ -138,15 +138,20 @@ async fn limits_hold_at_the_edge_and_the_rest_is_kept() {
 
     let wide = |n: usize| {
         let pairs = (0..n - 1).map(|i| (format!("l{i:02}"), "v".to_owned()));
-        Series {
-            labels: Labels::from_pairs(pairs.chain([("__name__".to_owned(), "m".to_owned())])),
-            samples: vec![Sample::float(NOW / 1_000_000, 1.0)],
-        }
+        let labels = Labels::from_pairs(pairs.chain([("__name__".to_owned(), "m".to_owned())]));
+        let tenant = TenantId::default();
+        ingest.labels(&tenant, format!("{n}").as_bytes(), &|| Ok(labels.clone()))
     };
     let max = limits.labels_max;
-    let series = vec![wide(max - 1), wide(max), wide(max + 1)];
-    let outcome = ingest.metrics(&TenantId::default(), series, vec![], vec![], now).await.unwrap();
+    assert!(wide(max + 1).unwrap_err().contains("41 labels"));
+    let at = |ns: i64| Sample::float((NOW + ns) / 1_000_000, 1.0);
+    let points = vec![
+        (wide(max - 1).unwrap(), at(0)),
+        (wide(max).unwrap(), at(limits.future_ns)),
+        (wide(max).unwrap(), at(limits.future_ns + 1_000_000)),
+    ];
+    let outcome = ingest.metrics(&TenantId::default(), points, vec![], vec![], now).await.unwrap();
     assert_eq!((outcome.accepted, outcome.rejected), (2, 1));
-    assert!(outcome.reasons[0].contains("41 labels"));
+    assert!(outcome.reasons[0].contains("in the future"));
     assert_eq!(store.batches.lock().unwrap().len(), 2);
 }

@@ -71,11 +71,12 @@ pub(crate) async fn metrics(
     tenant: &TenantId,
     request: ExportMetricsServiceRequest,
 ) -> Result<Partial, Refusal> {
-    let decoded = otlp::decode_metrics(request);
+    let ingest = &state.ingest;
+    let decoded = otlp::decode_metrics(request, &|key, build| ingest.labels(tenant, key, build));
     count(state, "metrics", &decoded.rejected);
     let m = decoded.items;
     let now: TimestampNs = state.now();
-    let outcome = state.ingest.metrics(tenant, m.series, m.deltas, m.metadata, now).await?;
+    let outcome = state.ingest.metrics(tenant, m.points, m.deltas, m.metadata, now).await?;
     Ok(partial(&decoded.rejected, outcome))
 }
 

@@ -56,7 +56,7 @@ async fn write_inner(state: &AppState, headers: &HeaderMap, body: Body) -> Resul
             .map_err(|e| Refusal::bad(e.to_string()))?;
     drop(bytes);
     let w = decoded.items;
-    let outcome = ingest.points(&tenant, w.points, w.metadata, state.now()).await?;
+    let outcome = ingest.metrics(&tenant, w.points, Vec::new(), w.metadata, state.now()).await?;
     let rejected = decoded.rejected.count + outcome.rejected;
     if rejected == 0 {
         return Ok(());

@@ -4,8 +4,8 @@ use crate::bin::{Decoder, Encoder, Malformed};
 use crate::records::{
     Record, get_attributes, get_labels, get_scope, put_attributes, put_labels, put_scope,
 };
+use foldhash::HashMap;
 use obs_model::{Labels, Resource, Scope};
-use std::collections::HashMap;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -45,7 +45,7 @@ impl Default for Shared {
             resources: Interner(Vec::new()),
             scopes: Interner(Vec::new()),
             streams: Vec::new(),
-            stream_numbers: HashMap::new(),
+            stream_numbers: HashMap::default(),
         }
     }
 }

@@ -5,11 +5,11 @@ use crate::bin::{Decoder, Encoder, Malformed};
 use crate::records::{get_histogram, get_labels, put_histogram, put_labels};
 use crate::segment::Operations;
 use crate::segment::columns::{get_packed, put_packed};
+use foldhash::HashMap;
 use obs_model::{
     Labels, LlmCall, LogRecord, MetricKind, MetricMetadata, Sample, SampleValue, Span, TenantId,
     TimestampMs,
 };
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// The records of a write in the form that log and head share.

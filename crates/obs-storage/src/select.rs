@@ -9,12 +9,13 @@ use crate::segment::rows::{Row, RowFilter, RowSegment};
 use crate::segment::{SegmentError, Signal, kind_of};
 use crate::segments::{OpenSegment, Tombstones, wanted};
 use crate::store::{Store, View};
+use foldhash::{HashMap, HashSet};
 use obs_model::{
     Budget, CallSelection, Direction, Labels, LlmCall, LogRecord, LogSelection, Matcher,
     MetricMetadata, Sample, SelectError, SelectLogs, SelectSeries, SelectSpans, Series,
     SeriesSelection, Span, SpanId, SpanKind, SpanSelection, TenantId, TraceId, Visit,
 };
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -140,7 +141,7 @@ impl SelectSeries for Store {
             let hits = t.metrics.matching(matchers, range.0, range.1);
             hits.map(|s| (s.labels.clone(), s.run.clone())).collect()
         });
-        let mut found: HashMap<Labels, Vec<Sample>> = HashMap::new();
+        let mut found: HashMap<Labels, Vec<Sample>> = HashMap::default();
         let mut keep = |labels: &Labels, samples: &mut Vec<Sample>| -> Result<(), SegmentError> {
             budget.take(samples.len(), samples.len() * SAMPLE_BYTES)?;
             match found.get_mut(labels) {
@@ -466,7 +467,7 @@ impl Store {
         visit: Visit<'_, R>,
     ) -> Result<(), SelectError> {
         // A request that was sent again, its answer lost, is found once.
-        let mut seen: HashSet<(TraceId, SpanId, i64)> = HashSet::new();
+        let mut seen: HashSet<(TraceId, SpanId, i64)> = HashSet::default();
         let mut one = |r: R| {
             if !contains(&r) {
                 budget.take(1, 0)?;
@@ -518,7 +519,7 @@ impl SelectSpans for Store {
                 self.scan_segment(s, &snapshot.tombstones, &filter, false, budget, &mut keep)?;
         }
         out.sort_by_key(|s| (s.start, s.span_id));
-        let mut seen = HashSet::new();
+        let mut seen = HashSet::default();
         out.retain(|s| seen.insert(s.span_id));
         Ok(out)
     }

@@ -56,7 +56,7 @@ impl StoreConfig {
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: dir.into(),
-            head_bytes_max: 64 << 20,
+            head_bytes_max: 48 << 20,
             queue_bytes_max: 32 << 20,
             wal_file_bytes_max: 64 << 20,
             disk_reserve_bytes: 1 << 30,
@@ -163,7 +163,7 @@ pub(crate) struct Inner {
 }
 
 /// Heads that may wait while a flush is slow or fails; beyond it writes are refused.
-const OVERDUE_HEADS: usize = 3;
+const OVERDUE_HEADS: usize = 2;
 
 impl Inner {
     pub(crate) fn wal_dir(&self) -> PathBuf {

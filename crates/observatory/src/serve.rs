@@ -49,8 +49,20 @@ fn init_logging() {
         .try_init();
 }
 
+/// Sets what holds for the whole process.
+fn prepare_process() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    // Buffers come and go with requests: clearing 2 MiB for a few KiB cost a third of the CPU time
+    // of ingest, and kept twice the memory.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
+    // Each segment is an open file.
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
 pub(crate) fn run(a: &ServeArgs) -> Result<ExitCode> {
     init_logging();
+    prepare_process();
     let flags = a
         .listen
         .iter()

@@ -13,12 +13,14 @@ use obs_model::{
 };
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::KeyValue;
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value as NumberValue;
 use opentelemetry_proto::tonic::metrics::v1::{
     AggregationTemporality, ExponentialHistogramDataPoint, HistogramDataPoint, Metric,
     NumberDataPoint, SummaryDataPoint,
 };
+use prost::Message;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -31,31 +33,86 @@ const NO_RECORDED_VALUE: u32 = 1;
 const SCHEMA_MAX: i32 = 8;
 const SCHEMA_MIN: i32 = -4;
 
-/// The series of a request.
+/// Returns the label set whose key is given; makes it when it is not known, and says why it is
+/// refused.
+pub type Resolve<'a> =
+    &'a dyn Fn(&[u8], &dyn Fn() -> Result<Labels, String>) -> Result<Labels, String>;
+
+/// The samples of a request.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Metrics {
     /// Gauges and cumulative points.
-    pub series: Vec<Series>,
+    pub points: Vec<(Labels, Sample)>,
     /// Delta points: each sample is an increment since the one before.
     pub deltas: Vec<Series>,
     pub metadata: Vec<MetricMetadata>,
 }
 
-struct Builder {
+struct Builder<'a> {
     out: Metrics,
     rejected: Rejected,
+    resolve: Resolve<'a>,
     /// Labels of the current resource.
     base: Vec<(String, String)>,
+    /// What the current point's label sets depend on beside name and bucket, and the same with
+    /// these; see [`Resolve`].
+    key: Vec<u8>,
+    base_len: usize,
+    point_len: usize,
+}
+
+/// A label that tells the series of one point apart.
+#[derive(Clone, Copy)]
+enum Extra {
+    None,
+    Le(f64),
+    Quantile(f64),
+}
+
+impl Extra {
+    fn label(self) -> Option<(&'static str, String)> {
+        match self {
+            Self::None => None,
+            Self::Le(f64::INFINITY) => Some(("le", "+Inf".into())),
+            Self::Le(b) => Some(("le", b.to_string())),
+            Self::Quantile(q) => Some(("quantile", q.to_string())),
+        }
+    }
+
+    fn put(self, key: &mut Vec<u8>) {
+        let (kind, v) = match self {
+            Self::None => (0, 0.0),
+            Self::Le(b) => (1, b),
+            Self::Quantile(q) => (2, q),
+        };
+        key.push(kind);
+        key.extend_from_slice(&v.to_bits().to_le_bytes());
+    }
+}
+
+fn put_text(key: &mut Vec<u8>, text: &str) {
+    key.extend_from_slice(&(text.len() as u32).to_le_bytes());
+    key.extend_from_slice(text.as_bytes());
 }
 
 /// Converts a request. Points without a valid time or of unspecified temporality are refused.
-pub fn decode_metrics(request: ExportMetricsServiceRequest) -> Decoded<Metrics> {
-    let mut b =
-        Builder { out: Metrics::default(), rejected: Rejected::default(), base: Vec::new() };
+pub fn decode_metrics(
+    request: ExportMetricsServiceRequest,
+    resolve: Resolve<'_>,
+) -> Decoded<Metrics> {
+    let mut b = Builder {
+        out: Metrics::default(),
+        rejected: Rejected::default(),
+        resolve,
+        base: Vec::new(),
+        key: Vec::new(),
+        base_len: 0,
+        point_len: 0,
+    };
     let mut metadata = BTreeMap::new();
     for rm in request.resource_metrics {
         let resource = resource(rm.resource);
-        b.base = resource_labels(&resource);
+        b.begin_resource(&resource);
         let mut latest = None;
         for sm in rm.scope_metrics {
             for metric in sm.metrics {
@@ -91,33 +148,107 @@ fn time(ns: u64) -> Option<TimestampMs> {
     i64::try_from(ns / 1_000_000).ok().filter(|ms| *ms > 0).map(TimestampMs::from_millis)
 }
 
-impl Builder {
-    fn labels(&self, name: &str, point: &Attributes, extra: &[(&str, &str)]) -> Labels {
-        let mut b = LabelsBuilder::default();
+/// Builds a label set: of the resource, of the point, and one more.
+fn build_labels(
+    base: &[(String, String)],
+    name: &str,
+    point: &Attributes,
+    extra: Option<(&str, String)>,
+) -> Labels {
+    let mut b = LabelsBuilder::default();
+    for (k, v) in base {
+        b.set(k, v);
+    }
+    let mut seen: BTreeMap<String, String> = BTreeMap::new();
+    for (k, v) in point.iter() {
+        let text = v.to_string();
+        // Keys that become one name share it, joined as the specification says.
+        seen.entry(label_name(k)).and_modify(|old| *old = format!("{old};{text}")).or_insert(text);
+    }
+    for (k, v) in &seen {
+        b.set(k, v);
+    }
+    if let Some((k, v)) = extra {
+        b.set(k, &v);
+    }
+    b.set(METRIC_NAME, name);
+    b.build()
+}
+
+impl Builder<'_> {
+    fn begin_resource(&mut self, r: &Resource) {
+        self.base = resource_labels(r);
+        self.key.clear();
+        // No other protocol's keys begin with it.
+        self.key.push(0);
         for (k, v) in &self.base {
-            b.set(k, v);
+            put_text(&mut self.key, k);
+            put_text(&mut self.key, v);
         }
-        let mut seen: BTreeMap<String, String> = BTreeMap::new();
-        for (k, v) in point.iter() {
-            let text = v.to_string();
-            // Keys that become one name share it, joined as the specification says.
-            seen.entry(label_name(k))
-                .and_modify(|old| *old = format!("{old};{text}"))
-                .or_insert(text);
-        }
-        for (k, v) in &seen {
-            b.set(k, v);
-        }
-        for (k, v) in extra {
-            b.set(k, v);
-        }
-        b.set(METRIC_NAME, name);
-        b.build()
+        self.base_len = self.key.len();
     }
 
-    fn push(&mut self, labels: Labels, timestamp: TimestampMs, value: SampleValue, delta: bool) {
-        let series = Series { labels, samples: vec![Sample { timestamp, value }] };
-        if delta { self.out.deltas.push(series) } else { self.out.series.push(series) }
+    fn begin_point(&mut self, list: &[KeyValue]) {
+        self.key.truncate(self.base_len);
+        self.key.push(1);
+        for kv in list {
+            put_text(&mut self.key, &kv.key);
+            match kv.value.as_ref().and_then(|v| v.value.as_ref()) {
+                Some(Value::StringValue(s)) => {
+                    self.key.push(1);
+                    put_text(&mut self.key, s);
+                }
+                _ => {
+                    let bytes = kv.value.as_ref().map(Message::encode_to_vec).unwrap_or_default();
+                    self.key.push(2);
+                    self.key.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+                    self.key.extend_from_slice(&bytes);
+                }
+            }
+        }
+        self.point_len = self.key.len();
+    }
+
+    /// Returns the label set of the current point's series `name` + `suffix`.
+    fn labels(
+        &mut self,
+        name: &str,
+        suffix: &str,
+        list: &[KeyValue],
+        extra: Extra,
+    ) -> Option<Labels> {
+        self.key.truncate(self.point_len);
+        put_text(&mut self.key, name);
+        put_text(&mut self.key, suffix);
+        extra.put(&mut self.key);
+        let base = &self.base;
+        let build = || {
+            let name = format!("{name}{suffix}");
+            Ok(build_labels(base, &name, &attributes(list.to_vec()), extra.label()))
+        };
+        match (self.resolve)(&self.key, &build) {
+            Ok(l) => Some(l),
+            Err(reason) => {
+                self.rejected.add(reason);
+                None
+            }
+        }
+    }
+
+    fn push(
+        &mut self,
+        labels: Option<Labels>,
+        timestamp: TimestampMs,
+        value: SampleValue,
+        delta: bool,
+    ) {
+        let Some(labels) = labels else { return };
+        let sample = Sample { timestamp, value };
+        if delta {
+            self.out.deltas.push(Series { labels, samples: vec![sample] });
+        } else {
+            self.out.points.push((labels, sample));
+        }
     }
 
     fn metric(&mut self, m: Metric, latest: &mut Option<TimestampMs>) -> Option<MetricMetadata> {
@@ -181,19 +312,20 @@ impl Builder {
         }
     }
 
-    /// Returns a point's time and labels' attributes, or refuses it.
+    /// Begins a point and returns its time, or refuses it.
     fn point(
         &mut self,
         ns: u64,
-        list: Vec<KeyValue>,
+        list: &[KeyValue],
         note: &mut dyn FnMut(TimestampMs),
-    ) -> Option<(TimestampMs, Attributes)> {
+    ) -> Option<TimestampMs> {
         let Some(t) = time(ns) else {
             self.rejected.add("data point has no time");
             return None;
         };
         note(t);
-        Some((t, attributes(list)))
+        self.begin_point(list);
+        Some(t)
     }
 
     fn number(
@@ -203,14 +335,14 @@ impl Builder {
         delta: bool,
         note: &mut dyn FnMut(TimestampMs),
     ) {
-        let Some((t, attrs)) = self.point(p.time_unix_nano, p.attributes, note) else { return };
+        let Some(t) = self.point(p.time_unix_nano, &p.attributes, note) else { return };
         let value = match p.value {
             _ if p.flags & NO_RECORDED_VALUE != 0 => f64::from_bits(STALE_NAN_BITS),
             Some(NumberValue::AsDouble(d)) => d,
             Some(NumberValue::AsInt(i)) => i as f64,
             None => return self.rejected.add("data point has no value"),
         };
-        let labels = self.labels(name, &attrs, &[]);
+        let labels = self.labels(name, "", &p.attributes, Extra::None);
         self.push(labels, t, SampleValue::Float(value), delta);
     }
 
@@ -224,23 +356,22 @@ impl Builder {
         if !p.bucket_counts.is_empty() && p.bucket_counts.len() != p.explicit_bounds.len() + 1 {
             return self.rejected.add("histogram's bounds and counts do not fit together");
         }
-        let Some((t, attrs)) = self.point(p.time_unix_nano, p.attributes, note) else { return };
+        let Some(t) = self.point(p.time_unix_nano, &p.attributes, note) else { return };
         let stale = p.flags & NO_RECORDED_VALUE != 0;
         let value =
             |v: f64| SampleValue::Float(if stale { f64::from_bits(STALE_NAN_BITS) } else { v });
-        let bucket = format!("{name}_bucket");
         let mut cumulative = 0_u64;
         for (count, bound) in p.bucket_counts.iter().zip(&p.explicit_bounds) {
             cumulative = cumulative.saturating_add(*count);
-            let labels = self.labels(&bucket, &attrs, &[("le", &bound.to_string())]);
+            let labels = self.labels(name, "_bucket", &p.attributes, Extra::Le(*bound));
             self.push(labels, t, value(cumulative as f64), delta);
         }
-        let labels = self.labels(&bucket, &attrs, &[("le", "+Inf")]);
+        let labels = self.labels(name, "_bucket", &p.attributes, Extra::Le(f64::INFINITY));
         self.push(labels, t, value(p.count as f64), delta);
-        let labels = self.labels(&format!("{name}_count"), &attrs, &[]);
+        let labels = self.labels(name, "_count", &p.attributes, Extra::None);
         self.push(labels, t, value(p.count as f64), delta);
         if let Some(sum) = p.sum {
-            let labels = self.labels(&format!("{name}_sum"), &attrs, &[]);
+            let labels = self.labels(name, "_sum", &p.attributes, Extra::None);
             self.push(labels, t, value(sum), delta);
         }
     }
@@ -257,7 +388,7 @@ impl Builder {
                 .rejected
                 .add(format!("exponential histogram's scale {} is below {SCHEMA_MIN}", p.scale));
         }
-        let Some((t, attrs)) = self.point(p.time_unix_nano, p.attributes, note) else { return };
+        let Some(t) = self.point(p.time_unix_nano, &p.attributes, note) else { return };
         let shift = (p.scale - SCHEMA_MAX).max(0).unsigned_abs().min(31);
         let side = |b: Option<
             opentelemetry_proto::tonic::metrics::v1::exponential_histogram_data_point::Buckets,
@@ -283,18 +414,18 @@ impl Builder {
             negative: side(p.negative),
             ..Histogram::default()
         };
-        let labels = self.labels(name, &attrs, &[]);
+        let labels = self.labels(name, "", &p.attributes, Extra::None);
         self.push(labels, t, SampleValue::Histogram(Arc::new(h)), delta);
     }
 
     fn summary(&mut self, name: &str, p: SummaryDataPoint, note: &mut dyn FnMut(TimestampMs)) {
-        let Some((t, attrs)) = self.point(p.time_unix_nano, p.attributes, note) else { return };
+        let Some(t) = self.point(p.time_unix_nano, &p.attributes, note) else { return };
         for q in p.quantile_values {
-            let labels = self.labels(name, &attrs, &[("quantile", &q.quantile.to_string())]);
+            let labels = self.labels(name, "", &p.attributes, Extra::Quantile(q.quantile));
             self.push(labels, t, SampleValue::Float(q.value), false);
         }
         for (suffix, v) in [("_sum", p.sum), ("_count", p.count as f64)] {
-            let labels = self.labels(&format!("{name}{suffix}"), &attrs, &[]);
+            let labels = self.labels(name, suffix, &p.attributes, Extra::None);
             self.push(labels, t, SampleValue::Float(v), false);
         }
     }
@@ -310,7 +441,15 @@ impl Builder {
         if rest.is_empty() || self.base.is_empty() {
             return;
         }
-        let labels = self.labels("target_info", &rest, &[]);
+        self.key.truncate(self.base_len);
+        self.key.push(2);
+        for (k, v) in rest.iter() {
+            put_text(&mut self.key, k);
+            put_text(&mut self.key, &v.to_string());
+        }
+        let build = || Ok(build_labels(&self.base, "target_info", &rest, None));
+        let labels = (self.resolve)(&self.key, &build);
+        let labels = labels.map_err(|reason| self.rejected.add(reason)).ok();
         self.push(labels, t, SampleValue::Float(1.0), false);
     }
 }
@@ -324,20 +463,25 @@ mod tests {
         let json = format!(
             r#"{{"resourceMetrics":[{{"resource":{{"attributes":[{{"key":"service.name","value":{{"stringValue":"api"}}}},{{"key":"os","value":{{"stringValue":"linux"}}}}]}},"scopeMetrics":[{{"metrics":[{metrics}]}}]}}]}}"#
         );
-        decode_metrics(ExportMetricsServiceRequest::from_json(json.as_bytes()).unwrap())
+        decode_metrics(
+            ExportMetricsServiceRequest::from_json(json.as_bytes()).unwrap(),
+            &|_, build| build(),
+        )
     }
 
-    fn floats(series: &[Series]) -> Vec<(String, f64)> {
-        let value = |s: &Series| match &s.samples[0].value {
+    fn floats<'a>(list: impl Iterator<Item = (&'a Labels, &'a Sample)>) -> Vec<(String, f64)> {
+        let value = |s: &Sample| match &s.value {
             SampleValue::Float(f) => *f,
             SampleValue::Histogram(h) => h.count,
         };
-        series
-            .iter()
-            .map(|s| {
-                (s.labels.filter(|n| !["job", "service_name"].contains(&n)).to_string(), value(s))
-            })
-            .collect()
+        list.map(|(l, s)| {
+            (l.filter(|n| !["job", "service_name"].contains(&n)).to_string(), value(s))
+        })
+        .collect()
+    }
+
+    fn points(m: &Metrics) -> Vec<(String, f64)> {
+        floats(m.points.iter().map(|(l, s)| (l, s)))
     }
 
     #[test]
@@ -348,16 +492,17 @@ mod tests {
                {"name":"temp","unit":"Cel","gauge":{"dataPoints":[{"timeUnixNano":"5000000000","asDouble":1.5}, {"asDouble":2}]}}"#,
         );
         assert_eq!(
-            floats(&d.items.series),
+            points(&d.items),
             [
                 ("req_total{a_b=\"x\"}".into(), 3.0),
                 ("temp_celsius".into(), 1.5),
                 ("target_info{os=\"linux\"}".into(), 1.0)
             ]
         );
-        assert_eq!(floats(&d.items.deltas), [("inc_total".into(), 2.0)]);
+        let deltas = d.items.deltas.iter().map(|s| (&s.labels, &s.samples[0]));
+        assert_eq!(floats(deltas), [("inc_total".into(), 2.0)]);
         assert_eq!(d.rejected.count, 1);
-        assert_eq!(d.items.series[0].labels.get("job"), "api");
+        assert_eq!(d.items.points[0].0.get("job"), "api");
     }
 
     #[test]
@@ -367,7 +512,7 @@ mod tests {
                {"name":"exp","exponentialHistogram":{"aggregationTemporality":2,"dataPoints":[{"timeUnixNano":"5000000000","count":"4","sum":9,"scale":9,"zeroCount":"1","positive":{"offset":-1,"bucketCounts":["1","1","1"]}}]}},
                {"name":"bad","histogram":{"aggregationTemporality":2,"dataPoints":[{"timeUnixNano":"5000000000","count":"6","bucketCounts":["1"],"explicitBounds":[0.5,1]}]}}"#,
         );
-        let got = floats(&d.items.series);
+        let got = points(&d.items);
         assert_eq!(
             got.get(..5).unwrap(),
             [
@@ -378,9 +523,7 @@ mod tests {
                 ("lat_seconds_sum".into(), 9.0)
             ]
         );
-        let SampleValue::Histogram(h) = &d.items.series[5].samples[0].value else {
-            panic!("not native")
-        };
+        let SampleValue::Histogram(h) = &d.items.points[5].1.value else { panic!("not native") };
         // Scale 9 is one finer than the finest: indices -1, 0, 1 become -1, 0, 0, one higher here.
         assert_eq!((h.schema, h.positive.clone()), (8, vec![(0, 1.0), (1, 2.0)]));
         assert_eq!(d.rejected.count, 1);

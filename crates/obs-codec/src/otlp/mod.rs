@@ -7,7 +7,7 @@ mod names;
 mod traces;
 
 pub use logs::{decode_logs, stream_labels};
-pub use metrics::{Metrics, decode_metrics};
+pub use metrics::{Metrics, Resolve, decode_metrics};
 pub use names::{label_name, metric_name};
 pub use traces::decode_traces;
 

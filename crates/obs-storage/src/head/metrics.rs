@@ -5,8 +5,9 @@
 
 use crate::bin::{Decoder, Encoder, Malformed};
 use crate::records::{get_histogram, put_histogram};
+use foldhash::HashMap;
 use obs_model::{Labels, MatchOp, Matcher, MetricMetadata, Sample, SampleValue, TimestampMs};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Samples of one series since the last flush, in order of arrival, a few bytes each.
@@ -210,7 +211,7 @@ impl MetricsHead {
     fn index(&mut self, labels: &Labels, reference: u32) {
         for (name, value) in labels.iter() {
             if !self.postings.contains_key(name) {
-                self.postings.insert(name.into(), HashMap::new());
+                self.postings.insert(name.into(), HashMap::default());
             }
             let Some(values) = self.postings.get_mut(name) else { continue };
             match values.get_mut(value) {

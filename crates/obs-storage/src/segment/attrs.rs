@@ -10,8 +10,8 @@ use crate::segment::columns::{
 };
 use crate::segment::file::{SegmentFile, SegmentWriter};
 use crate::segment::parts::{LONG_BYTES, PartCache, PartWriter, Parts};
+use foldhash::HashMap;
 use obs_model::{AttributeValue, Attributes};
-use std::collections::HashMap;
 
 const EMPTY: u8 = 0;
 const STRING: u8 = 1;
@@ -76,10 +76,10 @@ pub(crate) fn put_attributes(
     rows: &[&Attributes],
     sink: &mut Sink<'_>,
 ) -> Result<(), SegmentError> {
-    let mut columns: HashMap<(&str, u8), usize> = HashMap::new();
+    let mut columns: HashMap<(&str, u8), usize> = HashMap::default();
     let mut names: Vec<(&str, u8)> = Vec::new();
     let mut values: Vec<Vec<&AttributeValue>> = Vec::new();
-    let mut shapes: HashMap<Vec<u32>, i64> = HashMap::new();
+    let mut shapes: HashMap<Vec<u32>, i64> = HashMap::default();
     let mut shape_list: Vec<Vec<u32>> = Vec::new();
     let mut ids = Vec::with_capacity(rows.len());
     let mut scratch = Vec::new();

@@ -6,8 +6,8 @@
 
 use crate::bin::{Decoder, Encoder, Malformed};
 use crate::segment::time_text;
+use foldhash::HashMap;
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::ops::Range;
 
 /// Expanded bytes of one column at most; more is damage.
@@ -255,7 +255,7 @@ pub(crate) fn put_strings(e: &mut Encoder, values: &[&[u8]], rows: Context<'_>) 
         e.raw(first);
         return;
     }
-    let mut dictionary: HashMap<&[u8], u16> = HashMap::new();
+    let mut dictionary: HashMap<&[u8], u16> = HashMap::default();
     let mut ids = Vec::with_capacity(values.len());
     // A dictionary pays when values repeat; the limit also bounds the work on those that do not.
     let limit = (values.len() / 3).clamp(8, DICT_MAX);

@@ -2,7 +2,7 @@
 
 use crate::bin::{Decoder, Encoder, Malformed};
 use crate::segment::columns::{get_ints, get_packed, put_ints, put_packed};
-use std::collections::HashMap;
+use foldhash::HashMap;
 
 const NONE: u8 = 0;
 const ALL: u8 = 1;
@@ -16,7 +16,8 @@ pub(crate) fn put_ids<const N: usize>(e: &mut Encoder, ids: &[[u8; N]]) {
         e.len(ids.len());
         return;
     }
-    let mut numbers: HashMap<[u8; N], i64> = HashMap::from([([0; N], 0)]);
+    let mut numbers: HashMap<[u8; N], i64> = HashMap::default();
+    numbers.insert([0; N], 0);
     let mut distinct = Vec::new();
     let rows: Vec<i64> = ids
         .iter()

@@ -13,8 +13,8 @@ use crate::bin::{Decoder, Encoder, Malformed};
 use crate::segment::columns::{
     Context, RowIds, Strings, get_ints, get_strings, get_texts, put_ints, put_strings, put_texts,
 };
+use foldhash::HashMap;
 use std::cell::OnceCell;
-use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hasher};
 use std::ops::Range;
 
@@ -109,10 +109,11 @@ fn text_key(text: &[u8]) -> u64 {
 /// Writes the lines of a block.
 pub(crate) fn put_lines(e: &mut Encoder, lines: &[&[u8]], rows: Context<'_>) {
     let templates_max = (lines.len() / 4).max(16);
-    let mut templates: HashMap<Vec<u8>, usize> = HashMap::from([(vec![HOLE], 0)]);
+    let mut templates: HashMap<Vec<u8>, usize> = HashMap::default();
+    templates.insert(vec![HOLE], 0);
     let mut template_columns: Vec<Vec<usize>> = vec![vec![0]];
     let mut columns: Vec<Column<'_>> = vec![Column::default()];
-    let mut by_text: HashMap<u64, usize> = HashMap::new();
+    let mut by_text: HashMap<u64, usize> = HashMap::default();
     let mut ids = Vec::with_capacity(lines.len());
     let (mut variables, mut scratch) = (Vec::new(), Vec::new());
     for (row, line) in lines.iter().enumerate() {

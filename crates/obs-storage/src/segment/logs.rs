@@ -11,8 +11,8 @@ use crate::segment::ids::{get_ids, put_ids};
 use crate::segment::lines::{Lines, RowText, put_lines};
 use crate::segment::rows::{Row, RowFilter, VisitRow};
 use crate::segment::{SegmentError, Signal};
+use foldhash::HashMap;
 use obs_model::{Labels, LogRecord, Matcher, Resource, SpanId, TimestampNs, TraceId};
-use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ pub(crate) fn put_table<T: Clone + Eq + std::hash::Hash>(
     items: impl Iterator<Item = T>,
     write: impl Fn(&mut Encoder, &T),
 ) {
-    let mut numbers: HashMap<T, i64> = HashMap::new();
+    let mut numbers: HashMap<T, i64> = HashMap::default();
     let mut table = Vec::new();
     let rows: Vec<i64> = items
         .map(|item| match numbers.get(&item) {
@@ -61,7 +61,7 @@ pub(crate) fn put_resources<'a>(
     e: &mut Encoder,
     resources: impl Iterator<Item = &'a Arc<Resource>>,
 ) {
-    let mut known: HashMap<*const Resource, Arc<[u8]>> = HashMap::new();
+    let mut known: HashMap<*const Resource, Arc<[u8]>> = HashMap::default();
     let bytes = resources.map(|r| {
         known
             .entry(Arc::as_ptr(r))
@@ -108,7 +108,7 @@ impl Row for LogRecord {
     fn arrange(rows: &mut Vec<Self>) {
         // Comparing label sets costs more than everything else here: they are ranked once.
         let mut streams: Vec<Labels> = Vec::new();
-        let mut ranks: HashMap<Labels, usize> = HashMap::new();
+        let mut ranks: HashMap<Labels, usize> = HashMap::default();
         for r in rows.iter() {
             if !ranks.contains_key(&r.stream) {
                 ranks.insert(r.stream.clone(), 0);

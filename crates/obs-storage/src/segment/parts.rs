@@ -7,7 +7,7 @@
 use crate::bin::{Decoder, Encoder, Malformed};
 use crate::segment::SegmentError;
 use crate::segment::file::{BlockRef, SegmentFile, SegmentWriter};
-use std::collections::HashMap;
+use foldhash::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
 
 /// Texts from this length on are kept as parts.

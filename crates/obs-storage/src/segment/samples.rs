@@ -8,8 +8,8 @@ use crate::bin::{Decoder, Encoder, Malformed};
 use crate::records::{get_histogram, put_histogram};
 use crate::segment::ans::{Counts, Step, Tables};
 use crate::segment::floats::{CONTEXTS, Floats, put_floats};
+use foldhash::HashMap;
 use obs_model::{Sample, SampleValue, TimestampMs};
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Samples of one chunk at most: two hours at 15 s.

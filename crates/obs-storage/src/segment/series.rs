@@ -12,8 +12,8 @@ use crate::segment::file::{BlockRef, SegmentFile, SegmentWriter};
 use crate::segment::rows::{Damaged, Finished};
 use crate::segment::samples::{BLOCK_SAMPLES, Block, BlockBuilder, chunks};
 use crate::vfs::Vfs;
+use foldhash::HashMap;
 use obs_model::{Labels, METRIC_NAME, MatchOp, Matcher, Sample, SampleValue};
-use std::collections::HashMap;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::path::Path;
 
@@ -75,7 +75,7 @@ impl SeriesWriter {
             next_chunk: 0,
             entries: Vec::new(),
             pages: Vec::new(),
-            known: HashMap::new(),
+            known: HashMap::default(),
             keys: Default::default(),
             samples: 0,
         })
@@ -159,7 +159,7 @@ impl SeriesWriter {
         let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return Ok(()) };
         let min = entries.iter().map(|e| e.min).min().unwrap_or_default();
         let max = entries.iter().map(|e| e.max).max().unwrap_or_default();
-        let mut texts: HashMap<&str, u64> = HashMap::new();
+        let mut texts: HashMap<&str, u64> = HashMap::default();
         let mut list = Vec::new();
         let mut body = Encoder::default();
         let mut expected = first.first_chunk;

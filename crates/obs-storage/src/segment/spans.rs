@@ -10,8 +10,8 @@ use crate::segment::ids::{get_ids, put_ids};
 use crate::segment::logs::{get_resources, get_table, put_resources, put_table, span_bytes};
 use crate::segment::rows::{Row, RowFilter, VisitRow};
 use crate::segment::{SegmentError, Signal};
+use foldhash::HashMap;
 use obs_model::{Scope, Span, SpanId, SpanKind, SpanStatus, TimestampNs, TraceId};
-use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ impl Row for Span {
 
     fn arrange(rows: &mut Vec<Self>) {
         // Traces by their first start, so that time and trace both have locality.
-        let mut first: HashMap<TraceId, TimestampNs> = HashMap::new();
+        let mut first: HashMap<TraceId, TimestampNs> = HashMap::default();
         for r in rows.iter() {
             let start = first.entry(r.trace_id).or_insert(r.start);
             *start = (*start).min(r.start);
@@ -217,7 +217,7 @@ impl Row for Span {
 }
 
 fn put_scopes(e: &mut Encoder, rows: &[Span]) {
-    let mut known: HashMap<*const Scope, Arc<[u8]>> = HashMap::new();
+    let mut known: HashMap<*const Scope, Arc<[u8]>> = HashMap::default();
     let bytes = rows.iter().map(|r| {
         known
             .entry(Arc::as_ptr(&r.scope))
