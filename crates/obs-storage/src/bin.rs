@@ -76,6 +76,13 @@ impl<'a> Decoder<'a> {
         self.take(n)
     }
 
+    /// Returns all that is left.
+    pub(crate) fn rest(&mut self) -> &'a [u8] {
+        let rest = self.bytes.get(self.at..).unwrap_or_default();
+        self.at = self.bytes.len();
+        rest
+    }
+
     pub(crate) const fn is_done(&self) -> bool {
         self.at >= self.bytes.len()
     }

@@ -56,7 +56,7 @@ impl StoreConfig {
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: dir.into(),
-            head_bytes_max: 48 << 20,
+            head_bytes_max: 24 << 20,
             queue_bytes_max: 32 << 20,
             wal_file_bytes_max: 64 << 20,
             disk_reserve_bytes: 1 << 30,

@@ -54,11 +54,28 @@ pub(crate) struct Builder {
 
 impl Builder {
     pub(crate) fn add_text(&mut self, text: &[u8]) {
-        for (_, run) in runs(text) {
-            if run.len() >= WORD_BYTES_MIN {
+        // A run that long covers every position of some residue: most bytes need no look.
+        let word_at = |i: usize| text.get(i).is_some_and(|b| is_word(*b));
+        let (mut last_end, mut at) = (0, WORD_BYTES_MIN - 1);
+        while at < text.len() {
+            if !word_at(at) {
+                at += WORD_BYTES_MIN;
+                continue;
+            }
+            let mut start = at;
+            while start > last_end && word_at(start - 1) {
+                start -= 1;
+            }
+            let mut end = at + 1;
+            while word_at(end) {
+                end += 1;
+            }
+            if let Some(run) = text.get(start..end).filter(|r| r.len() >= WORD_BYTES_MIN) {
                 self.hashes.push(hash(run));
                 self.longest = self.longest.max(run.len());
             }
+            last_end = end;
+            at = end + WORD_BYTES_MIN;
         }
     }
 
@@ -125,6 +142,20 @@ impl<'a> Filter<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn every_long_run_is_added(text in "[a-z0-9 ,]{0,80}([a-z0-9]{10,20}[ =]?){0,6}") {
+            let mut b = Builder::default();
+            b.add_text(text.as_bytes());
+            let mut got = b.hashes.clone();
+            let long = runs(text.as_bytes()).filter(|(_, r)| r.len() >= WORD_BYTES_MIN);
+            let mut want: Vec<u64> = long.map(|(_, r)| hash(r)).collect();
+            got.sort_unstable();
+            want.sort_unstable();
+            proptest::prop_assert_eq!(got, want);
+        }
+    }
 
     #[test]
     fn present_words_are_never_denied_and_absent_ones_mostly() {

@@ -256,12 +256,22 @@ pub(crate) fn put_strings(e: &mut Encoder, values: &[&[u8]], rows: Context<'_>) 
         return;
     }
     let mut dictionary: HashMap<&[u8], u16> = HashMap::default();
-    let mut ids = Vec::with_capacity(values.len());
+    let mut ids: Vec<i64> = Vec::with_capacity(values.len());
+    let mut previous: Option<(&[u8], i64)> = None;
     // A dictionary pays when values repeat; the limit also bounds the work on those that do not.
     let limit = (values.len() / 3).clamp(8, DICT_MAX);
     for v in values {
+        // Runs are common: rows of one trace or stream follow one another.
+        if let Some((last, id)) = previous
+            && last == *v
+        {
+            ids.push(id);
+            continue;
+        }
         let next = dictionary.len() as u16;
-        ids.push(i64::from(*dictionary.entry(v).or_insert(next)));
+        let id = i64::from(*dictionary.entry(v).or_insert(next));
+        previous = Some((v, id));
+        ids.push(id);
         if dictionary.len() > limit {
             break;
         }

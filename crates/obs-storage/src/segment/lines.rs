@@ -21,8 +21,26 @@ use std::ops::Range;
 /// Stands for a variable in a template; lines that contain it are kept whole.
 const HOLE: u8 = 0;
 
-fn word(b: u8) -> bool {
-    b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.') || b >= 0x80
+/// What a byte is to [`split_text`].
+const CLASS: [u8; 256] = {
+    let mut table = [0; 256];
+    let mut i = 0;
+    while i < 256 {
+        let b = i as u8;
+        if b.is_ascii_digit() {
+            table[i] = WORD | DIGIT;
+        } else if b.is_ascii_alphabetic() || matches!(b, b'_' | b'-' | b'.') || b >= 0x80 {
+            table[i] = WORD;
+        }
+        i += 1;
+    }
+    table
+};
+const WORD: u8 = 1;
+const DIGIT: u8 = 2;
+
+fn class(b: u8) -> u8 {
+    CLASS.get(usize::from(b)).copied().unwrap_or(0)
 }
 
 /// Finds the variables of free text.
@@ -30,13 +48,16 @@ fn split_text(line: &[u8], range: Range<usize>, out: &mut Vec<Range<usize>>) {
     let mut at = range.start;
     while at < range.end {
         let rest = line.get(at..range.end).unwrap_or_default();
-        let skip = rest.iter().take_while(|b| !word(**b)).count();
-        let run = rest.iter().skip(skip).take_while(|b| word(**b)).count();
-        let token = at + skip..at + skip + run;
-        if line.get(token.clone()).is_some_and(|t| t.iter().any(u8::is_ascii_digit)) {
-            out.push(token);
+        let skip = rest.iter().position(|b| class(*b) != 0).unwrap_or(rest.len());
+        let (mut end, mut seen) = (skip, 0);
+        while let Some(c) = rest.get(end).map(|b| class(*b)).filter(|c| *c != 0) {
+            seen |= c;
+            end += 1;
         }
-        at += skip + run;
+        if seen & DIGIT != 0 {
+            out.push(at + skip..at + end);
+        }
+        at += end;
     }
 }
 
@@ -48,11 +69,18 @@ fn split_json(line: &[u8], out: &mut Vec<Range<usize>>) {
             b'"' => {
                 let start = at + 1;
                 let mut end = start;
-                while let Some(c) = line.get(end) {
-                    match c {
-                        b'"' => break,
-                        b'\\' => end += 2,
-                        _ => end += 1,
+                loop {
+                    let rest = line.get(end..).unwrap_or_default();
+                    match memchr::memchr2(b'"', b'\\', rest) {
+                        Some(n) if rest.get(n) == Some(&b'\\') => end += n + 2,
+                        Some(n) => {
+                            end += n;
+                            break;
+                        }
+                        None => {
+                            end = line.len();
+                            break;
+                        }
                     }
                 }
                 let end = end.min(line.len());
@@ -63,7 +91,7 @@ fn split_json(line: &[u8], out: &mut Vec<Range<usize>>) {
                 if next == Some(&b':') || content.is_empty() {
                     continue;
                 }
-                if content.contains(&b' ') {
+                if memchr::memchr(b' ', content).is_some() {
                     split_text(line, start..end, out);
                 } else {
                     out.push(start..end);
@@ -126,7 +154,7 @@ pub(crate) fn put_lines(e: &mut Encoder, lines: &[&[u8]], rows: Context<'_>) {
             at = v.end;
         }
         scratch.extend_from_slice(line.get(at..).unwrap_or_default());
-        let holes = scratch.iter().filter(|b| **b == HOLE).count();
+        let holes = memchr::memchr_iter(HOLE, &scratch).count();
         let known = templates.get(&scratch).copied();
         let is_raw =
             holes != variables.len() || (known.is_none() && templates.len() > templates_max);

@@ -16,6 +16,7 @@ pub(crate) mod samples;
 pub(crate) mod series;
 pub(crate) mod spans;
 pub(crate) mod time_text;
+pub(crate) mod words;
 
 use obs_model::SpanKind;
 use std::collections::BTreeSet;

@@ -7,6 +7,7 @@
 use crate::bin::{Decoder, Encoder, Malformed};
 use crate::segment::SegmentError;
 use crate::segment::file::{BlockRef, SegmentFile, SegmentWriter};
+use crate::segment::words;
 use foldhash::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
 
@@ -18,7 +19,6 @@ const PART_BYTES_MIN: usize = 96;
 const PART_BYTES_MAX: usize = 256 << 10;
 /// Bytes of parts compressed together.
 const BLOCK_BYTES: usize = 512 << 10;
-const ZSTD_LEVEL: i32 = 3;
 
 /// Cuts a text; the cuts of a text that only grows at its end stay where they are.
 fn cut(text: &[u8]) -> Vec<&[u8]> {
@@ -116,7 +116,7 @@ impl PartWriter {
         if self.pending_parts == 0 {
             return Ok(());
         }
-        let packed = zstd::bulk::compress(&self.pending, ZSTD_LEVEL)?;
+        let packed = words::pack(&self.pending)?;
         let block = out.put(&packed)?;
         self.blocks.push((block, self.pending.len() as u32, self.pending_parts));
         self.pending.clear();
@@ -209,7 +209,7 @@ impl Parts {
             const RAW_MAX: u32 = 64 << 20;
             let b = self.blocks.get(i).filter(|b| b.raw_len <= RAW_MAX).ok_or(Malformed(i))?;
             let packed = file.read(b.block)?;
-            cache.0 = Some((i, zstd::bulk::decompress(&packed, b.raw_len as usize)?));
+            cache.0 = Some((i, words::unpack(&packed, b.raw_len as usize)?));
         }
         let block = cache.0.as_ref().map(|(_, b)| b.as_slice()).unwrap_or_default();
         out.extend_from_slice(block.get(at as usize..(at + len) as usize).ok_or(Malformed(i))?);
