@@ -250,7 +250,12 @@ impl State {
             Edit::WalStart(n) => self.wal_start = n,
             Edit::NextSegment(n) => self.next_segment = self.next_segment.max(n),
             Edit::Metadata(tenant, m) => {
-                self.metadata.entry(tenant).or_default().insert(m.name.clone(), m);
+                /// As many names as a few heads can bring; the rest goes without a description.
+                const NAMES_MAX: usize = 50_000;
+                let known = self.metadata.entry(tenant).or_default();
+                if known.len() < NAMES_MAX || known.contains_key(&m.name) {
+                    known.insert(m.name.clone(), m);
+                }
             }
             Edit::Delete(t) => {
                 self.tombstones.insert(t.id, t);

@@ -9,7 +9,7 @@ use crate::head::metrics::sort_unique;
 use crate::manifest::{Edit, SegmentMeta};
 use crate::segment::rows::{Row, RowFilter, RowWriter};
 use crate::segment::series::{BlockCache, Found, SeriesSegment, SeriesWriter};
-use crate::segment::{Operations, SegmentError, Signal};
+use crate::segment::{Operations, SegmentError, Signal, add_operation};
 use crate::segments::{Hidden, OpenSegment, SegmentData, Tombstones};
 use crate::store::Inner;
 use obs_model::{LlmCall, LogRecord, Sample, Span};
@@ -130,7 +130,9 @@ fn merge(
     let cleaned = inputs.iter().zip(&hidden).map(|(s, h)| s.meta.cleaned.max(h.last())).max();
     let mut operations = Operations::new();
     for s in inputs {
-        operations.extend(s.meta.operations.iter().cloned());
+        for o in &s.meta.operations {
+            add_operation(&mut operations, o.clone());
+        }
     }
     let purpose = Purpose {
         tenant: first.tenant.clone(),

@@ -1,5 +1,6 @@
 //! Opening: reading the log into the head, within memory.
 
+use crate::background;
 use crate::flush;
 use crate::frame::{self, Dictionary};
 use crate::head::Head;
@@ -12,6 +13,7 @@ use crate::writer::apply_records;
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
+use std::thread::ScopedJoinHandle;
 
 /// Removes segment files that the manifest does not know: a flush or merge that did not finish,
 /// whose data is still in the log or in the segments it read.
@@ -32,28 +34,49 @@ pub(crate) fn remove_orphans(vfs: &dyn Vfs, dir: &Path, state: &State) {
 
 /// Reads the log from `start` into the head; returns the highest file number seen.
 pub(crate) fn replay(inner: &Inner, start: u64, report: &mut RecoveryReport) -> io::Result<u64> {
-    let mut last = 0;
-    for (number, path) in wal::files(&*inner.vfs, &inner.wal_dir())? {
-        last = last.max(number);
-        if number < start {
-            // Left behind by a crash between the manifest's edit and the deletion.
-            let _ = inner.vfs.remove(&path);
-            continue;
-        }
-        let file = inner.vfs.open(&path)?;
-        report.wal_files += 1;
-        report.wal_bytes += file.len();
-        replay_file(inner, &*file, report)?;
-        // A log larger than memory becomes segments on the way, as it would have while running.
-        if inner.head().data_bytes() >= inner.config.head_bytes_max {
-            match flush_now(inner, number + 1) {
-                Ok(()) => report.flushed += 1,
-                // The head then grows; a full disk must not keep the store from being read.
-                Err(e) => tracing::warn!(error = %e, "cannot flush while reading the log"),
+    std::thread::scope(|scope| {
+        let mut last = 0;
+        let mut flush: Option<ScopedJoinHandle<'_, bool>> = None;
+        let mut can_flush = true;
+        for (number, path) in wal::files(&*inner.vfs, &inner.wal_dir())? {
+            last = last.max(number);
+            if number < start {
+                // Left behind by a crash between the manifest's edit and the deletion.
+                let _ = inner.vfs.remove(&path);
+                continue;
+            }
+            let file = inner.vfs.open(&path)?;
+            report.wal_files += 1;
+            report.wal_bytes += file.len();
+            replay_file(inner, &*file, report)?;
+            // A log larger than memory becomes segments on the way, as it would have while
+            // running; the next file is read meanwhile.
+            if can_flush && inner.head().data_bytes() >= inner.config.head_bytes_max {
+                // One head at a time: what is not in segments yet has to stay visible.
+                can_flush = flush.take().is_none_or(joined);
+                if can_flush {
+                    report.flushed += 1;
+                    inner.freeze(number + 1);
+                    let work = || background::flush_once(inner).is_ok();
+                    if inner.config.inline {
+                        can_flush = work();
+                    } else {
+                        flush = Some(scope.spawn(work));
+                    }
+                }
             }
         }
-    }
-    Ok(last)
+        // After a failure the head grows and the flusher tries again: a full disk must not keep
+        // the store from being read.
+        if !flush.take().is_none_or(joined) || !can_flush {
+            tracing::warn!("cannot flush while reading the log");
+        }
+        Ok(last)
+    })
+}
+
+fn joined(flush: ScopedJoinHandle<'_, bool>) -> bool {
+    flush.join().unwrap_or(false)
 }
 
 fn replay_file(
@@ -95,18 +118,8 @@ fn apply(head: &mut Head, dictionary: &Dictionary, b: frame::Decoded) {
             }
         }
     }
-    apply_records(t, b.records);
-}
-
-/// Flushes the head on this thread; only while nothing else runs.
-fn flush_now(inner: &Inner, wal_start: u64) -> Result<(), String> {
-    let frozen = {
-        let mut head = inner.head.write().unwrap_or_else(PoisonError::into_inner);
-        Arc::new(head.freeze())
-    };
-    // Queries are not served yet; should the flush fail, the data has to stay visible.
-    inner.view.write().unwrap_or_else(PoisonError::into_inner).frozen = Some(frozen.clone());
-    publish(inner, &frozen, wal_start)
+    // Counted when they were written.
+    let _ = apply_records(t, b.records);
 }
 
 /// Writes a frozen head's segments and makes them what queries see.

@@ -118,6 +118,8 @@ pub struct StoreStats {
     pub segments_dropped: AtomicU64,
     pub refused: AtomicU64,
     pub damaged_reads: AtomicU64,
+    /// Metric metadata and operations that found no room in their lists.
+    pub names_dropped: AtomicU64,
 }
 
 /// What queries see, beside the head.

@@ -2,6 +2,7 @@
 
 use crate::frame::{self, Records};
 use crate::head::metrics::MetricsHead;
+use crate::segment::add_operation;
 use crate::store::Inner;
 use crate::wal::{self, FRAME_BATCH, FRAME_BYTES_MAX, FRAME_SERIES, WalFile};
 use obs_model::{AppendError, Appended, Labels, Sample, TenantId};
@@ -195,7 +196,8 @@ impl Writer {
                         t.metrics.push(*number, sample);
                     }
                 }
-                apply_records(t, records);
+                let dropped = apply_records(t, records);
+                self.inner.stats.names_dropped.fetch_add(dropped, Ordering::Relaxed);
                 replies.push((reply, n.outcome));
             }
         }
@@ -279,17 +281,24 @@ fn number(
         .collect()
 }
 
-/// Adds records to a tenant's head.
-pub(crate) fn apply_records(t: &mut crate::head::TenantHead, records: Records) {
+/// Adds records to a tenant's head; returns how many names found no room in its lists of metric
+/// metadata and operations. The records themselves are all added.
+pub(crate) fn apply_records(t: &mut crate::head::TenantHead, records: Records) -> u64 {
+    const METADATA_MAX: usize = 20_000;
+    let mut dropped = 0;
     for m in records.metadata {
-        t.metrics.metadata.insert(m.name.clone(), m);
+        let known = &mut t.metrics.metadata;
+        if known.len() < METADATA_MAX || known.contains_key(&m.name) {
+            known.insert(m.name.clone(), m);
+        } else {
+            dropped += 1;
+        }
     }
     for o in records.operations {
-        if !t.rows.operations.contains(&o) {
-            t.rows.operations.insert(o);
-        }
+        dropped += u64::from(!add_operation(&mut t.rows.operations, o));
     }
     t.rows.logs.push(records.logs);
     t.rows.spans.push(records.spans);
     t.rows.calls.push(records.calls);
+    dropped
 }

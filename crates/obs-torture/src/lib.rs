@@ -1,6 +1,12 @@
 //! Fault harnesses: a simulated disk under the store, and the real program under kill and flip.
 //!
-//! Everything is seeded; a failure names its seed. Read [`model`] next.
+//! Everything is seeded; a failure names its seed. Read [`model`] (inside the store) and
+//! [`blackbox`] (around the program) next.
 
+pub mod blackbox;
+pub mod load;
 pub mod model;
+pub mod oracle;
+pub mod server;
 pub mod sim;
+pub mod tail;

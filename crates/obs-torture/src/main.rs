@@ -2,8 +2,10 @@
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
-use obs_torture::model;
+use obs_torture::{blackbox, model, tail};
+use serde_json::Value;
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::time::Instant;
 
 #[derive(Debug, Parser)]
@@ -31,9 +33,71 @@ enum What {
         #[arg(long, default_value_t = 200)]
         pages: u64,
     },
+    /// Logs cut at any byte, with garbage, zeroed and repeated pages (A5).
+    Tail {
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+        #[arg(long, default_value_t = 2_000)]
+        cuts: u64,
+        /// Offsets before the end, each of which is cut at.
+        #[arg(long, default_value_t = 4_096)]
+        last: usize,
+    },
+    /// `kill -9` under load (A1).
+    Kill {
+        #[command(flatten)]
+        program: Program,
+        #[arg(long, default_value_t = 200)]
+        runs: u64,
+    },
+    /// Power cuts: copies of a mounted disk's image (A2). Needs root.
+    Power {
+        #[command(flatten)]
+        program: Program,
+        #[arg(long, default_value_t = 50)]
+        runs: u64,
+    },
+    /// A full disk (A8). Needs root.
+    Full {
+        #[command(flatten)]
+        program: Program,
+    },
+    /// Kills while the log is read (A10).
+    Replay {
+        #[command(flatten)]
+        program: Program,
+        #[arg(long, default_value_t = 20)]
+        kills: u64,
+    },
+    /// A log of 2 GiB under a memory limit of 1 GiB (A11). Needs root.
+    Memory {
+        #[command(flatten)]
+        program: Program,
+    },
+    /// Answers and syncs in the order of system calls (A13). Needs strace.
+    Strace {
+        #[command(flatten)]
+        program: Program,
+        #[arg(long, default_value_t = 100)]
+        requests: u64,
+    },
 }
 
-fn say(value: &serde_json::Value) {
+#[derive(Debug, clap::Args)]
+struct Program {
+    /// The `observatory` to test.
+    #[arg(long)]
+    bin: PathBuf,
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+fn block_on(f: impl Future<Output = Result<Value>>) -> Result<Value> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.enable_all().build()?.block_on(f)
+}
+
+fn say(value: &Value) {
     let _ = writeln!(std::io::stdout(), "{value}");
 }
 
@@ -78,6 +142,21 @@ fn main() -> Result<()> {
                 "detected": flips + pages, "altered": 0, "writes_lost": lost,
                 "most_lost_at_once": worst, "seconds": began.elapsed().as_secs(),
             }));
+        }
+        What::Tail { seed, cuts, last } => say(&tail::run(seed, cuts, last)?),
+        What::Kill { program: p, runs } => {
+            say(&block_on(blackbox::kill(&p.bin, runs, p.seed))?);
+        }
+        What::Power { program: p, runs } => {
+            say(&block_on(blackbox::power(&p.bin, runs, p.seed))?);
+        }
+        What::Full { program: p } => say(&block_on(blackbox::full(&p.bin, p.seed))?),
+        What::Replay { program: p, kills } => {
+            say(&block_on(blackbox::replay(&p.bin, kills, p.seed))?);
+        }
+        What::Memory { program: p } => say(&block_on(blackbox::memory(&p.bin, p.seed))?),
+        What::Strace { program: p, requests } => {
+            say(&block_on(blackbox::strace(&p.bin, requests))?);
         }
     }
     Ok(())

@@ -119,7 +119,10 @@ async fn serve(config: Config, demo: bool, reload_prices: ReloadPrices) -> Resul
     let mut tasks = JoinSet::new();
     let endpoints = listen(&config, &state, &stop, &mut tasks).await?;
     tasks.spawn(tick(store.clone(), ingest.clone(), instance(&endpoints), stop.clone()));
-    write_endpoints(&dir, &endpoints)?;
+    if let Err(e) = write_endpoints(&dir, &endpoints) {
+        // A full disk must not keep what is there from being read.
+        tracing::error!(error = format!("{e:#}"), "the addresses are on standard output alone");
+    }
     for (name, address) in &endpoints {
         say(&format!("{name:<10} {address}"));
     }
@@ -315,6 +318,7 @@ fn publish_usage(store: &Store, t: &Telemetry) {
         ("merged_bytes", &s.merged_bytes),
         ("segments_dropped", &s.segments_dropped),
         ("damaged_reads", &s.damaged_reads),
+        ("names_dropped", &s.names_dropped),
     ] {
         let counter = t.counters.with_label_values(&[kind]);
         counter.inc_by(v.load(Ordering::Relaxed).saturating_sub(counter.get()));

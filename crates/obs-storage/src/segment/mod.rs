@@ -63,6 +63,24 @@ impl Signal {
 /// needs no file.
 pub(crate) type Operations = BTreeSet<(String, String, i32)>;
 
+/// Adds an operation unless its list is full: span names with ids in them have no end, and the
+/// list is in memory and in the manifest. A service with such names leaves room for the others.
+/// Returns whether it is in the list.
+pub(crate) fn add_operation(list: &mut Operations, o: (String, String, i32)) -> bool {
+    const ALL_MAX: usize = 4_000;
+    const SERVICE_MAX: usize = 1_000;
+    if list.contains(&o) {
+        return true;
+    }
+    let from = (o.0.clone(), String::new(), i32::MIN);
+    let of_service = list.range(from..).take_while(|x| x.0 == o.0);
+    let fits = list.len() < ALL_MAX && of_service.take(SERVICE_MAX).count() < SERVICE_MAX;
+    if fits {
+        list.insert(o);
+    }
+    fits
+}
+
 /// Reads a kind stored in [`Operations`].
 pub(crate) const fn kind_of(number: i32) -> SpanKind {
     SpanKind::from_otlp(number)
