@@ -4,7 +4,7 @@
 SHARED_TARGET := $(HOME)/.cache/llm-observatory/target
 export CARGO_TARGET_DIR ?= $(if $(wildcard $(SHARED_TARGET)),$(SHARED_TARGET),$(CURDIR)/target)
 
-.PHONY: run build test check unit clients ui-test browser ui ui-verify bench clean-venv deps-ui deps-clients deps-browser
+.PHONY: run build test check unit clients ui-test browser ui ui-verify bench micro torture measured clean-venv deps-ui deps-clients deps-browser
 
 run: build
 	@"$(CARGO_TARGET_DIR)/release/observatory" serve --demo
@@ -63,5 +63,31 @@ ui: deps-ui
 ui-verify: deps-ui
 	@out=$$(mktemp -d) && cd $(WEB) && UI_OUT=$$out npm run --silent build -- --logLevel warn && diff -r $$out ../dist && rm -rf $$out && echo "dist/ matches its sources"
 
-bench:
+# The optimised binary and the harness around it, built apart from the release: no LTO, in minutes.
+measured:
+	@scripts/deps.sh build
+	cargo build --profile measure -p observatory -p obs-torture
+
+MEASURED := $(CARGO_TARGET_DIR)/measure
+# A generator of load, if there is another than our own.
+LOADGEN ?=
+
+# The table of what a million items cost; under ten minutes.
+bench: measured
+	$(MEASURED)/obs-torture bench --bin $(MEASURED)/observatory $(if $(LOADGEN),--loadgen $(LOADGEN))
+
+# Benchmarks of single functions.
+micro:
 	cargo bench --workspace
+
+# Faults, at length: about an hour. Mounts, control groups and strace need root.
+torture: measured
+	$(MEASURED)/obs-torture sim
+	$(MEASURED)/obs-torture flip
+	$(MEASURED)/obs-torture tail
+	$(MEASURED)/obs-torture strace --bin $(MEASURED)/observatory
+	$(MEASURED)/obs-torture full --bin $(MEASURED)/observatory
+	$(MEASURED)/obs-torture replay --bin $(MEASURED)/observatory
+	$(MEASURED)/obs-torture memory --bin $(MEASURED)/observatory
+	$(MEASURED)/obs-torture power --bin $(MEASURED)/observatory
+	$(MEASURED)/obs-torture kill --bin $(MEASURED)/observatory

@@ -11,6 +11,7 @@ use obs_model::{
     Append, AppendError, Appended, CostState, Labels, LlmCall, LogRecord, MetricMetadata, Sample,
     Series, Span, SpanId, TenantId, TimestampMs, TimestampNs, TraceId, WriteBatch,
 };
+use prometheus::IntGauge;
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -63,6 +64,23 @@ pub struct Ingest {
     telemetry: Telemetry,
     identities: Arc<Identities>,
     state: Arc<Mutex<State>>,
+}
+
+/// Records counted in a gauge while they are on their way to the log.
+struct Waiting(IntGauge, i64);
+
+impl Waiting {
+    fn new(gauge: IntGauge, records: u64) -> Self {
+        let n = i64::try_from(records).unwrap_or(i64::MAX);
+        gauge.add(n);
+        Self(gauge, n)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.sub(self.1);
+    }
 }
 
 /// Calls remembered for de-duplication.
@@ -118,11 +136,16 @@ impl Ingest {
     ) -> Result<Appended, AppendError> {
         let t = &self.telemetry;
         let timer = t.write_seconds.with_label_values(&[writer, "insert"]).start_timer();
+        // A client that goes away drops this future; the count must not stay.
+        let waiting = Waiting::new(t.buffer.with_label_values(&[writer, items.0]), items.1);
         let result = self.store.append(tenant, batch).await;
+        drop(waiting);
         timer.observe_duration();
         let status = if result.is_ok() { "success" } else { "error" };
         t.writes.with_label_values(&[writer, "insert", status]).inc();
-        if result.is_ok() {
+        if result.is_err() {
+            t.errors.with_label_values(&["write", "insert"]).inc();
+        } else {
             t.batch_size.with_label_values(&[writer, "insert"]).observe(items.1 as f64);
             t.items_written.with_label_values(&[writer, items.0]).inc_by(items.1);
         }

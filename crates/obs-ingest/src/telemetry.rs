@@ -4,7 +4,9 @@ use obs_model::{
     Labels, LabelsBuilder, METRIC_NAME, MetricKind, MetricMetadata, Sample, Series, TimestampMs,
 };
 use prometheus::proto::{Metric, MetricType};
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry,
+};
 use std::sync::Arc;
 
 const SECONDS: [f64; 12] = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -24,6 +26,15 @@ pub struct Handles {
     pub batch_size: HistogramVec,
     pub items_written: IntCounterVec,
     pub rejected: IntCounterVec,
+    /// Records on their way to the log, not durable yet.
+    pub buffer: IntGaugeVec,
+    pub flushes: IntCounterVec,
+    pub errors: IntCounterVec,
+    pub retries: IntCounterVec,
+    pub query_results: HistogramVec,
+    /// Permits to read: active, idle, max.
+    pub pool: IntGaugeVec,
+    pub acquire_seconds: Histogram,
     pub spans_received: IntCounterVec,
     pub query_seconds: HistogramVec,
     pub http_requests: IntCounterVec,
@@ -60,14 +71,18 @@ impl Telemetry {
             let c = IntCounterVec::new(Opts::new(name, help), labels)?;
             registry.register(Box::new(c.clone())).map(|()| c)
         };
-        let gauges = IntGaugeVec::new(
-            Opts::new(
-                "observatory_store_usage",
-                "Bytes and counts of the embedded store, by kind.",
-            ),
-            &["kind"],
+        let gauge = |name: &str, help: &str, labels: &[&str]| {
+            let g = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(g.clone())).map(|()| g)
+        };
+        let acquire_seconds = Histogram::with_opts(
+            HistogramOpts::new(
+                "storage_connection_acquire_duration_seconds",
+                "Time that queries waited for their turn to read.",
+            )
+            .buckets(SECONDS.to_vec()),
         )?;
-        registry.register(Box::new(gauges.clone()))?;
+        registry.register(Box::new(acquire_seconds.clone()))?;
         let handles = Handles {
             write_seconds: histogram(
                 "storage_write_duration_seconds",
@@ -113,7 +128,43 @@ impl Telemetry {
                 "Events of the embedded store, by kind.",
                 &["kind"],
             )?,
-            gauges,
+            gauges: gauge(
+                "observatory_store_usage",
+                "Bytes and counts of the embedded store, by kind.",
+                &["kind"],
+            )?,
+            buffer: gauge(
+                "storage_buffer_size",
+                "Records that wait to become durable.",
+                &["writer_type", "buffer_type"],
+            )?,
+            flushes: counter(
+                "storage_flushes_total",
+                "Flushes of recent data to segments by outcome.",
+                &["writer_type", "status"],
+            )?,
+            errors: counter(
+                "storage_errors_total",
+                "Failures of the store.",
+                &["error_type", "operation"],
+            )?,
+            retries: counter(
+                "storage_retries_total",
+                "Work of the store that failed and was tried again.",
+                &["operation"],
+            )?,
+            query_results: histogram(
+                "storage_query_result_count",
+                "Records and samples that queries took from the store.",
+                &["repository", "method"],
+                &COUNTS,
+            )?,
+            pool: gauge(
+                "storage_pool_connections",
+                "Permits to read the store, by state.",
+                &["state"],
+            )?,
+            acquire_seconds,
             registry: registry.clone(),
         };
         Ok(Self(Arc::new(handles)))

@@ -4,6 +4,7 @@ use crate::state::AppState;
 use http::StatusCode;
 use obs_model::{Budget, SelectError};
 use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Why a query gave no result, by whose fault it was.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +60,35 @@ impl Drop for CancelOnDrop {
     }
 }
 
+/// A turn to read, counted while it lasts.
+struct Permit {
+    state: AppState,
+    turn: Option<OwnedSemaphorePermit>,
+}
+
+impl Permit {
+    fn new(state: &AppState, turn: OwnedSemaphorePermit) -> Self {
+        count_permits(state);
+        Self { state: state.clone(), turn: Some(turn) }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        drop(self.turn.take());
+        count_permits(&self.state);
+    }
+}
+
+/// Sets the gauges of the pool of permits.
+pub(crate) fn count_permits(state: &AppState) {
+    let max = state.limits.query_concurrency;
+    let idle = state.gate.available_permits();
+    for (name, n) in [("active", max.saturating_sub(idle)), ("idle", idle), ("max", max)] {
+        state.ingest.telemetry().pool.with_label_values(&[name]).set(n as i64);
+    }
+}
+
 /// Waits for a turn and runs `work` with a fresh budget.
 pub(crate) async fn blocking<T: Send + 'static>(
     state: &AppState,
@@ -84,19 +114,31 @@ where
     F: Future<Output = Result<T, QueryFailure>>,
 {
     let limits = &state.limits;
+    let t = state.ingest.telemetry();
+    let waited = t.acquire_seconds.start_timer();
     let turn = tokio::time::timeout(limits.query_queue, state.gate.clone().acquire_owned()).await;
-    let Ok(Ok(_permit)) = turn else { return Err(QueryFailure::Busy) };
-    let timer = state
-        .ingest
-        .telemetry()
-        .query_seconds
-        .with_label_values(&[repository, method])
-        .start_timer();
+    waited.observe_duration();
+    let Ok(Ok(permit)) = turn else {
+        t.errors.with_label_values(&["connection", method]).inc();
+        return Err(QueryFailure::Busy);
+    };
+    let _permit = Permit::new(state, permit);
+    let timer = t.query_seconds.with_label_values(&[repository, method]).start_timer();
     let budget = Arc::new(Budget::new(limits.query_samples_max, limits.query_bytes_max));
     let _guard = CancelOnDrop(budget.clone());
     let noted = budget.clone();
     let result = tokio::time::timeout(limits.query_timeout, work(state.clone(), budget)).await;
     timer.observe_duration();
+    t.query_results.with_label_values(&[repository, method]).observe(noted.samples_taken() as f64);
     crate::partial::note(noted.missing());
-    result.unwrap_or(Err(QueryFailure::Timeout))
+    let result = result.unwrap_or(Err(QueryFailure::Timeout));
+    let failure = match &result {
+        Err(QueryFailure::Timeout) => Some("timeout"),
+        Err(QueryFailure::Internal(_)) => Some("query"),
+        _ => None,
+    };
+    if let Some(kind) = failure {
+        t.errors.with_label_values(&[kind, method]).inc();
+    }
+    result
 }

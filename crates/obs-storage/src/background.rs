@@ -2,7 +2,7 @@
 
 use crate::merge;
 use crate::recover;
-use crate::store::Inner;
+use crate::store::{FlushDone, Inner};
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -35,14 +35,21 @@ pub(crate) fn flusher(inner: &Inner) {
 /// Does the flush under way, if there is one.
 pub(crate) fn flush_once(inner: &Inner) -> Result<(), String> {
     let Some((_, wal_start)) = inner.flush_state().under_way else { return Ok(()) };
+    let began = Instant::now();
     let frozen = inner.view.read().unwrap_or_else(PoisonError::into_inner).frozen.clone();
     let result = match frozen {
         Some(f) => recover::publish(inner, &f, wal_start),
-        None => Ok(()),
+        None => Ok(0),
     };
     let mut state = inner.flush_state();
     match &result {
-        Ok(()) => {
+        Ok(rows) => {
+            const KEPT: usize = 1000;
+            let mut log = inner.stats.flush_log.lock().unwrap_or_else(PoisonError::into_inner);
+            if log.len() < KEPT {
+                log.push(FlushDone { time: began.elapsed(), rows: *rows });
+            }
+            drop(log);
             inner.stats.flushes.fetch_add(1, Ordering::Relaxed);
             state.under_way = None;
             state.failure = None;
@@ -54,7 +61,7 @@ pub(crate) fn flush_once(inner: &Inner) -> Result<(), String> {
         }
     }
     inner.flush_change.notify_all();
-    result
+    result.map(|_| ())
 }
 
 /// Waits until a flush is done, or its attempt failed. One that began before and failed is tried

@@ -33,5 +33,5 @@ mod wal;
 mod writer;
 
 pub use retention::{RetentionRule, RetentionSignal};
-pub use store::{OpenError, RecoveryReport, Store, StoreConfig, StoreStats};
+pub use store::{FlushDone, OpenError, RecoveryReport, Store, StoreConfig, StoreStats};
 pub use verify::{Finding, VerifyReport, verify};

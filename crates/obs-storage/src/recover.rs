@@ -122,13 +122,14 @@ fn apply(head: &mut Head, dictionary: &Dictionary, b: frame::Decoded) {
     let _ = apply_records(t, b.records);
 }
 
-/// Writes a frozen head's segments and makes them what queries see.
+/// Writes a frozen head's segments and makes them what queries see; returns the rows.
 pub(crate) fn publish(
     inner: &Inner,
     frozen: &crate::head::Frozen,
     wal_start: u64,
-) -> Result<(), String> {
+) -> Result<u64, String> {
     let metas = inner.with_maker(|m| flush::write(m, frozen)).map_err(|e| e.to_string())?;
+    let rows = metas.iter().map(|m| m.rows).sum();
     let mut edits = vec![Edit::WalStart(wal_start)];
     for (tenant, (metrics, _)) in &frozen.tenants {
         let all = metrics.metadata.values();
@@ -150,5 +151,5 @@ pub(crate) fn publish(
             let _ = inner.vfs.remove(&path);
         }
     }
-    Ok(())
+    Ok(rows)
 }

@@ -120,6 +120,15 @@ pub struct StoreStats {
     pub damaged_reads: AtomicU64,
     /// Metric metadata and operations that found no room in their lists.
     pub names_dropped: AtomicU64,
+    pub(crate) flush_log: Mutex<Vec<FlushDone>>,
+}
+
+/// A flush that ended.
+#[derive(Debug, Clone, Copy)]
+pub struct FlushDone {
+    pub time: Duration,
+    /// Samples and records that became durable segments.
+    pub rows: u64,
 }
 
 /// What queries see, beside the head.
@@ -419,6 +428,13 @@ impl Store {
 
     pub fn stats(&self) -> &StoreStats {
         &self.inner.stats
+    }
+
+    /// Returns the flushes that ended since this was called last, the first thousand of them.
+    pub fn take_flushes(&self) -> Vec<FlushDone> {
+        std::mem::take(
+            &mut *self.inner.stats.flush_log.lock().unwrap_or_else(PoisonError::into_inner),
+        )
     }
 
     /// Returns (bytes in the head, bytes waiting for the log, segments, active series).

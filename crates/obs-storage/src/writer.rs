@@ -175,6 +175,9 @@ impl Writer {
             define(&mut self.frames);
             if bytes > FRAME_BYTES_MAX {
                 self.frames.truncate(start);
+                // Its series have their numbers now, which later writes use.
+                define(&mut self.frames);
+                define(&mut self.frames);
                 let refusal = AppendError::TooLarge { bytes, max: FRAME_BYTES_MAX };
                 let _ = pending.reply.send(Err(refusal));
                 continue;

@@ -103,15 +103,29 @@ fn temp() -> Result<tempfile::TempDir> {
     tempfile::tempdir().context("failed to make a directory")
 }
 
+/// Keeps the directory of a run that failed, to be looked at.
+fn keep<T>(dir: tempfile::TempDir, result: Result<T>) -> Result<T> {
+    if result.is_ok() {
+        return result;
+    }
+    let kept = dir.keep();
+    result.with_context(|| format!("its data is in {}", kept.display()))
+}
+
 /// A1: `kill -9` under load, again and again, on one data directory.
 ///
 /// # Errors
 /// What was lost, altered or invented.
 pub async fn kill(bin: &Path, runs: u64, seed: u64) -> Result<Value> {
-    let began = Instant::now();
     let dir = temp()?;
-    let data = dir.path().join("data");
-    let setup = Setup { bin: bin.into(), data, config: SMALL.into(), memory: None };
+    let result = kill_in(bin, dir.path(), runs, seed).await;
+    keep(dir, result)
+}
+
+async fn kill_in(bin: &Path, dir: &Path, runs: u64, seed: u64) -> Result<Value> {
+    let began = Instant::now();
+    let setup =
+        Setup { bin: bin.into(), data: dir.join("data"), config: SMALL.into(), memory: None };
     let mut rng = Rng::new(seed);
     let mut sum = Sum::default();
     let mut all: Vec<(Plan, Verdicts)> = Vec::new();

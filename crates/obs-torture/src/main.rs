@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
-use obs_torture::{blackbox, model, tail};
+use obs_torture::{bench, blackbox, model, tail};
 use serde_json::Value;
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -73,6 +73,16 @@ enum What {
     Memory {
         #[command(flatten)]
         program: Program,
+    },
+    /// The table of costs a million items.
+    Bench {
+        #[command(flatten)]
+        program: Program,
+        /// A generator that takes `gen KIND … --url URL`; without one our own data is sent.
+        #[arg(long)]
+        loadgen: Option<PathBuf>,
+        #[arg(long, default_value_t = 1)]
+        runs: usize,
     },
     /// Answers and syncs in the order of system calls (A13). Needs strace.
     Strace {
@@ -155,6 +165,12 @@ fn main() -> Result<()> {
             say(&block_on(blackbox::replay(&p.bin, kills, p.seed))?);
         }
         What::Memory { program: p } => say(&block_on(blackbox::memory(&p.bin, p.seed))?),
+        What::Bench { program: p, loadgen, runs } => {
+            tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                .build()?
+                .block_on(bench::run(&p.bin, loadgen, runs))?;
+        }
         What::Strace { program: p, requests } => {
             say(&block_on(blackbox::strace(&p.bin, requests))?);
         }

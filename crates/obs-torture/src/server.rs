@@ -47,8 +47,8 @@ impl Setup {
                 c
             }
         };
-        let log = std::fs::File::create(std::env::temp_dir().join("obs-torture-server.log"))
-            .context("failed to make the server's log")?;
+        let log_path = config.with_extension("log");
+        let log = std::fs::File::create(&log_path).context("failed to make the server's log")?;
         command
             .args(["serve", "--listen", "all=127.0.0.1:0", "--data"])
             .arg(&self.data)
@@ -72,7 +72,8 @@ impl Setup {
                 return Ok(server);
             }
             if let Some(status) = server.child.try_wait().context("failed to look after it")? {
-                bail!("the server ended before it was ready: {status}");
+                let log = std::fs::read_to_string(&log_path).unwrap_or_default();
+                bail!("the server ended before it was ready: {status}\n{log}");
             }
             if began.elapsed() > patience {
                 bail!("the server is not ready after {patience:?}");

@@ -306,7 +306,20 @@ fn publish_usage(store: &Store, t: &Telemetry) {
     ] {
         t.gauges.with_label_values(&[kind]).set(i64::try_from(v).unwrap_or(i64::MAX));
     }
+    for f in store.take_flushes() {
+        t.write_seconds.with_label_values(&["copy", "flush"]).observe(f.time.as_secs_f64());
+        t.batch_size.with_label_values(&["copy", "flush"]).observe(f.rows as f64);
+    }
     let s = store.stats();
+    for (counter, v) in [
+        (t.flushes.with_label_values(&["copy", "success"]), &s.flushes),
+        (t.flushes.with_label_values(&["copy", "error"]), &s.flush_failures),
+        (t.errors.with_label_values(&["flush", "flush"]), &s.flush_failures),
+        // Every flush that failed is tried again.
+        (t.retries.with_label_values(&["flush"]), &s.flush_failures),
+    ] {
+        counter.inc_by(v.load(Ordering::Relaxed).saturating_sub(counter.get()));
+    }
     for (kind, v) in [
         ("wal_syncs", &s.wal_syncs),
         ("wal_bytes", &s.wal_bytes),

@@ -1,0 +1,222 @@
+//! The table of what a million items cost: CPU time, bytes on disk, memory.
+
+use crate::load::{Kind, Plan, Verdict, once};
+use crate::server::{Server, Setup};
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// One line of the table.
+struct Work {
+    name: &'static str,
+    listener: &'static str,
+    path: &'static str,
+    /// Arguments of the external generator; none where it has no such data.
+    external: &'static [&'static str],
+    /// What our own generator sends instead.
+    own: Kind,
+    items: u64,
+    /// The signals whose segments hold it.
+    signals: &'static [&'static str],
+}
+
+const WORKS: &[Work] = &[
+    Work {
+        name: "remote write, 10k series",
+        listener: "prometheus",
+        path: "/api/v1/write",
+        external: &["metrics", "--series", "10000", "--hours", "1.1"],
+        own: Kind::RemoteWrite,
+        items: 2_000_000,
+        signals: &["metrics"],
+    },
+    Work {
+        name: "remote write, 100k series",
+        listener: "prometheus",
+        path: "/api/v1/write",
+        external: &["metrics", "--series", "100000", "--hours", "0.6"],
+        own: Kind::RemoteWrite,
+        items: 2_000_000,
+        signals: &["metrics"],
+    },
+    Work {
+        name: "Loki push",
+        listener: "loki",
+        path: "/loki/api/v1/push",
+        external: &["logs", "--count", "2400000"],
+        own: Kind::Loki,
+        items: 1_000_000,
+        signals: &["logs"],
+    },
+    Work {
+        name: "OTLP logs",
+        listener: "otlp-http",
+        path: "/v1/logs",
+        external: &["logs", "--protocol", "otlp-http", "--count", "1200000"],
+        own: Kind::OtlpLogs,
+        items: 1_000_000,
+        signals: &["logs"],
+    },
+    Work {
+        name: "OTLP traces",
+        listener: "otlp-grpc",
+        path: "/",
+        external: &["traces", "--count", "235000"],
+        own: Kind::OtlpTraces,
+        items: 500_000,
+        signals: &["spans", "calls"],
+    },
+    Work {
+        name: "OTLP metrics",
+        listener: "otlp-http",
+        path: "/v1/metrics",
+        external: &["metrics", "--protocol", "otlp-http", "--series", "10000", "--hours", "1.1"],
+        own: Kind::RemoteWrite,
+        items: 0,
+        signals: &["metrics"],
+    },
+];
+
+struct Measured {
+    items: u64,
+    cpu: f64,
+    bytes: u64,
+    peak: u64,
+    restart: Duration,
+}
+
+fn bytes_below(dir: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    entries
+        .filter_map(Result::ok)
+        .map(|e| {
+            if e.path().is_dir() {
+                bytes_below(&e.path())
+            } else {
+                e.metadata().map_or(0, |m| m.len())
+            }
+        })
+        .sum()
+}
+
+/// Sends the data of `loadgen`, if there is one, else our own; returns the number of items.
+async fn send(w: &Work, server: &Server, loadgen: Option<&Path>) -> Result<Option<u64>> {
+    if let Some(loadgen) = loadgen {
+        let url = server.url(w.listener, w.path)?;
+        let out = Command::new(loadgen).arg("gen").args(w.external).args(["--url", &url]).output();
+        let out = out.context("failed to run the generator")?;
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        let last = text.lines().last().unwrap_or_default();
+        let json: Value = serde_json::from_str(last)
+            .with_context(|| format!("the generator printed {last:?}"))?;
+        let number = |name: &str| json.get(name).and_then(Value::as_u64).unwrap_or(0);
+        ensure!(number("refused") == 0, "some were refused: {json}");
+        return Ok(Some(number("items")));
+    }
+    if w.items == 0 {
+        return Ok(None);
+    }
+    // Batches of one kind are four numbers apart.
+    let first = Kind::ALL.iter().position(|k| *k == w.own).unwrap_or(0) as u64;
+    let batches = w.items / w.own.records();
+    let next = AtomicU64::new(0);
+    let plan = Plan::new(1_780_000_000_000_000_000);
+    let http = reqwest::Client::new();
+    let worker = async || -> Result<()> {
+        loop {
+            let n = next.fetch_add(1, Ordering::Relaxed);
+            if n >= batches {
+                return Ok(());
+            }
+            let verdict = once(&http, server, &plan, first + 4 * n).await?;
+            ensure!(verdict == Verdict::Acked, "a batch was not taken: {verdict:?}");
+        }
+    };
+    tokio::try_join!(worker(), worker(), worker(), worker())?;
+    Ok(Some(batches * w.own.records()))
+}
+
+async fn one(w: &Work, bin: &Path, loadgen: Option<&Path>) -> Result<Option<Measured>> {
+    let dir = tempfile::tempdir()?;
+    let setup = Setup {
+        bin: bin.into(),
+        data: dir.path().join("data"),
+        config: "# defaults\n".into(),
+        memory: None,
+    };
+    let server = setup.start(Duration::from_secs(30))?;
+    let before = server.cpu()?;
+    let Some(items) = send(w, &server, loadgen).await? else { return Ok(None) };
+    // All of it in segments, and these merged: what it costs in the long run.
+    let compact = server.url("ui", "/api/v1/storage/compact")?;
+    let answer = reqwest::Client::new().post(compact).send().await?;
+    ensure!(answer.status().is_success(), "failed to merge: {}", answer.status());
+    let (cpu, peak) = (server.cpu()? - before, server.peak()?);
+    let segments = setup.data.join("segments/default");
+    let bytes = w.signals.iter().map(|s| bytes_below(&segments.join(s))).sum();
+    server.signal("KILL")?;
+    drop(server);
+    let restart = setup.start(Duration::from_secs(60))?.ready_after;
+    Ok(Some(Measured { items, cpu, bytes, peak, restart }))
+}
+
+/// Returns the time from an acknowledged line until a query finds it.
+async fn visible(bin: &Path) -> Result<Duration> {
+    let dir = tempfile::tempdir()?;
+    let setup = Setup {
+        bin: bin.into(),
+        data: dir.path().join("data"),
+        config: "# defaults\n".into(),
+        memory: None,
+    };
+    let server = Arc::new(setup.start(Duration::from_secs(30))?);
+    let plan = Plan::new(1_780_000_000_000_000_000);
+    let http = reqwest::Client::new();
+    ensure!(once(&http, &server, &plan, 2).await? == Verdict::Acked, "not taken");
+    let began = Instant::now();
+    let verdicts = [(2, Verdict::Acked)];
+    while crate::oracle::check(&server, &plan, &verdicts).await.is_err() {
+        ensure!(began.elapsed() < Duration::from_secs(10), "still not visible after 10 s");
+    }
+    Ok(began.elapsed())
+}
+
+/// Prints the table, a line as soon as it is measured.
+///
+/// # Errors
+/// When a server does not start or take everything.
+pub async fn run(bin: &Path, loadgen: Option<PathBuf>, runs: usize) -> Result<()> {
+    let mut out = std::io::stdout();
+    let source = if loadgen.is_some() { "the given generator" } else { "our own generator" };
+    writeln!(
+        out,
+        "data of {source}; CPU is utime + stime after flush and merges; median of {runs}\n"
+    )?;
+    writeln!(out, "| work | items | CPU-s/M | B/item | peak MB | restart ms |")?;
+    writeln!(out, "|---|---|---|---|---|---|")?;
+    for w in WORKS {
+        let mut results = Vec::new();
+        for _ in 0..runs.max(1) {
+            results.extend(one(w, bin, loadgen.as_deref()).await.context(w.name)?);
+        }
+        results.sort_by(|a, b| a.cpu.total_cmp(&b.cpu));
+        let Some(r) = results.get(results.len() / 2) else { continue };
+        writeln!(
+            out,
+            "| {} | {} | {:.2} | {:.2} | {} | {} |",
+            w.name,
+            r.items,
+            r.cpu / r.items as f64 * 1e6,
+            r.bytes as f64 / r.items as f64,
+            r.peak >> 20,
+            r.restart.as_millis()
+        )?;
+    }
+    writeln!(out, "\nacknowledged → found by a query: {} ms", visible(bin).await?.as_millis())?;
+    Ok(())
+}
