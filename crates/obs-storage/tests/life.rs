@@ -263,3 +263,79 @@ async fn deleted_data_is_hidden_at_once_and_merges_take_it_off_the_disk() {
     assert_eq!((spans(&store, &t), spans(&store, &other)), (1, 0));
     assert_eq!(samples(&store, &t, "a"), [(6, 9.0), (50, 2.0)]);
 }
+
+fn bytes_below(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap());
+    entries
+        .map(
+            |e| {
+                if e.path().is_dir() { bytes_below(&e.path()) } else { e.metadata().unwrap().len() }
+            },
+        )
+        .sum()
+}
+
+/// A call of a conversation carries all turns before it.
+#[tokio::test]
+async fn a_growing_conversation_is_stored_once() {
+    const TURNS: u64 = 50;
+    let turn = |i: u64| {
+        let mut words = String::new();
+        for w in 0..120 {
+            let x = (i * 131 + w * 7919) % 4093;
+            words.push_str(&format!("word{x} "));
+        }
+        format!(r#"{{"role":"user","content":"{words}"}}"#)
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), vec![]);
+    let t = TenantId::default();
+    let mut alone = 0;
+    for n in 1..=TURNS {
+        let list: Vec<String> = (0..n).map(turn).collect();
+        let text = format!("[{}]", list.join(","));
+        alone += zstd::bulk::compress(text.as_bytes(), 3).unwrap().len() as u64;
+        let mut s = span(1, n as u8);
+        s.attributes.push("gen_ai.input.messages", text);
+        put(&store, &t, WriteBatch { spans: vec![s], ..WriteBatch::default() }).await;
+    }
+    store.flush().await.unwrap();
+    let stored = bytes_below(&dir.path().join("segments"));
+    assert!(stored * 15 <= alone, "{stored} bytes, {alone} compressed one by one");
+    let trace = TraceId::from_slice(&[1; 16]).unwrap();
+    let found = store.trace(&t, trace, &Budget::new(i64::MAX, i64::MAX)).unwrap();
+    for s in found {
+        let n = u64::from(s.span_id.as_bytes()[0]);
+        let list: Vec<String> = (0..n).map(turn).collect();
+        let want = format!("[{}]", list.join(","));
+        assert_eq!(s.attributes.get_str("gen_ai.input.messages"), Some(want.as_str()));
+    }
+}
+
+#[tokio::test]
+async fn an_attribute_of_16_mib_comes_back_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), vec![]);
+    let t = TenantId::default();
+    let mut x = 1_u64;
+    let text: String = (0..16 << 20)
+        .map(|_| {
+            x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            char::from(b' ' + (x >> 58) as u8)
+        })
+        .collect();
+    let mut s = span(1, 1);
+    s.attributes.push("prompt", text.clone());
+    put(&store, &t, WriteBatch { spans: vec![s], ..WriteBatch::default() }).await;
+    let trace = TraceId::from_slice(&[1; 16]).unwrap();
+    let check = |store: &Store| {
+        let found = store.trace(&t, trace, &Budget::new(i64::MAX, i64::MAX)).unwrap();
+        assert!(found[0].attributes.get_str("prompt") == Some(text.as_str()));
+    };
+    check(&store);
+    store.flush().await.unwrap();
+    check(&store);
+    store.close();
+    drop(store);
+    check(&open(dir.path(), vec![]));
+}
