@@ -320,6 +320,7 @@ impl<'a> Lines<'a> {
         &self,
         run: &[u8],
         ids: &dyn Fn(usize) -> RowText,
+        traces: &[[u8; 16]],
         wanted: &mut [bool],
     ) -> Result<(), Malformed> {
         let finder = memchr::memmem::Finder::new(run);
@@ -336,7 +337,7 @@ impl<'a> Lines<'a> {
         let mut masks: Vec<Option<Mask>> = Vec::with_capacity(self.columns.len());
         for (i, bytes) in self.packed.iter().enumerate() {
             let possible = may_contain(bytes, run)?;
-            masks.push(if possible { Some(Mask::of(self.column(i)?, &finder)) } else { None });
+            masks.push(if possible { Some(Mask::of(self.column(i)?, run, &finder)) } else { None });
         }
         let mut cursors = vec![0_usize; self.columns.len()];
         let mut scratch = Vec::new();
@@ -353,6 +354,9 @@ impl<'a> Lines<'a> {
                     hit = match mask {
                         Mask::Every(yes) => *yes,
                         Mask::Each(list) => list.get(*cursor).copied().unwrap_or(true),
+                        Mask::Trace(id) => {
+                            traces.get(row).is_none_or(|t| t.as_slice() == id.as_slice())
+                        }
                         Mask::Print => {
                             scratch.clear();
                             let text = ids(row);
@@ -382,12 +386,14 @@ pub(crate) struct RowText {
 enum Mask {
     Every(bool),
     Each(Vec<bool>),
+    /// The row's trace id, if it is this.
+    Trace(Vec<u8>),
     /// Values have to be printed to know.
     Print,
 }
 
 impl Mask {
-    fn of(column: &Strings, finder: &memchr::memmem::Finder<'_>) -> Self {
+    fn of(column: &Strings, run: &[u8], finder: &memchr::memmem::Finder<'_>) -> Self {
         let has = |v: &[u8]| finder.find(v).is_some();
         match column {
             Strings::Empty => Self::Every(false),
@@ -404,6 +410,20 @@ impl Mask {
                 }
             }
             Strings::Raw(t) => Self::Each(t.iter().map(has).collect()),
+            // Whole ids are compared as bytes: printing thousands would cost more than the rest.
+            Strings::Hex { prefix, suffix, width, bytes }
+                if run.len() == 2 * width && !touches(prefix, suffix) =>
+            {
+                match unhex(run) {
+                    _ if has(prefix) || has(suffix) => Self::Every(true),
+                    Some(id) => Self::Each(bytes.chunks_exact(*width).map(|v| v == id).collect()),
+                    None => Self::Every(false),
+                }
+            }
+            Strings::Trace if run.len() == 32 => match unhex(run) {
+                Some(id) => Self::Trace(id),
+                None => Self::Every(false),
+            },
             Strings::Hex { .. }
             | Strings::Number { .. }
             | Strings::Time { .. }
@@ -411,6 +431,23 @@ impl Mask {
             | Strings::Span => Self::Print,
         }
     }
+}
+
+/// Tells whether a run could reach from the digits into what is around them.
+fn touches(prefix: &[u8], suffix: &[u8]) -> bool {
+    let is_word = |b: Option<&u8>| b.is_some_and(u8::is_ascii_alphanumeric);
+    is_word(prefix.last()) || is_word(suffix.first())
+}
+
+/// Reads lower-case hexadecimal digits, as [`Strings::Hex`] prints them.
+fn unhex(digits: &[u8]) -> Option<Vec<u8>> {
+    let value = |b: u8| match b {
+        b'0'..=b'9' => Some(b - b'0'),
+        b'a'..=b'f' => Some(b - b'a' + 10),
+        _ => None,
+    };
+    let pair = |p: &[u8]| Some(value(*p.first()?)? << 4 | value(*p.last()?)?);
+    digits.chunks_exact(2).map(pair).collect()
 }
 
 /// Tells from a column's head alone whether any value may hold a run.
@@ -443,6 +480,8 @@ mod tests {
         let read = Lines::read(&mut Decoder::new(&e.bytes)).unwrap();
         let ids =
             |i: usize| RowText { time: times[i], trace: trace[i].clone(), span: span[i].clone() };
+        let ids_of: Vec<[u8; 16]> =
+            trace.iter().map(|t| u128::from_str_radix(t, 16).unwrap().to_be_bytes()).collect();
         let mut got = Vec::new();
         let all = vec![true; lines.len()];
         let mut keep = |_: usize, l: &[u8]| {
@@ -453,7 +492,7 @@ mod tests {
         assert_eq!(got, lines);
         for run in runs {
             let mut wanted = all.clone();
-            read.narrow(run.as_bytes(), &ids, &mut wanted).unwrap();
+            read.narrow(run.as_bytes(), &ids, &ids_of, &mut wanted).unwrap();
             let want: Vec<bool> = lines.iter().map(|l| l.contains(run)).collect();
             assert_eq!(wanted, want, "{run}");
         }

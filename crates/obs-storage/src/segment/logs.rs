@@ -208,7 +208,7 @@ impl Row for LogRecord {
             // The longest run of letters and digits says most.
             let run = bloom::runs(needle.as_bytes()).map(|(_, r)| r).max_by_key(|r| r.len());
             if let Some(run) = run {
-                lines.narrow(run, &ids, &mut wanted)?;
+                lines.narrow(run, &ids, &traces, &mut wanted)?;
             }
         }
         let mut texts = vec![None; n];
