@@ -32,8 +32,8 @@ pub use metric::{
 };
 pub use ports::{
     Append, AppendError, AppendFuture, Appended, Budget, CallSelection, DeleteScope, Direction,
-    LogSelection, Maintain, MaintainFuture, ReadAt, SelectError, SelectLogs, SelectSeries,
-    SelectSpans, SeriesSelection, SnapshotFile, SpanSelection, Visit, WriteBatch,
+    LogSelection, Maintain, MaintainFuture, MemoryPool, ReadAt, SelectError, SelectLogs,
+    SelectSeries, SelectSpans, SeriesSelection, SnapshotFile, SpanSelection, Visit, WriteBatch,
 };
 pub use span::{Span, SpanEvent, SpanKind, SpanLink, SpanStatus};
 pub use time::{TimestampMs, TimestampNs};

@@ -84,9 +84,28 @@ pub enum SelectError {
     Storage(String),
 }
 
+/// Memory that all queries draw from together, in bytes.
+#[derive(Debug)]
+pub struct MemoryPool {
+    max: i64,
+    used: AtomicI64,
+}
+
+impl MemoryPool {
+    pub const fn new(max: i64) -> Self {
+        Self { max, used: AtomicI64::new(0) }
+    }
+
+    /// Returns the bytes in use.
+    pub fn used(&self) -> i64 {
+        self.used.load(Ordering::Relaxed)
+    }
+}
+
 /// What a query may still use. Cheap to share between threads.
 #[derive(Debug)]
 pub struct Budget {
+    pool: Option<Arc<MemoryPool>>,
     cancelled: AtomicBool,
     samples_left: AtomicI64,
     bytes_left: AtomicI64,
@@ -102,12 +121,30 @@ impl Budget {
     /// Allows `samples_max` samples (or records) and `bytes_max` bytes of them.
     pub const fn new(samples_max: i64, bytes_max: i64) -> Self {
         Self {
+            pool: None,
             cancelled: AtomicBool::new(false),
             samples_left: AtomicI64::new(samples_max),
             bytes_left: AtomicI64::new(bytes_max),
             samples_max,
             bytes_max,
             missing: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// Like [`Self::new`]; the bytes are taken from what all queries share, too, and go back to it
+    /// when the budget is dropped.
+    pub fn of_pool(samples_max: i64, bytes_max: i64, pool: Arc<MemoryPool>) -> Self {
+        let mut budget = Self::new(samples_max, bytes_max);
+        budget.pool = Some(pool);
+        budget
+    }
+
+    /// Gives bytes back that were taken and are no longer held.
+    pub fn release(&self, bytes: usize) {
+        let n = i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.bytes_left.fetch_add(n, Ordering::Relaxed);
+        if let Some(p) = &self.pool {
+            p.used.fetch_sub(n, Ordering::Relaxed);
         }
     }
 
@@ -148,7 +185,15 @@ impl Budget {
         if left(&self.samples_left, samples) < 0 {
             return Err(SelectError::TooMuch(format!("{} samples or records", self.samples_max)));
         }
-        if left(&self.bytes_left, bytes) < 0 {
+        let bytes_left = left(&self.bytes_left, bytes);
+        if let Some(p) = &self.pool {
+            let n = i64::try_from(bytes).unwrap_or(i64::MAX);
+            if p.used.fetch_add(n, Ordering::Relaxed).saturating_add(n) > p.max {
+                let what = format!("the {} bytes of memory of all queries together", p.max);
+                return Err(SelectError::TooMuch(what));
+            }
+        }
+        if bytes_left < 0 {
             return Err(SelectError::TooMuch(format!("{} bytes of memory", self.bytes_max)));
         }
         Ok(())
@@ -157,6 +202,15 @@ impl Budget {
     /// Returns the samples and records taken so far.
     pub fn samples_taken(&self) -> i64 {
         self.samples_max - self.samples_left.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Budget {
+    fn drop(&mut self) {
+        if let Some(p) = &self.pool {
+            let taken = self.bytes_max - self.bytes_left.load(Ordering::Relaxed);
+            p.used.fetch_sub(taken, Ordering::Relaxed);
+        }
     }
 }
 
@@ -390,5 +444,20 @@ mod tests {
         assert!(matches!(b.take(1, 0), Err(SelectError::TooMuch(_))));
         b.cancel();
         assert_eq!(b.take(0, 0), Err(SelectError::Cancelled));
+    }
+
+    #[test]
+    fn queries_share_a_pool_and_give_back_what_they_held() {
+        let pool = Arc::new(MemoryPool::new(100));
+        let (a, b) = (Budget::of_pool(9, 90, pool.clone()), Budget::of_pool(9, 90, pool.clone()));
+        assert!(a.take(1, 80).is_ok());
+        assert!(matches!(b.take(1, 30), Err(SelectError::TooMuch(_))));
+        drop(b);
+        assert_eq!(pool.used(), 80);
+        a.release(50);
+        assert_eq!(pool.used(), 30);
+        assert!(a.take(1, 60).is_ok());
+        drop(a);
+        assert_eq!(pool.used(), 0);
     }
 }

@@ -7,6 +7,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use obs_codec::compression::{DecompressError, decompress};
 use obs_model::AppendError;
+use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Why a body or its records were refused, independent of the API's shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,12 +65,51 @@ impl From<AppendError> for Refusal {
     }
 }
 
-/// Reads a body whole and expands it.
+/// Memory held for a request that writes: what it brings, expanded and decoded.
+#[derive(Debug)]
+pub(crate) struct Held(OwnedSemaphorePermit);
+
+impl Held {
+    /// How much more memory decoded records take than their bytes.
+    const DECODED: usize = 3;
+    /// How long a request may wait for memory.
+    const PATIENCE: Duration = Duration::from_secs(1);
+
+    /// Waits until there is room for a request whose body has this many bytes when expanded.
+    pub(crate) async fn new(state: &AppState, expanded: usize) -> Result<Self, Refusal> {
+        let all = state.limits.ingest_bytes_max >> 10;
+        // The largest request still passes, alone.
+        let wanted = (expanded.saturating_mul(Self::DECODED) >> 10).clamp(16, all.max(16));
+        let permits = u32::try_from(wanted).unwrap_or(u32::MAX);
+        let turn = state.ingest_memory.clone().acquire_many_owned(permits);
+        match tokio::time::timeout(Self::PATIENCE, turn).await {
+            Ok(Ok(permit)) => Ok(Self(permit)),
+            _ => {
+                let t = state.ingest.telemetry();
+                t.rejected.with_label_values(&["any", "memory"]).inc();
+                Err(Refusal::new(
+                    StatusCode::TOO_MANY_REQUESTS,
+                    "ingest is over its limit: memory of requests under way; retry later",
+                ))
+            }
+        }
+    }
+
+    /// Gives back what a smaller request does not need.
+    fn shrink(&mut self, expanded: usize) {
+        let needed = (expanded.saturating_mul(Self::DECODED) >> 10).max(16);
+        if let Some(surplus) = self.0.num_permits().checked_sub(needed) {
+            drop(self.0.split(surplus));
+        }
+    }
+}
+
+/// Reads a body whole and expands it. The memory is held until the second value is dropped.
 pub(crate) async fn read(
     state: &AppState,
     headers: &HeaderMap,
     body: Body,
-) -> Result<Vec<u8>, Refusal> {
+) -> Result<(Vec<u8>, Held), Refusal> {
     if state.is_draining() {
         return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "server is shutting down"));
     }
@@ -79,6 +120,13 @@ pub(crate) async fn read(
             format!("request body is larger than {max} bytes; send smaller batches"),
         )
     };
+    /// What compressed telemetry expands to, seldom more.
+    const RATIO: usize = 20;
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+    let length: usize = length.unwrap_or(1 << 20).min(limits.body_bytes_max);
+    // Loki's and Prometheus' bodies are compressed without saying so.
+    let likely = length.saturating_mul(RATIO).min(limits.decompressed_bytes_max);
+    let mut held = Held::new(state, likely).await?;
     let collected = Limited::new(body, limits.body_bytes_max).collect().await;
     let bytes = collected.map_err(|e| {
         if e.is::<LengthLimitError>() {
@@ -94,20 +142,30 @@ pub(crate) async fn read(
         .to_owned();
     let raw = bytes.to_bytes();
     if encoding.is_empty() || encoding.eq_ignore_ascii_case("identity") {
-        return Ok(raw.to_vec());
+        if !is_compressed_anyway(headers) {
+            held.shrink(raw.len());
+        }
+        return Ok((raw.to_vec(), held));
     }
     let max = limits.decompressed_bytes_max;
     let expanded = tokio::task::spawn_blocking(move || decompress(&encoding, &raw, max)).await;
-    expanded.map_err(|e| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, e.to_string()))?.map_err(
-        |e| {
-            let status = match e {
-                DecompressError::Unsupported(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                DecompressError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-                DecompressError::Damaged { .. } => StatusCode::BAD_REQUEST,
-            };
-            Refusal::new(status, e.to_string())
-        },
-    )
+    let expanded =
+        expanded.map_err(|e| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, e.to_string()))?;
+    let bytes = expanded.map_err(|e| {
+        let status = match e {
+            DecompressError::Unsupported(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            DecompressError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            DecompressError::Damaged { .. } => StatusCode::BAD_REQUEST,
+        };
+        Refusal::new(status, e.to_string())
+    })?;
+    held.shrink(bytes.len());
+    Ok((bytes, held))
+}
+
+/// Tells whether a body without an encoding is compressed all the same.
+fn is_compressed_anyway(headers: &HeaderMap) -> bool {
+    matches!(media_type(headers).as_str(), "" | "application/x-protobuf")
 }
 
 /// Returns the media type without parameters, in lower case.

@@ -1,6 +1,6 @@
 //! OTLP over gRPC.
 
-use crate::body::{RETRY_AFTER_SECONDS, Refusal};
+use crate::body::{Held, RETRY_AFTER_SECONDS, Refusal};
 use crate::otlp_http::{self, Partial};
 use crate::state::AppState;
 use http::StatusCode;
@@ -8,6 +8,7 @@ use obs_model::TenantId;
 use opentelemetry_proto::tonic::collector::logs::v1 as logs;
 use opentelemetry_proto::tonic::collector::metrics::v1 as metrics;
 use opentelemetry_proto::tonic::collector::trace::v1 as trace;
+use prost::Message;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::codec::CompressionEncoding;
@@ -48,6 +49,13 @@ fn tenant<T>(state: &AppState, r: &Request<T>) -> Result<TenantId, Status> {
     }
 }
 
+/// Returns a request's tenant, and the memory it holds.
+async fn admit<T: Message>(state: &AppState, r: &Request<T>) -> Result<(TenantId, Held), Status> {
+    let tenant = tenant(state, r)?;
+    let held = Held::new(state, r.get_ref().encoded_len()).await.map_err(|e| status(&e))?;
+    Ok((tenant, held))
+}
+
 /// Returns the numbers of a partial success, or `None` for a whole one.
 fn rejected(p: Partial) -> Option<(i64, String)> {
     (p.rejected > 0).then(|| (i64::try_from(p.rejected).unwrap_or(i64::MAX), p.message))
@@ -59,7 +67,7 @@ impl trace::trace_service_server::TraceService for Service {
         &self,
         r: Request<trace::ExportTraceServiceRequest>,
     ) -> Result<Response<trace::ExportTraceServiceResponse>, Status> {
-        let tenant = tenant(&self.0, &r)?;
+        let (tenant, _held) = admit(&self.0, &r).await?;
         let partial =
             otlp_http::traces(&self.0, &tenant, r.into_inner()).await.map_err(|e| status(&e))?;
         let partial_success = rejected(partial).map(|(rejected_spans, error_message)| {
@@ -75,7 +83,7 @@ impl logs::logs_service_server::LogsService for Service {
         &self,
         r: Request<logs::ExportLogsServiceRequest>,
     ) -> Result<Response<logs::ExportLogsServiceResponse>, Status> {
-        let tenant = tenant(&self.0, &r)?;
+        let (tenant, _held) = admit(&self.0, &r).await?;
         let partial =
             otlp_http::logs(&self.0, &tenant, r.into_inner()).await.map_err(|e| status(&e))?;
         let partial_success = rejected(partial).map(|(rejected_log_records, error_message)| {
@@ -91,7 +99,7 @@ impl metrics::metrics_service_server::MetricsService for Service {
         &self,
         r: Request<metrics::ExportMetricsServiceRequest>,
     ) -> Result<Response<metrics::ExportMetricsServiceResponse>, Status> {
-        let tenant = tenant(&self.0, &r)?;
+        let (tenant, _held) = admit(&self.0, &r).await?;
         let partial =
             otlp_http::metrics(&self.0, &tenant, r.into_inner()).await.map_err(|e| status(&e))?;
         let partial_success = rejected(partial).map(|(rejected_data_points, error_message)| {

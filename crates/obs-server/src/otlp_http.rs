@@ -1,6 +1,6 @@
 //! OTLP over HTTP: protobuf and JSON.
 
-use crate::body::{self, Refusal};
+use crate::body::{self, Held, Refusal};
 use crate::state::AppState;
 use axum::body::Body;
 use axum::extract::State;
@@ -177,18 +177,20 @@ async fn parse<T: Message + Default + JsonRequest + Send + 'static>(
     state: &AppState,
     headers: &HeaderMap,
     body: Body,
-) -> Result<(Format, TenantId, T), (Format, Refusal)> {
+) -> Result<(Format, TenantId, T, Held), (Format, Refusal)> {
     let format = format(headers).map_err(|r| (Format::Json, r))?;
     let run = async {
         let tenant = crate::tenant::tenant(headers).map_err(Refusal::bad)?;
-        let bytes = body::read(state, headers, body).await?;
+        let (bytes, held) = body::read(state, headers, body).await?;
         let decoded: Result<T, DecodeError> = match format {
             Format::Protobuf => otlp::from_protobuf(&bytes),
             Format::Json => T::from_json(&bytes),
         };
-        Ok((tenant, decoded.map_err(|e| Refusal::bad(e.to_string()))?))
+        Ok((tenant, decoded.map_err(|e| Refusal::bad(e.to_string()))?, held))
     };
-    run.await.map(|(tenant, request)| (format, tenant, request)).map_err(|r| (format, r))
+    run.await
+        .map(|(tenant, request, held)| (format, tenant, request, held))
+        .map_err(|r| (format, r))
 }
 
 fn answer(format: Format, field: &str, result: Result<Partial, Refusal>) -> Response {
@@ -200,7 +202,7 @@ fn answer(format: Format, field: &str, result: Result<Partial, Refusal>) -> Resp
 
 async fn post_traces(State(state): State<AppState>, headers: HeaderMap, body: Body) -> Response {
     match parse(&state, &headers, body).await {
-        Ok((format, tenant, request)) => {
+        Ok((format, tenant, request, _held)) => {
             answer(format, "rejectedSpans", traces(&state, &tenant, request).await)
         }
         Err((format, r)) => refuse(format, &r),
@@ -209,7 +211,7 @@ async fn post_traces(State(state): State<AppState>, headers: HeaderMap, body: Bo
 
 async fn post_logs(State(state): State<AppState>, headers: HeaderMap, body: Body) -> Response {
     match parse(&state, &headers, body).await {
-        Ok((format, tenant, request)) => {
+        Ok((format, tenant, request, _held)) => {
             answer(format, "rejectedLogRecords", logs(&state, &tenant, request).await)
         }
         Err((format, r)) => refuse(format, &r),
@@ -218,7 +220,7 @@ async fn post_logs(State(state): State<AppState>, headers: HeaderMap, body: Body
 
 async fn post_metrics(State(state): State<AppState>, headers: HeaderMap, body: Body) -> Response {
     match parse(&state, &headers, body).await {
-        Ok((format, tenant, request)) => {
+        Ok((format, tenant, request, _held)) => {
             answer(format, "rejectedDataPoints", metrics(&state, &tenant, request).await)
         }
         Err((format, r)) => refuse(format, &r),

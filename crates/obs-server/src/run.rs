@@ -124,7 +124,11 @@ where
     };
     let _permit = Permit::new(state, permit);
     let timer = t.query_seconds.with_label_values(&[repository, method]).start_timer();
-    let budget = Arc::new(Budget::new(limits.query_samples_max, limits.query_bytes_max));
+    let budget = Arc::new(Budget::of_pool(
+        limits.query_samples_max,
+        limits.query_bytes_max,
+        state.query_memory.clone(),
+    ));
     let _guard = CancelOnDrop(budget.clone());
     let noted = budget.clone();
     let result = tokio::time::timeout(limits.query_timeout, work(state.clone(), budget)).await;

@@ -1,7 +1,7 @@
 //! What all handlers share.
 
 use obs_ingest::Ingest;
-use obs_model::{AppendError, Maintain, TimestampNs};
+use obs_model::{AppendError, Maintain, MemoryPool, TimestampNs};
 use obs_sql::Source;
 use std::fmt;
 use std::sync::Arc;
@@ -23,6 +23,9 @@ pub struct ServerLimits {
     pub query_queue: Duration,
     /// Steps of a range query.
     pub query_points_max: i64,
+    /// Memory of all queries together, and of all requests that write. Bytes.
+    pub queries_bytes_max: i64,
+    pub ingest_bytes_max: usize,
 }
 
 impl Default for ServerLimits {
@@ -36,6 +39,8 @@ impl Default for ServerLimits {
             query_concurrency: 8,
             query_queue: Duration::from_secs(10),
             query_points_max: 11_000,
+            queries_bytes_max: 2 << 30,
+            ingest_bytes_max: 512 << 20,
         }
     }
 }
@@ -74,6 +79,9 @@ pub struct AppState {
     /// The configuration in force, secrets removed, as YAML.
     pub config_text: Arc<str>,
     pub(crate) gate: Arc<Semaphore>,
+    pub(crate) query_memory: Arc<MemoryPool>,
+    /// Permits of 1 KiB each.
+    pub(crate) ingest_memory: Arc<Semaphore>,
 }
 
 impl fmt::Debug for AppState {
@@ -106,6 +114,8 @@ impl AppState {
     pub fn new(p: Parts) -> Self {
         let gate = Arc::new(Semaphore::new(p.limits.query_concurrency));
         let started = (p.clock)();
+        let query_memory = Arc::new(MemoryPool::new(p.limits.queries_bytes_max));
+        let ingest_memory = Arc::new(Semaphore::new(p.limits.ingest_bytes_max >> 10));
         Self {
             source: p.source,
             store: p.store,
@@ -120,6 +130,8 @@ impl AppState {
             draining: Arc::new(AtomicBool::new(false)),
             config_text: p.config_text.into(),
             gate,
+            query_memory,
+            ingest_memory,
         }
     }
 

@@ -262,14 +262,14 @@ impl SelectSeries for Store {
 type LogSnapshot = Snapshot<Vec<Arc<Batch<LogRecord>>>>;
 
 impl Store {
-    /// Collects the records of one time window, sorted.
+    /// Collects the records of one time window, sorted, and how many bytes the budget gave.
     fn log_window(
         &self,
         snapshot: &LogSnapshot,
         selection: &LogSelection<'_>,
         (start, end): (i64, i64),
         budget: &Budget,
-    ) -> Result<Vec<Arc<LogRecord>>, SelectError> {
+    ) -> Result<(Vec<Arc<LogRecord>>, usize), SelectError> {
         let filter = RowFilter {
             start,
             end,
@@ -278,8 +278,10 @@ impl Store {
             needles: selection.needles,
         };
         let mut out = Vec::new();
+        let mut bytes = 0;
         let mut keep = |r: LogRecord| {
             budget.take(1, r.size_bytes())?;
+            bytes += r.size_bytes();
             out.push(Arc::new(r));
             Ok(ControlFlow::Continue(()))
         };
@@ -320,7 +322,7 @@ impl Store {
         if selection.direction == Direction::Backward {
             out.reverse();
         }
-        Ok(out)
+        Ok((out, bytes))
     }
 
     fn log_snapshot(&self, tenant: &TenantId, start: i64, end: i64) -> LogSnapshot {
@@ -348,6 +350,8 @@ fn drop_repeated(rows: &mut Vec<Arc<LogRecord>>) {
 /// little and a full scan takes few rounds.
 const LOG_WINDOW_NS: i64 = 60_000_000_000;
 const LOG_WINDOW_GROWTH: i64 = 4;
+/// Windows with more than this get shorter again.
+const LOG_WINDOW_BYTES: usize = 32 << 20;
 
 impl SelectLogs for Store {
     fn select_logs(
@@ -379,16 +383,22 @@ impl SelectLogs for Store {
                 Direction::Forward => (from, from.saturating_add(step).min(to)),
                 Direction::Backward => (to.saturating_sub(step).max(from), to),
             };
-            for r in self.log_window(&snapshot, selection, (a, b), budget)? {
+            let (rows, bytes) = self.log_window(&snapshot, selection, (a, b), budget)?;
+            for r in rows {
                 if visit(&r).is_break() {
                     return Ok(());
                 }
             }
+            // What the visitor keeps it accounts for.
+            budget.release(bytes);
             match selection.direction {
                 Direction::Forward => from = b,
                 Direction::Backward => to = a,
             }
-            step = step.saturating_mul(LOG_WINDOW_GROWTH);
+            step = match bytes {
+                0..LOG_WINDOW_BYTES => step.saturating_mul(LOG_WINDOW_GROWTH),
+                _ => (step / 2).max(LOG_WINDOW_NS / 64),
+            };
         }
         Ok(())
     }

@@ -35,8 +35,18 @@ async fn load(
     time: Duration,
     end: impl AsyncFnOnce() -> Result<()>,
 ) -> Result<Verdicts> {
+    load_by(CLIENTS, server, plan, time, end).await
+}
+
+async fn load_by(
+    clients: usize,
+    server: &Server,
+    plan: &Plan,
+    time: Duration,
+    end: impl AsyncFnOnce() -> Result<()>,
+) -> Result<Verdicts> {
     let spawn = |_| tokio::spawn(client(server.endpoints.clone(), plan.clone()));
-    let clients: Vec<_> = (0..CLIENTS).map(spawn).collect();
+    let clients: Vec<_> = (0..clients).map(spawn).collect();
     tokio::time::sleep(time).await;
     end().await?;
     plan.stop.store(true, Ordering::Relaxed);
@@ -397,6 +407,56 @@ pub async fn memory(bin: &Path, seed: u64) -> Result<Value> {
     if let Value::Object(o) = &mut report {
         o.insert("log_bytes".into(), log.into());
         o.insert("peak_bytes".into(), peak.into());
+    }
+    Ok(report)
+}
+
+/// B1: many more writers than the server can serve, under a memory limit, with queries beside them,
+/// and a kill at the end.
+///
+/// # Errors
+/// When the server dies, refuses without saying when to come again, or loses something.
+pub async fn overload(bin: &Path, seconds: u64, seed: u64) -> Result<Value> {
+    const LIMIT: u64 = 2 << 30;
+    let began = Instant::now();
+    let dir = temp()?;
+    let setup = Setup {
+        bin: bin.into(),
+        data: dir.path().join("data"),
+        config: "data:\n  disk_reserve_bytes: 0\n".into(),
+        memory: Some(LIMIT),
+    };
+    let server = setup.start(PATIENCE)?;
+    let plan = plan(0, 4)?;
+    let mut slowest = Duration::ZERO;
+    let watch = async || {
+        let end = Instant::now() + Duration::from_secs(seconds);
+        while Instant::now() < end {
+            let asked = Instant::now();
+            let health = reqwest::get(server.url("ui", "/health/live")?).await?;
+            ensure!(health.status().is_success(), "not alive: {}", health.status());
+            slowest = slowest.max(asked.elapsed());
+            let query =
+                "/api/v1/sql?q=SELECT%20service%2C%20count(*)%20FROM%20logs%20GROUP%20BY%201";
+            // It may be refused; it must be answered.
+            let _ = reqwest::get(server.url("ui", query)?).await?.bytes().await?;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        Ok(())
+    };
+    let verdicts = load_by(200, &server, &plan, Duration::ZERO, watch).await?;
+    let peak = server.peak()?;
+    server.signal("KILL")?;
+    drop(server);
+    let server = setup.start(PATIENCE)?;
+    let mut sum = Sum::default();
+    sum.ready.push(server.ready_after);
+    check(&server, &plan, &verdicts, &mut sum, &mut Rng::new(seed)).await?;
+    server.stop()?;
+    let mut report = sum.report("overload", 1, began);
+    if let Value::Object(o) = &mut report {
+        o.insert("peak_bytes".into(), peak.into());
+        o.insert("slowest_health_ms".into(), (slowest.as_millis() as u64).into());
     }
     Ok(report)
 }

@@ -1,7 +1,7 @@
 //! Numbered batches of every signal, as clients send them, and their senders.
 
 use crate::sim::Rng;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value::Value};
@@ -262,6 +262,9 @@ async fn send(
     let answer = match request.send().await {
         Ok(r) => {
             let status = r.status();
+            let is_temporary = matches!(status.as_u16(), 429 | 503);
+            let says_when = r.headers().contains_key("retry-after");
+            ensure!(!is_temporary || says_when, "{status} without Retry-After");
             r.bytes().await.map(|_| status)
         }
         Err(e) => Err(e),

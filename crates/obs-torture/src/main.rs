@@ -74,6 +74,13 @@ enum What {
         #[command(flatten)]
         program: Program,
     },
+    /// Two hundred writers and queries under a memory limit of 2 GiB (B1). Needs root.
+    Overload {
+        #[command(flatten)]
+        program: Program,
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
     /// The table of costs a million items.
     Bench {
         #[command(flatten)]
@@ -165,6 +172,9 @@ fn main() -> Result<()> {
             say(&block_on(blackbox::replay(&p.bin, kills, p.seed))?);
         }
         What::Memory { program: p } => say(&block_on(blackbox::memory(&p.bin, p.seed))?),
+        What::Overload { program: p, seconds } => {
+            say(&block_on(blackbox::overload(&p.bin, seconds, p.seed))?);
+        }
         What::Bench { program: p, loadgen, runs } => {
             tokio::runtime::Builder::new_multi_thread()
                 .enable_all()

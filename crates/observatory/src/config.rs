@@ -1,6 +1,7 @@
 //! The configuration file: raw YAML → validated settings.
 
 use crate::cli::{CheckArgs, CheckWhat, Output, complain, say};
+use crate::memory;
 use anyhow::Result;
 use obs_ingest::Limits;
 use obs_llm::PriceBook;
@@ -82,6 +83,7 @@ struct RawLimits {
     query_samples: Option<i64>,
     query_bytes: Option<i64>,
     query_concurrency: Option<usize>,
+    memory_bytes: Option<u64>,
     labels_per_series: Option<usize>,
     series: Option<usize>,
     series_per_tenant: Option<usize>,
@@ -326,7 +328,7 @@ pub(crate) fn load(
         })?,
         None => d.query_timeout,
     };
-    let server = ServerLimits {
+    let mut server = ServerLimits {
         body_bytes_max: l.body_bytes.unwrap_or(d.body_bytes_max),
         decompressed_bytes_max: l.decompressed_bytes.unwrap_or(d.decompressed_bytes_max),
         query_timeout,
@@ -335,6 +337,7 @@ pub(crate) fn load(
         query_concurrency: l.query_concurrency.unwrap_or(d.query_concurrency).max(1),
         ..d
     };
+    memory::divide(l.memory_bytes, &mut server);
     let d = Limits::default();
     let ingest = Limits {
         labels_max: l.labels_per_series.unwrap_or(d.labels_max),
