@@ -56,7 +56,7 @@ impl StoreConfig {
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self {
             dir: dir.into(),
-            head_bytes_max: 24 << 20,
+            head_bytes_max: 16 << 20,
             queue_bytes_max: 32 << 20,
             wal_file_bytes_max: 64 << 20,
             disk_reserve_bytes: 1 << 30,
@@ -637,11 +637,11 @@ fn commit_inline(inner: &Inner, writer: &Mutex<Writer>, pending: Pending) {
 
 fn operations(batch: &WriteBatch) -> Operations {
     let mut out = Operations::new();
-    let mut last: Option<(&str, &str, i32)> = None;
+    // A request has thousands of spans and a few operations.
+    let mut seen: foldhash::HashSet<(&str, &str, i32)> = Default::default();
     for s in &batch.spans {
         let key = (s.service(), s.name.as_str(), s.kind.to_otlp());
-        // Spans come grouped: looking at the one before saves most of the copies.
-        if last.replace(key) != Some(key) {
+        if seen.insert(key) {
             out.insert((key.0.to_owned(), key.1.to_owned(), key.2));
         }
     }

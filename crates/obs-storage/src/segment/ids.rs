@@ -9,6 +9,22 @@ const ALL: u8 = 1;
 /// Distinct ids, and for each row the number of its id from 1, or 0 for none.
 const TABLE: u8 = 2;
 
+/// Returns an id in hexadecimal, as it is printed; empty for none. A block has thousands, and the
+/// formatting machinery takes ten times as long.
+pub(crate) fn text_of<const N: usize>(id: &[u8; N]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    if *id == [0; N] {
+        return String::new();
+    }
+    let digit = |n: u8| DIGITS.get(usize::from(n)).copied().map_or('0', char::from);
+    let mut out = String::with_capacity(2 * N);
+    for b in id {
+        out.push(digit(b >> 4));
+        out.push(digit(b & 15));
+    }
+    out
+}
+
 /// Writes ids of `N` bytes; all zero is none.
 pub(crate) fn put_ids<const N: usize>(e: &mut Encoder, ids: &[[u8; N]]) {
     if ids.iter().all(|id| *id == [0; N]) {

@@ -7,7 +7,7 @@ use crate::segment::bloom;
 use crate::segment::columns::{
     Context, RowIds, get_ints, get_packed, get_strings, put_ints, put_packed, put_strings,
 };
-use crate::segment::ids::{get_ids, put_ids};
+use crate::segment::ids::{get_ids, put_ids, text_of};
 use crate::segment::lines::{Lines, RowText, put_lines};
 use crate::segment::rows::{Row, RowFilter, VisitRow};
 use crate::segment::{SegmentError, Signal};
@@ -92,14 +92,6 @@ pub(crate) fn span_bytes(id: Option<SpanId>) -> [u8; 8] {
     id.map_or([0; 8], |s| *s.as_bytes())
 }
 
-fn trace_text(id: &[u8; 16]) -> String {
-    TraceId::from_slice(id).map(|t| t.to_string()).unwrap_or_default()
-}
-
-fn span_text(id: &[u8; 8]) -> String {
-    SpanId::from_slice(id).map(|s| s.to_string()).unwrap_or_default()
-}
-
 impl Row for LogRecord {
     const SIGNAL: Signal = Signal::Logs;
     const BLOCK_ROWS: usize = 4096;
@@ -140,11 +132,11 @@ impl Row for LogRecord {
         let any = |ids: bool| if ids { rows } else { &[] };
         let trace: Vec<String> = any(traces.iter().any(|t| *t != [0; 16]))
             .iter()
-            .map(|r| trace_text(&trace_bytes(r.trace_id)))
+            .map(|r| text_of(&trace_bytes(r.trace_id)))
             .collect();
         let span: Vec<String> = any(spans.iter().any(|s| *s != [0; 8]))
             .iter()
-            .map(|r| span_text(&span_bytes(r.span_id)))
+            .map(|r| text_of(&span_bytes(r.span_id)))
             .collect();
         let mut body = Encoder::default();
         let lines: Vec<&[u8]> = rows.iter().map(|r| r.line.as_bytes()).collect();
@@ -162,11 +154,13 @@ impl Row for LogRecord {
 
     fn filter(rows: &[Self]) -> Option<Vec<u8>> {
         let mut b = bloom::Builder::default();
+        let mut last = None;
         for r in rows {
             b.add_text(r.line.as_bytes());
-            if let Some(t) = r.trace_id {
-                b.add_text(t.to_string().as_bytes());
+            if let Some(t) = r.trace_id.filter(|t| last != Some(*t)) {
+                b.add_text(text_of(t.as_bytes()).as_bytes());
             }
+            last = r.trace_id;
         }
         Some(b.finish())
     }
@@ -200,8 +194,8 @@ impl Row for LogRecord {
         }
         let ids = |i: usize| RowText {
             time: times.get(i).copied().unwrap_or_default(),
-            trace: traces.get(i).map(trace_text).unwrap_or_default(),
-            span: spans.get(i).map(span_text).unwrap_or_default(),
+            trace: traces.get(i).map(text_of).unwrap_or_default(),
+            span: spans.get(i).map(text_of).unwrap_or_default(),
         };
         let lines = Lines::read(&mut Decoder::new(lines))?;
         for needle in filter.needles {
