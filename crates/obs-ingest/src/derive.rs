@@ -95,6 +95,9 @@ pub struct Derived {
     counters: HashMap<(TenantId, Labels), Entry>,
     /// Series of all counters.
     series: usize,
+    /// Label sets by the texts they are made of, and the texts being looked up.
+    known: HashMap<Vec<u8>, Labels>,
+    key: Vec<u8>,
     last_tick: TimestampMs,
     /// Increments that found no room.
     pub dropped: u64,
@@ -220,12 +223,7 @@ impl Derived {
         v: Counter,
         now: TimestampMs,
     ) {
-        let mut b = LabelsBuilder::default();
-        b.set(METRIC_NAME, name);
-        for (n, v) in base.iter().chain(extra) {
-            b.set(n, v);
-        }
-        let key = (tenant.clone(), b.build());
+        let key = (tenant.clone(), self.labels(name, base, extra));
         let is_full = self.series >= SERIES_MAX;
         match self.counters.get_mut(&key) {
             Some(e) => {
@@ -244,6 +242,32 @@ impl Derived {
                 self.counters.insert(key, Entry { value: v, series, is_new: true, touched: now });
             }
         }
+    }
+
+    /// Returns a label set; calls repeat a few, and building one costs more than all else here.
+    fn labels(&mut self, name: &str, base: &[(&str, &str)], extra: &[(&str, &str)]) -> Labels {
+        let key = &mut self.key;
+        key.clear();
+        let names = [(METRIC_NAME, name)];
+        for (n, v) in names.iter().chain(base).chain(extra) {
+            for text in [n, v] {
+                key.extend_from_slice(&(text.len() as u32).to_le_bytes());
+                key.extend_from_slice(text.as_bytes());
+            }
+        }
+        if let Some(l) = self.known.get(key) {
+            return l.clone();
+        }
+        let mut b = LabelsBuilder::default();
+        for (n, v) in names.iter().chain(base).chain(extra) {
+            b.set(n, v);
+        }
+        let labels = b.build();
+        if self.known.len() >= SERIES_MAX {
+            self.known.clear();
+        }
+        self.known.insert(key.clone(), labels.clone());
+        labels
     }
 
     /// Returns a sample of every counter at `now`, by tenant. A new counter also gets a zero at
