@@ -89,10 +89,13 @@ impl<'a> Reader<'a> {
 pub fn decode(body: &[u8], intern: Intern<'_>) -> Result<Decoded<RemoteWrite>, DecodeError> {
     let mut out = RemoteWrite::default();
     let mut rejected = Rejected::default();
+    let mut samples = Vec::new();
     let mut r = Reader(body);
     while let Some((number, field)) = r.field()? {
         match (number, field) {
-            (1, Field::Bytes(series)) => read_series(series, intern, &mut out, &mut rejected)?,
+            (1, Field::Bytes(series)) => {
+                read_series(series, intern, &mut samples, &mut out, &mut rejected)?;
+            }
             (3, Field::Bytes(m)) => out.metadata.extend(read_metadata(m)?),
             _ => {}
         }
@@ -103,6 +106,7 @@ pub fn decode(body: &[u8], intern: Intern<'_>) -> Result<Decoded<RemoteWrite>, D
 fn read_series(
     series: &[u8],
     intern: Intern<'_>,
+    samples: &mut Vec<Sample>,
     out: &mut RemoteWrite,
     rejected: &mut Rejected,
 ) -> Result<(), DecodeError> {
@@ -110,7 +114,7 @@ fn read_series(
     let mut labels_end = 0;
     let mut scattered = false;
     let mut r = Reader(series);
-    let first = out.points.len();
+    samples.clear();
     loop {
         let before = series.len() - r.0.len();
         let Some((number, field)) = r.field()? else { break };
@@ -118,27 +122,22 @@ fn read_series(
             (1, Field::Bytes(_)) if labels_end == before => labels_end = series.len() - r.0.len(),
             (1, Field::Bytes(_)) => scattered = true,
             (2, Field::Bytes(sample)) => {
-                let sample = read_sample(sample)?;
-                out.points.push((Labels::default(), sample));
+                samples.push(read_sample(sample)?);
             }
             (4, Field::Bytes(h)) => match read_histogram(h)? {
-                Ok(sample) => out.points.push((Labels::default(), sample)),
+                Ok(sample) => samples.push(sample),
                 Err(reason) => rejected.add(reason),
             },
             _ => {}
         }
     }
     let raw = if scattered { series } else { series.get(..labels_end).unwrap_or_default() };
-    let new = out.points.len() - first;
-    if new == 0 {
+    if samples.is_empty() {
         return Ok(());
     }
     match intern(raw, &|| read_labels(series)) {
-        Ok(labels) => out.points.iter_mut().skip(first).for_each(|p| p.0 = labels.clone()),
-        Err(reason) => {
-            out.points.truncate(first);
-            rejected.add_many(new as u64, reason);
-        }
+        Ok(labels) => out.points.extend(samples.drain(..).map(|s| (labels.clone(), s))),
+        Err(reason) => rejected.add_many(samples.len() as u64, reason),
     }
     Ok(())
 }

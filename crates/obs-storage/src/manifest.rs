@@ -312,6 +312,11 @@ pub(crate) struct Loaded {
     pub(crate) lost: bool,
 }
 
+/// Tells what a crash leaves behind from damage: an unfinished last edit, a generation half begun.
+pub(crate) fn is_leftover(problem: &str) -> bool {
+    problem.ends_with("no whole edit") || problem == "missing"
+}
+
 fn generations(vfs: &dyn Vfs, dir: &Path) -> io::Result<Vec<u64>> {
     let number = |p: PathBuf| p.file_stem()?.to_str()?.parse::<u64>().ok();
     let mut out: Vec<u64> = vfs.list(dir)?.into_iter().filter_map(number).collect();

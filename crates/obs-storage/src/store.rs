@@ -347,7 +347,8 @@ impl Store {
         let loaded = manifest::load(&*vfs, &manifest_dir).map_err(io_at(&manifest_dir))?;
         let mut report = RecoveryReport::default();
         let describe = |(file, what): &(String, String)| format!("{file}: {what}");
-        report.manifest_damage = loaded.damage.iter().map(describe).collect();
+        let damage = loaded.damage.iter().filter(|(_, what)| !manifest::is_leftover(what));
+        report.manifest_damage = damage.map(describe).collect();
         if loaded.lost {
             report.manifest_damage.push("edits are missing in both copies".into());
         }

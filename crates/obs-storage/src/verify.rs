@@ -58,8 +58,7 @@ pub fn verify(dir: &Path, vfs: &dyn Vfs) -> std::io::Result<VerifyReport> {
         Ok(loaded) => {
             for (file, problem) in &loaded.damage {
                 // A crash leaves an unfinished last edit, or a generation half begun.
-                let unfinished = problem.ends_with("no whole edit") || problem == "missing";
-                report.find(file, problem.clone(), !unfinished);
+                report.find(file, problem.clone(), !manifest::is_leftover(problem));
             }
             if loaded.lost {
                 report.find("manifest", "edits are missing in both copies", true);
