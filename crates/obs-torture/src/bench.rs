@@ -18,8 +18,9 @@ struct Work {
     path: &'static str,
     /// Arguments of the external generator; none where it has no such data.
     external: &'static [&'static str],
-    /// What our own generator sends instead.
+    /// What our own generator sends instead, and how that is called; no items: it has none.
     own: Kind,
+    own_name: &'static str,
     items: u64,
     /// The signals whose segments hold it.
     signals: &'static [&'static str],
@@ -32,6 +33,7 @@ const WORKS: &[Work] = &[
         path: "/api/v1/write",
         external: &["metrics", "--series", "10000", "--hours", "1.1"],
         own: Kind::RemoteWrite,
+        own_name: "remote write, 1k series",
         items: 2_000_000,
         signals: &["metrics"],
     },
@@ -41,7 +43,8 @@ const WORKS: &[Work] = &[
         path: "/api/v1/write",
         external: &["metrics", "--series", "100000", "--hours", "0.6"],
         own: Kind::RemoteWrite,
-        items: 2_000_000,
+        own_name: "remote write, 100k series",
+        items: 0,
         signals: &["metrics"],
     },
     Work {
@@ -50,6 +53,7 @@ const WORKS: &[Work] = &[
         path: "/loki/api/v1/push",
         external: &["logs", "--count", "2400000"],
         own: Kind::Loki,
+        own_name: "Loki push",
         items: 1_000_000,
         signals: &["logs"],
     },
@@ -59,6 +63,7 @@ const WORKS: &[Work] = &[
         path: "/v1/logs",
         external: &["logs", "--protocol", "otlp-http", "--count", "1200000"],
         own: Kind::OtlpLogs,
+        own_name: "OTLP logs",
         items: 1_000_000,
         signals: &["logs"],
     },
@@ -68,6 +73,7 @@ const WORKS: &[Work] = &[
         path: "/",
         external: &["traces", "--count", "235000"],
         own: Kind::OtlpTraces,
+        own_name: "OTLP/HTTP traces",
         items: 500_000,
         signals: &["spans", "calls"],
     },
@@ -77,6 +83,7 @@ const WORKS: &[Work] = &[
         path: "/v1/metrics",
         external: &["metrics", "--protocol", "otlp-http", "--series", "10000", "--hours", "1.1"],
         own: Kind::RemoteWrite,
+        own_name: "OTLP metrics",
         items: 0,
         signals: &["metrics"],
     },
@@ -209,7 +216,7 @@ pub async fn run(bin: &Path, loadgen: Option<PathBuf>, runs: usize) -> Result<()
         writeln!(
             out,
             "| {} | {} | {:.2} | {:.2} | {} | {} |",
-            w.name,
+            if loadgen.is_some() { w.name } else { w.own_name },
             r.items,
             r.cpu / r.items as f64 * 1e6,
             r.bytes as f64 / r.items as f64,
