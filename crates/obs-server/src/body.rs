@@ -105,10 +105,13 @@ impl Held {
 }
 
 /// Reads a body whole and expands it. The memory is held until the second value is dropped.
+/// `always_packed`: the API's bodies are compressed even when no header says so, and the caller
+/// expands them.
 pub(crate) async fn read(
     state: &AppState,
     headers: &HeaderMap,
     body: Body,
+    always_packed: bool,
 ) -> Result<(Vec<u8>, Held), Refusal> {
     if state.is_draining() {
         return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "server is shutting down"));
@@ -123,9 +126,10 @@ pub(crate) async fn read(
     /// What compressed telemetry expands to, seldom more.
     const RATIO: usize = 20;
     let length = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
-    let length: usize = length.unwrap_or(1 << 20).min(limits.body_bytes_max);
-    // Loki's and Prometheus' bodies are compressed without saying so.
-    let likely = length.saturating_mul(RATIO).min(limits.decompressed_bytes_max);
+    let length: usize = length.unwrap_or(usize::MAX).min(limits.body_bytes_max);
+    let is_packed = always_packed || headers.contains_key(header::CONTENT_ENCODING);
+    let ratio = if is_packed { RATIO } else { 1 };
+    let likely = length.saturating_mul(ratio).min(limits.decompressed_bytes_max);
     let mut held = Held::new(state, likely).await?;
     let collected = Limited::new(body, limits.body_bytes_max).collect().await;
     let bytes = collected.map_err(|e| {
@@ -142,7 +146,7 @@ pub(crate) async fn read(
         .to_owned();
     let raw = bytes.to_bytes();
     if encoding.is_empty() || encoding.eq_ignore_ascii_case("identity") {
-        if !is_compressed_anyway(headers) {
+        if !always_packed {
             held.shrink(raw.len());
         }
         return Ok((raw.to_vec(), held));
@@ -161,11 +165,6 @@ pub(crate) async fn read(
     })?;
     held.shrink(bytes.len());
     Ok((bytes, held))
-}
-
-/// Tells whether a body without an encoding is compressed all the same.
-fn is_compressed_anyway(headers: &HeaderMap) -> bool {
-    matches!(media_type(headers).as_str(), "" | "application/x-protobuf")
 }
 
 /// Returns the media type without parameters, in lower case.

@@ -43,7 +43,7 @@ fn check_headers(headers: &HeaderMap) -> Result<(), Refusal> {
 async fn write_inner(state: &AppState, headers: &HeaderMap, body: Body) -> Result<(), Refusal> {
     check_headers(headers)?;
     let tenant = crate::tenant::tenant(headers).map_err(Refusal::bad)?;
-    let (mut bytes, _held) = body::read(state, headers, body).await?;
+    let (mut bytes, _held) = body::read(state, headers, body, true).await?;
     if headers.get(header::CONTENT_ENCODING).is_none() {
         // Senders that leave the header out still compress.
         let max = state.limits.decompressed_bytes_max;

@@ -1,5 +1,15 @@
 //! Byte-level primitives of the formats: LEB128 integers, length-prefixed strings.
 
+/// Maps integers of small size to small naturals, whatever their sign.
+pub(crate) const fn zigzag(v: i64) -> u64 {
+    ((v << 1) ^ (v >> 63)) as u64
+}
+
+/// Undoes [`zigzag`].
+pub(crate) const fn unzigzag(v: u64) -> i64 {
+    ((v >> 1) as i64) ^ -((v & 1) as i64)
+}
+
 /// The bytes end early or do not decode; always means damage, since CRCs are checked before.
 #[derive(Debug, Clone, Copy, thiserror::Error, PartialEq, Eq)]
 #[error("malformed record at byte {0}")]
@@ -25,7 +35,7 @@ impl Encoder {
 
     /// Zigzag, for signed values near zero.
     pub(crate) fn int(&mut self, v: i64) {
-        self.uint(((v << 1) ^ (v >> 63)) as u64);
+        self.uint(zigzag(v));
     }
 
     pub(crate) fn len(&mut self, v: usize) {
@@ -116,8 +126,7 @@ impl<'a> Decoder<'a> {
     }
 
     pub(crate) fn int(&mut self) -> Result<i64, Malformed> {
-        let v = self.uint()?;
-        Ok(((v >> 1) as i64) ^ -((v & 1) as i64))
+        self.uint().map(unzigzag)
     }
 
     /// A count of items, each of which takes at least one byte: bounds allocations by the input.

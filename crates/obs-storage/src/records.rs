@@ -323,6 +323,20 @@ pub(crate) fn get_money(d: &mut Decoder<'_>) -> Result<Money, Malformed> {
     d.array().map(Money::deserialize)
 }
 
+/// Returns the token counts in the order in which they are written.
+pub(crate) const fn counts(t: &TokenUsage) -> [u64; 8] {
+    [
+        t.input,
+        t.cache_read,
+        t.cache_write,
+        t.cache_write_1h,
+        t.audio_input,
+        t.output,
+        t.reasoning,
+        t.audio_output,
+    ]
+}
+
 impl Record for LlmCall {
     fn time(&self) -> i64 {
         self.start.nanos()
@@ -360,19 +374,7 @@ impl Record for LlmCall {
         e.u8(u8::from(self.status == CallStatus::Error));
         e.len(self.tags.len());
         self.tags.iter().for_each(|t| e.str(t));
-        let t = &self.tokens;
-        for n in [
-            t.input,
-            t.cache_read,
-            t.cache_write,
-            t.cache_write_1h,
-            t.audio_input,
-            t.output,
-            t.reasoning,
-            t.audio_output,
-        ] {
-            e.uint(n);
-        }
+        counts(&self.tokens).into_iter().for_each(|n| e.uint(n));
         e.f64(self.time_to_first_token_ms.unwrap_or(f64::NAN));
         match &self.cost {
             None => e.u8(0),

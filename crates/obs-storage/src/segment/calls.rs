@@ -1,7 +1,7 @@
 //! Blocks of LLM calls: one wide row each.
 
 use crate::bin::{Decoder, Encoder, Malformed};
-use crate::records::{get_money, put_money};
+use crate::records::{counts, get_money, put_money};
 use crate::segment::attrs::{Sink, Source, get_doubles, put_doubles};
 use crate::segment::columns::{
     Context, RowIds, Strings, get_ints, get_strings, get_texts, put_ints, put_strings, put_texts,
@@ -37,19 +37,6 @@ fn texts(c: &LlmCall) -> [&str; TEXTS] {
         c.operation.as_str(),
         c.dialect.as_str(),
         c.cost_state.as_str(),
-    ]
-}
-
-const fn counts(t: &TokenUsage) -> [u64; 8] {
-    [
-        t.input,
-        t.cache_read,
-        t.cache_write,
-        t.cache_write_1h,
-        t.audio_input,
-        t.output,
-        t.reasoning,
-        t.audio_output,
     ]
 }
 

@@ -4,7 +4,7 @@
 //! decimal numbers and times as integers, few distinct values as a dictionary. Each column is
 //! compressed alone, so that a reader expands only those it needs.
 
-use crate::bin::{Decoder, Encoder, Malformed};
+use crate::bin::{Decoder, Encoder, Malformed, unzigzag, zigzag};
 use crate::segment::time_text;
 use foldhash::HashMap;
 use std::cell::RefCell;
@@ -62,14 +62,6 @@ pub(crate) fn get_packed(d: &mut Decoder<'_>) -> Result<Vec<u8>, Malformed> {
     let packed = d.raw()?;
     let raw = Some(len).filter(|n| *n <= COLUMN_BYTES_MAX).and_then(|n| zstd_unpack(packed, n));
     raw.filter(|r| r.len() == len).ok_or(d.bad())
-}
-
-const fn zigzag(v: i64) -> u64 {
-    ((v << 1) ^ (v >> 63)) as u64
-}
-
-const fn unzigzag(v: u64) -> i64 {
-    ((v >> 1) as i64) ^ -((v & 1) as i64)
 }
 
 /// Writes integers: differences or distances from the least, whichever is narrower, in planes of

@@ -4,7 +4,7 @@
 //! few units in the last place, which are kept), predicted from its past, and what the prediction
 //! missed is coded under a context that follows the size of recent misses.
 
-use crate::bin::{Decoder, Encoder, Malformed};
+use crate::bin::{Decoder, Encoder, Malformed, unzigzag, zigzag};
 use crate::segment::ans::{Sequence, Step};
 
 /// Contexts of residuals: twice the mean bits of recent ones.
@@ -17,14 +17,6 @@ const ULPS_MAX: i64 = 4096;
 const SMALL: u64 = 16;
 
 const POWERS: [f64; 10] = [1.0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9];
-
-const fn zigzag(v: i64) -> u64 {
-    ((v << 1) ^ (v >> 63)) as u64
-}
-
-const fn unzigzag(v: u64) -> i64 {
-    ((v >> 1) as i64) ^ -((v & 1) as i64)
-}
 
 /// Follows the size of residuals, in sixteenths of a bit.
 #[derive(Debug, Clone, Copy)]

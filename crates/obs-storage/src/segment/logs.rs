@@ -56,23 +56,31 @@ pub(crate) fn get_table<T>(
     Ok((table, rows))
 }
 
-/// Resources by content: equal ones of different requests are one.
-pub(crate) fn put_resources<'a>(
+/// Writes parts that rows share as a table, by content: equal ones of different requests are one.
+pub(crate) fn put_shared<'a, T: 'a>(
     e: &mut Encoder,
-    resources: impl Iterator<Item = &'a Arc<Resource>>,
+    parts: impl Iterator<Item = &'a Arc<T>>,
+    write: impl Fn(&mut Encoder, &T),
 ) {
-    let mut known: HashMap<*const Resource, Arc<[u8]>> = HashMap::default();
-    let bytes = resources.map(|r| {
+    let mut known: HashMap<*const T, Arc<[u8]>> = HashMap::default();
+    let bytes = parts.map(|p| {
         known
-            .entry(Arc::as_ptr(r))
+            .entry(Arc::as_ptr(p))
             .or_insert_with(|| {
                 let mut one = Encoder::default();
-                put_attributes(&mut one, &r.attributes);
+                write(&mut one, p);
                 one.bytes.into()
             })
             .clone()
     });
     put_table(e, bytes, |e, b| e.raw(b));
+}
+
+pub(crate) fn put_resources<'a>(
+    e: &mut Encoder,
+    resources: impl Iterator<Item = &'a Arc<Resource>>,
+) {
+    put_shared(e, resources, |e, r| put_attributes(e, &r.attributes));
 }
 
 pub(crate) fn get_resources(

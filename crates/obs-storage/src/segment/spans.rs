@@ -7,11 +7,11 @@ use crate::segment::columns::{
     Context, RowIds, get_ints, get_strings, get_texts, put_ints, put_strings, put_texts,
 };
 use crate::segment::ids::{get_ids, put_ids};
-use crate::segment::logs::{get_resources, get_table, put_resources, put_table, span_bytes};
+use crate::segment::logs::{get_resources, get_table, put_resources, put_shared, span_bytes};
 use crate::segment::rows::{Row, RowFilter, VisitRow};
 use crate::segment::{SegmentError, Signal};
 use foldhash::HashMap;
-use obs_model::{Scope, Span, SpanId, SpanKind, SpanStatus, TimestampNs, TraceId};
+use obs_model::{Span, SpanId, SpanKind, SpanStatus, TimestampNs, TraceId};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -85,7 +85,7 @@ impl Row for Span {
         put(e, texts(&|r| if let SpanStatus::Error(m) = &r.status { m } else { "" }));
         put(e, texts(&|r| &r.trace_state));
         put_resources(e, rows.iter().map(|r| &r.resource));
-        put_scopes(e, rows);
+        put_shared(e, rows.iter().map(|r| &r.scope), put_scope);
         let binary = |f: &dyn Fn(&mut Encoder, &Self)| -> Vec<Vec<u8>> {
             rows.iter()
                 .map(|r| {
@@ -214,19 +214,4 @@ impl Row for Span {
         }
         Ok(ControlFlow::Continue(()))
     }
-}
-
-fn put_scopes(e: &mut Encoder, rows: &[Span]) {
-    let mut known: HashMap<*const Scope, Arc<[u8]>> = HashMap::default();
-    let bytes = rows.iter().map(|r| {
-        known
-            .entry(Arc::as_ptr(&r.scope))
-            .or_insert_with(|| {
-                let mut one = Encoder::default();
-                put_scope(&mut one, &r.scope);
-                one.bytes.into()
-            })
-            .clone()
-    });
-    put_table(e, bytes, |e, b| e.raw(b));
 }
