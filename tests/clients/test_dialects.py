@@ -4,41 +4,17 @@ usage: OBSERVATORY_BIN=path python -m pytest tests/clients
 """
 
 import json
-import os
 import pathlib
-import signal
 import subprocess
 import sys
 import time
-import urllib.parse
-import urllib.request
 
 import fake_llm
 import pytest
+from running import Server
 
 HERE = pathlib.Path(__file__).parent
 RUNS = [(d, p) for d in ("otel", "openllmetry", "openinference") for p in ("grpc", "http")]
-
-
-class Server:
-    def __init__(self, directory):
-        command = [os.environ["OBSERVATORY_BIN"], "serve", "--data", str(directory), "--listen", "all=127.0.0.1:0"]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        endpoints = directory / "endpoints.json"
-        for _ in range(500):
-            if endpoints.exists():
-                break
-            assert self.process.poll() is None, "the server ended"
-            time.sleep(0.05)
-        self.endpoints = json.loads(endpoints.read_text())
-
-    def get(self, path, **params):
-        url = f"http://{self.endpoints['ui']}{path}?{urllib.parse.urlencode(params)}"
-        with urllib.request.urlopen(url) as response:
-            return json.load(response)
-
-    def sql(self, query):
-        return self.get("/api/v1/sql", q=query)["rows"]
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +27,7 @@ def server(tmp_path_factory):
         command = [sys.executable, HERE / "app.py", dialect, protocol, url, f"http://{otlp}", f"{dialect}-{protocol}"]
         subprocess.run(command, check=True, timeout=120)
     yield s
-    s.process.send_signal(signal.SIGTERM)
-    assert s.process.wait(20) == 0
+    s.stop()
 
 
 def calls(server, service):

@@ -32,7 +32,7 @@ pub use metric::{
 };
 pub use ports::{
     Append, AppendError, AppendFuture, Appended, Budget, CallSelection, DeleteScope, Direction,
-    LogSelection, Maintain, MaintainFuture, MemoryPool, ReadAt, SelectError, SelectLogs,
+    LogSelection, Maintain, MaintainFuture, MemoryPool, Objects, ReadAt, SelectError, SelectLogs,
     SelectSeries, SelectSpans, SeriesSelection, SnapshotFile, SpanSelection, Visit, WriteBatch,
 };
 pub use span::{Span, SpanEvent, SpanKind, SpanLink, SpanStatus};

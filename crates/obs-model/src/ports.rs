@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -403,6 +403,30 @@ pub trait ReadAt: Send + Sync {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
 }
 
+/// An object store: whole files by key, such as S3. Calls block; they are made off the runtime.
+pub trait Objects: Send + Sync + fmt::Debug {
+    /// Stores an object, or replaces it; it is durable and whole when this returns.
+    ///
+    /// # Errors
+    /// When the content cannot be read or the store did not take it; what was there stays then.
+    fn put(&self, key: &str, len: u64, content: &dyn ReadAt) -> io::Result<()>;
+    /// Returns the bytes of a range, which must lie within the object.
+    ///
+    /// # Errors
+    /// `NotFound` without such an object, otherwise when the store does not answer.
+    fn read(&self, key: &str, range: Range<u64>) -> io::Result<Vec<u8>>;
+    /// Removes an object; one that is not there is no error.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    fn remove(&self, key: &str) -> io::Result<()>;
+    /// Returns keys that begin with a folder (which ends in `/` or is empty), and their lengths.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    fn list(&self, folder: &str) -> io::Result<Vec<(String, u64)>>;
+}
+
 /// A file of a store as it was at one moment; it does not change and stays readable.
 pub struct SnapshotFile {
     /// Path below the data directory.
@@ -430,6 +454,8 @@ pub trait Maintain: Send + Sync {
     fn delete<'a>(&'a self, tenant: &'a TenantId, scope: DeleteScope) -> MaintainFuture<'a, ()>;
     /// Returns files that make a data directory with everything acknowledged before the call.
     fn snapshot(&self) -> MaintainFuture<'_, Vec<SnapshotFile>>;
+    /// Moves segments that are due at `now` to the object store; returns how many.
+    fn tier(&self, now: TimestampNs) -> MaintainFuture<'_, u64>;
 }
 
 #[cfg(test)]

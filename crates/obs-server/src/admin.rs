@@ -22,6 +22,7 @@ pub(crate) fn routes() -> Router<AppState> {
     Router::new()
         .route("/api/v1/storage/flush", post(flush))
         .route("/api/v1/storage/compact", post(compact))
+        .route("/api/v1/storage/tier", post(tier))
         .route("/api/v1/storage/backup", get(backup))
         .route("/api/v1/traces/{id}", delete(delete_trace))
         .route("/api/v1/tenants/{id}", delete(delete_tenant))
@@ -78,6 +79,14 @@ async fn compact(State(state): State<AppState>) -> Response {
         return done(Err(e));
     }
     done(state.store.merge().await)
+}
+
+/// Moves to the object store what is due now.
+async fn tier(State(state): State<AppState>) -> Response {
+    match state.store.tier((state.clock)()).await {
+        Ok(moved) => Json(json!({"status": "success", "segments": moved})).into_response(),
+        Err(e) => native_error(StatusCode::BAD_GATEWAY, &e),
+    }
 }
 
 async fn delete_trace(

@@ -2,18 +2,11 @@
 
 use crate::manifest;
 use crate::store::Store;
-use crate::vfs::ReadFile;
-use obs_model::{DeleteScope, Maintain, MaintainFuture, ReadAt, SnapshotFile, TenantId};
+use obs_model::{
+    DeleteScope, Maintain, MaintainFuture, ReadAt, SnapshotFile, TenantId, TimestampNs,
+};
 use std::io;
 use std::sync::PoisonError;
-
-struct Segment(Box<dyn ReadFile>);
-
-impl ReadAt for Segment {
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.0.read_at(offset, buf)
-    }
-}
 
 struct Bytes(Vec<u8>);
 
@@ -33,13 +26,13 @@ impl Store {
         let Some(state) = guard.as_ref().map(|m| m.state.clone()) else {
             return Err(io::Error::other("the manifest could not be opened for writing"));
         };
+        let view = self.inner.view.read().unwrap_or_else(PoisonError::into_inner);
         let mut out = Vec::new();
-        for m in state.segments.values() {
-            let path = m.relative_path();
-            let file = self.inner.vfs.open(&self.inner.config.dir.join(&path))?;
-            out.push(SnapshotFile { path, len: file.len(), content: Box::new(Segment(file)) });
+        for s in &view.segments {
+            let (path, len) = (s.meta.relative_path(), s.meta.bytes);
+            out.push(SnapshotFile { path, len, content: s.raw()? });
         }
-        drop(guard);
+        drop((view, guard));
         // Last: a copy that was cut short has no manifest and cannot pass for a whole one.
         for (path, bytes) in manifest::standalone(state) {
             let len = bytes.len() as u64;
@@ -70,6 +63,14 @@ impl Maintain for Store {
                 .await
                 .map_err(|e| e.to_string())?
                 .map_err(|e| format!("cannot read the store: {e}"))
+        })
+    }
+
+    fn tier(&self, now: TimestampNs) -> MaintainFuture<'_, u64> {
+        let store = self.clone();
+        Box::pin(async move {
+            let work = move || Self::tier(&store, now);
+            tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())?
         })
     }
 }

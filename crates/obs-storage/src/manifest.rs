@@ -10,7 +10,7 @@ use crate::segment::{Operations, Signal};
 use crate::vfs::Vfs;
 use crate::wal::{self, FRAME_EDIT, MANIFEST_MAGIC, WalFile};
 use obs_model::{DeleteScope, MatchOp, MetricKind, MetricMetadata, TenantId, TraceId};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -163,6 +163,14 @@ pub(crate) enum Edit {
     Delete(Tombstone),
     /// No segment is left that a tombstone covers.
     Deleted(u64),
+    /// The object store may have an object of a segment, under this key.
+    Object(u64, String),
+    /// A segment is read from its object.
+    Moved(u64),
+    /// The object of a segment that is gone was removed.
+    ObjectGone(u64),
+    /// What tells this store's objects from another's in the same bucket.
+    StoreId(u64),
 }
 
 impl Edit {
@@ -199,6 +207,23 @@ impl Edit {
                 e.u8(7);
                 e.uint(*id);
             }
+            Self::Object(id, key) => {
+                e.u8(8);
+                e.uint(*id);
+                e.str(key);
+            }
+            Self::Moved(id) => {
+                e.u8(9);
+                e.uint(*id);
+            }
+            Self::ObjectGone(id) => {
+                e.u8(10);
+                e.uint(*id);
+            }
+            Self::StoreId(id) => {
+                e.u8(11);
+                e.uint(*id);
+            }
         }
     }
 
@@ -219,6 +244,10 @@ impl Edit {
             ),
             6 => Self::Delete(Tombstone::get(d)?),
             7 => Self::Deleted(d.uint()?),
+            8 => Self::Object(d.uint()?, d.string()?),
+            9 => Self::Moved(d.uint()?),
+            10 => Self::ObjectGone(d.uint()?),
+            11 => Self::StoreId(d.uint()?),
             _ => return Err(d.bad()),
         })
     }
@@ -235,6 +264,11 @@ pub(crate) struct State {
     pub(crate) next_segment: u64,
     pub(crate) metadata: Metadata,
     pub(crate) tombstones: BTreeMap<u64, Tombstone>,
+    /// Keys of the objects that may exist, by segment; also of segments that are gone.
+    pub(crate) objects: BTreeMap<u64, String>,
+    /// Segments that are read from their object.
+    pub(crate) moved: BTreeSet<u64>,
+    pub(crate) store_id: Option<u64>,
 }
 
 impl State {
@@ -246,6 +280,7 @@ impl State {
             }
             Edit::Remove(id) => {
                 self.segments.remove(&id);
+                self.moved.remove(&id);
             }
             Edit::WalStart(n) => self.wal_start = n,
             Edit::NextSegment(n) => self.next_segment = self.next_segment.max(n),
@@ -263,6 +298,18 @@ impl State {
             Edit::Deleted(id) => {
                 self.tombstones.remove(&id);
             }
+            Edit::Object(id, key) => {
+                self.objects.insert(id, key);
+            }
+            Edit::Moved(id) => {
+                if self.segments.contains_key(&id) {
+                    self.moved.insert(id);
+                }
+            }
+            Edit::ObjectGone(id) => {
+                self.objects.remove(&id);
+            }
+            Edit::StoreId(id) => self.store_id = Some(id),
         }
     }
 
@@ -273,6 +320,9 @@ impl State {
             out.extend(by_name.values().map(|m| Edit::Metadata(tenant.clone(), m.clone())));
         }
         out.extend(self.tombstones.values().cloned().map(Edit::Delete));
+        out.extend(self.objects.iter().map(|(id, key)| Edit::Object(*id, key.clone())));
+        out.extend(self.moved.iter().map(|id| Edit::Moved(*id)));
+        out.extend(self.store_id.map(Edit::StoreId));
         out
     }
 }
@@ -407,10 +457,13 @@ pub(crate) struct Manifest {
     snapshot_bytes: u64,
 }
 
-/// Returns the files of a manifest that holds a state and no log, with paths below the data
-/// directory.
+/// Returns the files of a manifest that holds a state, no log and no objects, with paths below the
+/// data directory.
 pub(crate) fn standalone(mut state: State) -> Vec<(String, Vec<u8>)> {
     state.wal_start = 0;
+    state.objects.clear();
+    state.moved.clear();
+    state.store_id = None;
     let mut bytes = MANIFEST_MAGIC.to_vec();
     bytes.extend(encode(SNAPSHOT, &state.edits()));
     let path = |copy: &str| format!("manifest/{:010}.{copy}", 1);

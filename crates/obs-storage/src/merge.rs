@@ -12,6 +12,7 @@ use crate::segment::series::{BlockCache, Found, SeriesSegment, SeriesWriter};
 use crate::segment::{Operations, SegmentError, Signal, add_operation};
 use crate::segments::{Hidden, OpenSegment, SegmentData, Tombstones};
 use crate::store::Inner;
+use crate::tier;
 use obs_model::{LlmCall, LogRecord, Sample, Span};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
@@ -25,6 +26,8 @@ const LEVEL_MAX: u8 = 6;
 
 /// Does the most urgent piece of work; returns whether there was any.
 pub(crate) fn step(inner: &Inner) -> Result<bool, SegmentError> {
+    // What this reads must neither move nor expire meanwhile.
+    let _quiet = inner.shaping.lock().unwrap_or_else(PoisonError::into_inner);
     let (segments, tombstones) = {
         let view = inner.view.read().unwrap_or_else(PoisonError::into_inner);
         (view.segments.clone(), view.tombstones.clone())
@@ -33,6 +36,7 @@ pub(crate) fn step(inner: &Inner) -> Result<bool, SegmentError> {
         return Ok(true);
     }
     let Some(inputs) = pick(inner, &segments, &tombstones) else { return Ok(false) };
+    drop(segments);
     let result = merge(inner, &inputs, &tombstones);
     if let Err(e) = &result
         && e.is_damage()
@@ -51,7 +55,7 @@ pub(crate) fn step(inner: &Inner) -> Result<bool, SegmentError> {
 }
 
 /// Reads every block of a segment.
-fn check(s: &OpenSegment) -> Result<(), SegmentError> {
+pub(crate) fn check(s: &OpenSegment) -> Result<(), SegmentError> {
     match s.data()? {
         SegmentData::Metrics(m) => m.all_blocks().try_for_each(|b| m.file().read(b).map(|_| ()))?,
         SegmentData::Rows(r) => r.all_blocks().try_for_each(|b| r.file().read(b).map(|_| ()))?,
@@ -93,7 +97,8 @@ fn pick(
         return Some(vec![s.clone()]);
     }
     let mut groups: BTreeMap<_, Vec<&Arc<OpenSegment>>> = BTreeMap::new();
-    for s in healthy() {
+    // What moved to the object store is read again only to take deleted data out.
+    for s in healthy().filter(|s| !s.is_remote()) {
         let m = &s.meta;
         let day = day_of(m.signal, m.min_time);
         groups.entry((m.tenant.clone(), m.signal, day)).or_default().push(s);
@@ -170,10 +175,7 @@ fn replace(
     inner.stats.merges.fetch_add(1, Ordering::Relaxed);
     let bytes = inputs.iter().map(|s| s.meta.bytes).sum();
     inner.stats.merged_bytes.fetch_add(bytes, Ordering::Relaxed);
-    // Queries that still read them keep them open; the names can go.
-    for s in inputs {
-        let _ = inner.vfs.remove(s.path());
-    }
+    inputs.iter().for_each(|s| s.doom());
     Ok(())
 }
 
@@ -230,14 +232,20 @@ fn merge_series(
             let is_next = c.head()?.is_some_and(|f| f.labels == labels);
             let Some(found) = c.found.pop_front_if(|_| is_next) else { continue };
             let mut failure = None;
-            let mut damaged = |e: &SegmentError, _: i64, _: i64| failure = Some(e.to_string());
+            let mut damaged = |e: &SegmentError, _: i64, _: i64| {
+                failure = Some((e.is_damage(), e.to_string()));
+            };
             c.segment.visit_one(&found, ALL, &mut c.cache, &mut damaged, &mut |l, s| {
                 c.hidden.filter(l, s);
                 samples.append(s);
                 Ok(())
             })?;
-            if let Some(text) = failure {
-                return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, text).into());
+            match failure {
+                None => {}
+                Some((true, text)) => {
+                    return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, text).into());
+                }
+                Some((false, text)) => return Err(tier::unreachable(text).into()),
             }
         }
         sort_unique(&mut samples);

@@ -18,8 +18,12 @@ use std::thread::ScopedJoinHandle;
 /// Removes segment files that the manifest does not know: a flush or merge that did not finish,
 /// whose data is still in the log or in the segments it read.
 pub(crate) fn remove_orphans(vfs: &dyn Vfs, dir: &Path, state: &State) {
-    let known: std::collections::HashSet<_> =
-        state.segments.values().map(|m| dir.join(m.relative_path())).collect();
+    let known: std::collections::HashSet<_> = state
+        .segments
+        .values()
+        .filter(|m| !state.moved.contains(&m.id))
+        .map(|m| dir.join(m.relative_path()))
+        .collect();
     for tenant in vfs.list_dirs(&dir.join("segments")).unwrap_or_default() {
         for signal in vfs.list_dirs(&tenant).unwrap_or_default() {
             for path in vfs.list(&signal).unwrap_or_default() {

@@ -55,11 +55,6 @@ fn age_of(rules: &[RetentionRule], s: &OpenSegment) -> Option<Duration> {
     of_age.max_by_key(specific).and_then(|r| r.max_age)
 }
 
-/// Returns the time of a segment's end in ns.
-const fn end_ns(s: &OpenSegment) -> i64 {
-    s.meta.max_time.saturating_mul(1_000_000_000 / s.meta.signal.per_second())
-}
-
 /// Returns which segments the rules no longer keep.
 fn expired(
     rules: &[RetentionRule],
@@ -69,7 +64,7 @@ fn expired(
     let is_old = |s: &&Arc<OpenSegment>| {
         age_of(rules, s).is_some_and(|age| {
             let age = i64::try_from(age.as_nanos()).unwrap_or(i64::MAX);
-            end_ns(s) < now.nanos().saturating_sub(age)
+            s.end_ns() < now.nanos().saturating_sub(age)
         })
     };
     let mut out: HashSet<u64> = segments.iter().filter(is_old).map(|s| s.meta.id).collect();
@@ -77,7 +72,7 @@ fn expired(
         let mut covered: Vec<_> = segments.iter().filter(|s| rule.covers(s)).collect();
         if let Some(max) = rule.max_bytes {
             covered.retain(|s| !out.contains(&s.meta.id));
-            covered.sort_by_key(|s| std::cmp::Reverse(end_ns(s)));
+            covered.sort_by_key(|s| std::cmp::Reverse(s.end_ns()));
             let mut bytes = 0_u64;
             for s in covered {
                 bytes = bytes.saturating_add(s.meta.bytes);
@@ -100,11 +95,10 @@ pub(crate) fn apply(inner: &Inner, now: TimestampNs) -> std::io::Result<u64> {
     if gone.is_empty() {
         return Ok(0);
     }
-    // A merge may be reading some: its output replaces only segments that are still there.
     let edits = gone.iter().map(|id| Edit::Remove(*id)).collect();
     inner.edit(edits, |view| view.segments.retain(|s| !gone.contains(&s.meta.id)))?;
     for s in segments.iter().filter(|s| gone.contains(&s.meta.id)) {
-        let _ = inner.vfs.remove(s.path());
+        s.doom();
     }
     inner.stats.segments_dropped.fetch_add(gone.len() as u64, Ordering::Relaxed);
     Ok(gone.len() as u64)

@@ -5,9 +5,11 @@ use crate::segment::file::SegmentFile;
 use crate::segment::rows::RowSegment;
 use crate::segment::series::SeriesSegment;
 use crate::segment::{SegmentError, Signal};
-use crate::vfs::Vfs;
-use obs_model::{DeleteScope, Labels, Matcher, Sample, TenantId, TraceId};
+use crate::tier::{Remote, Whole};
+use crate::vfs::{ReadFile, Vfs};
+use obs_model::{DeleteScope, Labels, Matcher, ReadAt, Sample, TenantId, TraceId};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 #[derive(Debug)]
@@ -16,23 +18,62 @@ pub(crate) enum SegmentData {
     Rows(RowSegment),
 }
 
+#[derive(Debug)]
+enum Source {
+    Local(Arc<dyn Vfs>),
+    Remote(Arc<Remote>),
+}
+
 /// A segment, opened at first use.
 #[derive(Debug)]
 pub(crate) struct OpenSegment {
     pub(crate) meta: SegmentMeta,
-    vfs: Arc<dyn Vfs>,
+    source: Source,
+    /// Of the file, or what to call the object in messages.
     path: PathBuf,
     data: OnceLock<SegmentData>,
+    doomed: AtomicBool,
 }
 
 impl OpenSegment {
+    fn with(meta: SegmentMeta, source: Source, path: PathBuf) -> Self {
+        Self { meta, source, path, data: OnceLock::new(), doomed: AtomicBool::new(false) }
+    }
+
     pub(crate) fn new(vfs: Arc<dyn Vfs>, dir: &Path, meta: SegmentMeta) -> Self {
         let path = dir.join(meta.relative_path());
-        Self { meta, vfs, path, data: OnceLock::new() }
+        Self::with(meta, Source::Local(vfs), path)
+    }
+
+    pub(crate) fn remote(meta: SegmentMeta, remote: Arc<Remote>) -> Self {
+        let path = PathBuf::from(format!("object of {}", meta.relative_path()));
+        Self::with(meta, Source::Remote(remote), path)
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(crate) const fn is_remote(&self) -> bool {
+        matches!(self.source, Source::Remote(_))
+    }
+
+    /// Returns the time of the end in ns.
+    pub(crate) const fn end_ns(&self) -> i64 {
+        self.meta.max_time.saturating_mul(1_000_000_000 / self.meta.signal.per_second())
+    }
+
+    /// Lets the file go as soon as nobody reads it. The manifest no longer names it.
+    pub(crate) fn doom(&self) {
+        self.doomed.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns the bytes as they are, for copies.
+    pub(crate) fn raw(&self) -> std::io::Result<Box<dyn ReadAt>> {
+        Ok(match &self.source {
+            Source::Local(vfs) => Box::new(Local(vfs.open(&self.path)?)),
+            Source::Remote(r) => Box::new(Whole::new(r.clone())),
+        })
     }
 
     /// Opens the file if it is not open yet. A failure is tried again at the next use.
@@ -42,7 +83,11 @@ impl OpenSegment {
         }
         let mut notes = Vec::new();
         let known = Some(self.meta.index);
-        let (file, index) = SegmentFile::open(&*self.vfs, &self.path, known, &mut notes)?;
+        let file = match &self.source {
+            Source::Local(vfs) => vfs.open(&self.path)?,
+            Source::Remote(r) => r.file()?,
+        };
+        let (file, index) = SegmentFile::read_from(file, &self.path, known, &mut notes)?;
         for note in notes {
             tracing::warn!(file = %self.path.display(), note, "damage that a copy made good");
         }
@@ -61,6 +106,26 @@ impl OpenSegment {
 
     pub(crate) fn rows(&self) -> Result<Option<&RowSegment>, SegmentError> {
         Ok(if let SegmentData::Rows(s) = self.data()? { Some(s) } else { None })
+    }
+}
+
+impl Drop for OpenSegment {
+    fn drop(&mut self) {
+        if let Source::Local(vfs) = &self.source
+            && *self.doomed.get_mut()
+        {
+            // A failure leaves an orphan, which the next start removes.
+            let _ = vfs.remove(&self.path);
+        }
+    }
+}
+
+/// A local file, for copies.
+struct Local(Box<dyn ReadFile>);
+
+impl ReadAt for Local {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        self.0.read_at(offset, buf)
     }
 }
 

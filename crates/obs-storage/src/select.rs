@@ -107,7 +107,7 @@ impl Store {
             |e: &SegmentError, min: i64, max: i64| self.note(budget, s, e, (min, max));
         let rows: Option<&RowSegment> = match s.rows() {
             Ok(rows) => rows,
-            Err(e) if e.is_damage() => {
+            Err(e) if e.costs_a_part() => {
                 damaged(&e, s.meta.min_time, s.meta.max_time);
                 None
             }
@@ -164,7 +164,7 @@ impl SelectSeries for Store {
             let series = match s.series() {
                 Ok(Some(series)) => series,
                 Ok(None) => continue,
-                Err(e) if e.is_damage() => {
+                Err(e) if e.costs_a_part() => {
                     damaged(&e, s.meta.min_time, s.meta.max_time);
                     continue;
                 }
@@ -219,7 +219,7 @@ impl SelectSeries for Store {
             let series = match s.series() {
                 Ok(Some(series)) if !hidden.everything() => series,
                 Ok(_) => continue,
-                Err(e) if e.is_damage() => {
+                Err(e) if e.costs_a_part() => {
                     damaged(&e, s.meta.min_time, s.meta.max_time);
                     continue;
                 }
@@ -452,7 +452,7 @@ impl SelectLogs for Store {
                     Ok(streams_of(block, &filter, &mut add)?)
                 })?,
                 Ok(None) => {}
-                Err(e) if e.is_damage() => damaged(&e, s.meta.min_time, s.meta.max_time),
+                Err(e) if e.costs_a_part() => damaged(&e, s.meta.min_time, s.meta.max_time),
                 Err(e) => return Err(e.into()),
             }
         }

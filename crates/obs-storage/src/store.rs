@@ -10,6 +10,7 @@ use crate::recover;
 use crate::retention::RetentionRule;
 use crate::segment::Operations;
 use crate::segments::{OpenSegment, Tombstones};
+use crate::tier::{self, Remote, Tier, TierConfig, TierStats};
 use crate::vfs::Vfs;
 use crate::wal::WalFile;
 use crate::writer::{Command, Pending, Writer};
@@ -46,6 +47,8 @@ pub struct StoreConfig {
     /// Work of merges and retention, as a share of one core.
     pub background_share: f64,
     pub retention: Vec<RetentionRule>,
+    /// An object store for older segments.
+    pub tier: Option<TierConfig>,
     /// No threads: every write, flush and merge happens on the caller's. For simulations, in
     /// which the same calls must always do the same.
     pub inline: bool,
@@ -65,6 +68,7 @@ impl StoreConfig {
             segment_bytes_max: 512 << 20,
             background_share: 0.5,
             retention: Vec::new(),
+            tier: None,
             inline: false,
         }
     }
@@ -168,6 +172,10 @@ pub(crate) struct Inner {
     wal_number: AtomicU64,
     read_only: RwLock<Option<String>>,
     space: Mutex<Option<(Instant, Option<String>)>>,
+    pub(crate) tier: Option<Arc<Tier>>,
+    /// Held while segments are replaced by others or move, which takes them all as they were at
+    /// one moment. Before `manifest` in the order of locks.
+    pub(crate) shaping: Mutex<()>,
     /// Segments that merges pass over: they are damaged.
     pub(crate) left_alone: Mutex<HashSet<u64>>,
     pub(crate) stats: StoreStats,
@@ -358,10 +366,17 @@ impl Store {
             Ok(m) => (Some(m), None),
             Err(e) => (None, Some(format!("the manifest cannot be written: {e}"))),
         };
-        let segments: Vec<_> = in_order(&state)
-            .into_iter()
-            .map(|m| Arc::new(OpenSegment::new(vfs.clone(), &dir, m)))
-            .collect();
+        let tier = config.tier.clone();
+        let tier = tier.map(|t| Tier::open(t, vfs.clone(), &config).map(Arc::new));
+        let tier = tier.transpose().map_err(io_at(&dir))?;
+        let open = |m: manifest::SegmentMeta| match state.objects.get(&m.id) {
+            Some(key) if state.moved.contains(&m.id) => {
+                let remote = Remote::new(tier.clone(), &m, key.clone());
+                OpenSegment::remote(m, remote)
+            }
+            _ => OpenSegment::new(vfs.clone(), &dir, m),
+        };
+        let segments: Vec<_> = in_order(&state).into_iter().map(open).map(Arc::new).collect();
         report.segments = segments.len() as u64;
         if opened.is_some() {
             recover::remove_orphans(&*vfs, &dir, &state);
@@ -383,6 +398,8 @@ impl Store {
             wal_number: AtomicU64::new(state.wal_start),
             read_only: RwLock::new(read_only),
             space: Mutex::new(None),
+            tier,
+            shaping: Mutex::new(()),
             left_alone: Mutex::default(),
             stats: StoreStats::default(),
             config,
@@ -507,6 +524,30 @@ impl Store {
     /// When the manifest cannot be written.
     pub fn retain(&self, now: TimestampNs) -> Result<u64, String> {
         crate::retention::apply(&self.inner, now).map_err(|e| e.to_string())
+    }
+
+    /// Moves segments that are due to the object store, and removes objects that are no longer
+    /// used; returns how many segments moved.
+    ///
+    /// # Errors
+    /// When the object store or the manifest fails; what was not moved stays where it is.
+    pub fn tier(&self, now: TimestampNs) -> Result<u64, String> {
+        tier::step(&self.inner, now).map_err(|e| e.to_string())
+    }
+
+    /// Returns (bytes of local segments, bytes of segments in the object store, bytes cached).
+    pub fn tier_bytes(&self) -> (u64, u64, u64) {
+        let view = self.inner.view.read().unwrap_or_else(PoisonError::into_inner);
+        let bytes = |remote: bool| {
+            let of_kind = view.segments.iter().filter(|s| s.is_remote() == remote);
+            of_kind.map(|s| s.meta.bytes).sum()
+        };
+        (bytes(false), bytes(true), self.inner.tier.as_ref().map_or(0, |t| t.cache_bytes()))
+    }
+
+    /// Returns the counters of the object store, if there is one.
+    pub fn tier_stats(&self) -> Option<&TierStats> {
+        self.inner.tier.as_deref().map(|t| &t.stats)
     }
 
     /// Deletes data; queries no longer see it when this returns, and merges take it off the disk.

@@ -6,9 +6,12 @@ use crate::segment::Signal;
 use crate::segment::file::SegmentFile;
 use crate::segment::rows::RowSegment;
 use crate::segment::series::SeriesSegment;
-use crate::vfs::Vfs;
+use crate::tier::Whole;
+use crate::vfs::{ReadFile, Vfs};
 use crate::wal::{self, FRAME_BATCH, FRAME_SERIES, WAL_MAGIC};
+use obs_model::Objects;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Something that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +23,16 @@ pub struct Finding {
     pub is_damage: bool,
 }
 
+/// Which segments are not in the directory but in an object store.
+#[derive(Debug, Clone)]
+pub enum Elsewhere {
+    /// Those that moved are not checked.
+    Nothing,
+    Moved(Arc<dyn Objects>),
+    /// All of them, under their paths below the directory: a backup.
+    All(Arc<dyn Objects>),
+}
+
 /// What a verification looked at and found.
 #[derive(Debug, Clone, Default)]
 pub struct VerifyReport {
@@ -28,6 +41,8 @@ pub struct VerifyReport {
     pub segments: u64,
     pub blocks: u64,
     pub bytes: u64,
+    /// Segments in an object store that was not given.
+    pub unchecked: u64,
     pub findings: Vec<Finding>,
 }
 
@@ -41,11 +56,11 @@ impl VerifyReport {
     }
 }
 
-/// Checks a data directory that no process has open.
+/// Checks a data directory that no process has open, and its segments elsewhere.
 ///
 /// # Errors
 /// When the directory itself cannot be read; what is wrong inside becomes a finding.
-pub fn verify(dir: &Path, vfs: &dyn Vfs) -> std::io::Result<VerifyReport> {
+pub fn verify(dir: &Path, vfs: &dyn Vfs, elsewhere: &Elsewhere) -> std::io::Result<VerifyReport> {
     let mut report = VerifyReport::default();
     for (number, path) in wal::files(vfs, &dir.join("wal"))? {
         let name = format!("wal/{number:010}.wal");
@@ -63,9 +78,32 @@ pub fn verify(dir: &Path, vfs: &dyn Vfs) -> std::io::Result<VerifyReport> {
             if loaded.lost {
                 report.find("manifest", "edits are missing in both copies", true);
             }
+            let moved = |m: &SegmentMeta| {
+                let key = loaded.state.objects.get(&m.id);
+                key.filter(|_| loaded.state.moved.contains(&m.id))
+            };
             for meta in loaded.state.segments.values() {
+                let object = |o: &Arc<dyn Objects>, key: &str| {
+                    Box::new(Whole::of(o.clone(), key.to_owned(), meta.bytes))
+                };
+                let file: Box<dyn ReadFile> = match (moved(meta), elsewhere) {
+                    (_, Elsewhere::All(o)) => object(o, &meta.relative_path()),
+                    (Some(key), Elsewhere::Moved(o)) => object(o, key),
+                    (Some(_), Elsewhere::Nothing) => {
+                        report.unchecked += 1;
+                        continue;
+                    }
+                    (None, _) => match vfs.open(&dir.join(meta.relative_path())) {
+                        Ok(f) => f,
+                        Err(e) => {
+                            report.segments += 1;
+                            report.find(&meta.relative_path(), e.to_string(), true);
+                            continue;
+                        }
+                    },
+                };
                 report.segments += 1;
-                verify_segment(vfs, dir, meta, &mut report);
+                verify_segment(file, dir, meta, &mut report);
             }
         }
     }
@@ -126,10 +164,16 @@ fn check_series(dictionary: &Dictionary, b: &frame::Decoded) -> Result<(), Strin
     }
 }
 
-fn verify_segment(vfs: &dyn Vfs, dir: &Path, meta: &SegmentMeta, report: &mut VerifyReport) {
+fn verify_segment(
+    file: Box<dyn ReadFile>,
+    dir: &Path,
+    meta: &SegmentMeta,
+    report: &mut VerifyReport,
+) {
     let name = meta.relative_path();
     let mut notes = Vec::new();
-    let opened = SegmentFile::open(vfs, &dir.join(&name), Some(meta.index), &mut notes);
+    let len = file.len();
+    let opened = SegmentFile::read_from(file, &dir.join(&name), Some(meta.index), &mut notes);
     for note in notes {
         report.find(&name, note, true);
     }
@@ -140,7 +184,6 @@ fn verify_segment(vfs: &dyn Vfs, dir: &Path, meta: &SegmentMeta, report: &mut Ve
     for problem in file.check_copies(meta.index) {
         report.find(&name, problem, true);
     }
-    let len = vfs.open(&dir.join(&name)).map_or(0, |f| f.len());
     if len != meta.bytes {
         report.find(&name, format!("is {len} bytes long, the manifest says {}", meta.bytes), true);
     }

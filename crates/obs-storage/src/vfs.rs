@@ -32,6 +32,12 @@ pub trait ReadFile: Send + Sync + Debug {
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// Drops copies that are kept of a range; returns whether reading it again may bring other
+    /// bytes.
+    fn forget(&self, _offset: u64, _len: u64) -> bool {
+        false
+    }
 }
 
 /// A held lock.

@@ -160,7 +160,7 @@ fn copy(from: &Path, to: &Path) {
 fn a_directory_of_version_2_is_read_to_the_last_bit() {
     let dir = tempfile::tempdir().unwrap();
     copy(&fixture(), dir.path());
-    let report = verify(dir.path(), &OsVfs).unwrap();
+    let report = verify(dir.path(), &OsVfs, &obs_storage::Elsewhere::Nothing).unwrap();
     assert!(!report.is_damaged(), "{:?}", report.findings);
     let store = open(dir.path());
     let (tenant, budget) = (TenantId::default(), Budget::new(i64::MAX, i64::MAX));

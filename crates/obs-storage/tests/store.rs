@@ -142,7 +142,7 @@ async fn acknowledged_data_survives_flush_and_reopen() {
     let store = open(dir.path());
     check(&store, t);
     drop(store);
-    let report = verify(dir.path(), &OsVfs).unwrap();
+    let report = verify(dir.path(), &OsVfs, &obs_storage::Elsewhere::Nothing).unwrap();
     assert!(!report.is_damaged(), "{report:?}");
     assert!(report.segments >= 6 && report.batches > 0);
 }
@@ -225,7 +225,7 @@ async fn damage_in_a_segment_is_found_and_never_read_as_data() {
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[50] ^= 1;
     std::fs::write(&path, bytes).unwrap();
-    assert!(verify(dir.path(), &OsVfs).unwrap().is_damaged());
+    assert!(verify(dir.path(), &OsVfs, &obs_storage::Elsewhere::Nothing).unwrap().is_damaged());
     let store = open(dir.path());
     let sel = LogSelection {
         matchers: &[],

@@ -133,7 +133,7 @@ async fn send(w: &Work, server: &Server, loadgen: Option<&Path>) -> Result<Optio
     let batches = w.items / w.own.records();
     let next = AtomicU64::new(0);
     let plan = Plan::new(1_780_000_000_000_000_000);
-    let http = reqwest::Client::new();
+    let http = obs_objects::http_client();
     let worker = async || -> Result<()> {
         loop {
             let n = next.fetch_add(1, Ordering::Relaxed);
@@ -161,7 +161,7 @@ async fn one(w: &Work, bin: &Path, loadgen: Option<&Path>) -> Result<Option<Meas
     let Some(items) = send(w, &server, loadgen).await? else { return Ok(None) };
     // All of it in segments, and these merged: what it costs in the long run.
     let compact = server.url("ui", "/api/v1/storage/compact")?;
-    let answer = reqwest::Client::new().post(compact).send().await?;
+    let answer = obs_objects::http_client().post(compact).send().await?;
     ensure!(answer.status().is_success(), "failed to merge: {}", answer.status());
     let (cpu, peak) = (server.cpu()? - before, server.peak()?);
     let segments = setup.data.join("segments/default");
@@ -183,7 +183,7 @@ async fn visible(bin: &Path) -> Result<Duration> {
     };
     let server = Arc::new(setup.start(Duration::from_secs(30))?);
     let plan = Plan::new(1_780_000_000_000_000_000);
-    let http = reqwest::Client::new();
+    let http = obs_objects::http_client();
     ensure!(once(&http, &server, &plan, 2).await? == Verdict::Acked, "not taken");
     let began = Instant::now();
     let verdicts = [(2, Verdict::Acked)];

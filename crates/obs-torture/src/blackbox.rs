@@ -303,7 +303,8 @@ pub async fn full(bin: &Path, seed: u64) -> Result<Value> {
     std::fs::remove_file(&filler)?;
     let freed = Instant::now();
     let resumed = loop {
-        let probe = reqwest::get(server.url("ui", "/health/ready")?).await?;
+        let probe =
+            obs_objects::http_client().get(server.url("ui", "/health/ready")?).send().await?;
         if probe.status().is_success() {
             break freed.elapsed();
         }
@@ -433,13 +434,19 @@ pub async fn overload(bin: &Path, seconds: u64, seed: u64) -> Result<Value> {
         let end = Instant::now() + Duration::from_secs(seconds);
         while Instant::now() < end {
             let asked = Instant::now();
-            let health = reqwest::get(server.url("ui", "/health/live")?).await?;
+            let health =
+                obs_objects::http_client().get(server.url("ui", "/health/live")?).send().await?;
             ensure!(health.status().is_success(), "not alive: {}", health.status());
             slowest = slowest.max(asked.elapsed());
             let query =
                 "/api/v1/sql?q=SELECT%20service%2C%20count(*)%20FROM%20logs%20GROUP%20BY%201";
             // It may be refused; it must be answered.
-            let _ = reqwest::get(server.url("ui", query)?).await?.bytes().await?;
+            let _ = obs_objects::http_client()
+                .get(server.url("ui", query)?)
+                .send()
+                .await?
+                .bytes()
+                .await?;
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         Ok(())
@@ -483,7 +490,7 @@ pub async fn strace(bin: &Path, requests: u64) -> Result<Value> {
         .context("failed to run strace")?;
     tokio::time::sleep(Duration::from_secs(1)).await;
     let plan = plan(0, 1)?;
-    let http = reqwest::Client::new();
+    let http = obs_objects::http_client();
     let mut acked = 0;
     for batch in 0..requests {
         let one = Plan::new(plan.start_ns);

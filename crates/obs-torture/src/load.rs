@@ -297,7 +297,7 @@ pub async fn client(
     endpoints: Arc<HashMap<String, String>>,
     plan: Plan,
 ) -> Result<Vec<(u64, Verdict)>> {
-    let http = reqwest::Client::new();
+    let http = obs_objects::http_client();
     let mut out = Vec::new();
     while !plan.stop.load(Ordering::Relaxed) {
         let batch = plan.next.fetch_add(1, Ordering::Relaxed);

@@ -6,11 +6,12 @@
 
 use crate::sim::{Faults, Rng, SimVfs};
 use obs_model::*;
-use obs_storage::{Store, StoreConfig};
+use obs_storage::{Elsewhere, Store, StoreConfig, TierConfig};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
@@ -39,6 +40,9 @@ pub struct Tally {
     pub injected: u64,
     pub crashed_in: BTreeSet<&'static str>,
 }
+
+/// A time after all data.
+const LATER: TimestampNs = TimestampNs::from_nanos(i64::MAX);
 
 /// Times are spread over three days, so that segments of several days exist.
 fn time_ns(n: u64) -> i64 {
@@ -122,8 +126,15 @@ fn batch_of(n: u64) -> WriteBatch {
     }
 }
 
-fn config(rng: &mut Rng) -> StoreConfig {
+fn config(rng: &mut Rng, fs: &SimVfs) -> StoreConfig {
     StoreConfig {
+        tier: Some(TierConfig {
+            objects: Arc::new(fs.clone()),
+            after: Duration::ZERO,
+            local_bytes_max: None,
+            cache_bytes_max: rng.below(200_000),
+            id: 7,
+        }),
         disk_reserve_bytes: 0,
         head_bytes_max: 500 + rng.below(20_000) as usize,
         wal_file_bytes_max: 1_000 + rng.below(20_000),
@@ -256,7 +267,7 @@ fn now<T>(future: impl Future<Output = T>) -> T {
 }
 
 fn open(rng: &mut Rng, fs: &SimVfs) -> Result<Store, String> {
-    Store::open(config(rng), Arc::new(fs.clone())).map_err(|e| {
+    Store::open(config(rng, fs), Arc::new(fs.clone())).map_err(|e| {
         let mut text = e.to_string();
         let mut source = std::error::Error::source(&e);
         while let Some(s) = source {
@@ -331,6 +342,28 @@ pub fn run(seed: u64) -> Result<Tally, String> {
     let store = open(&mut rng, &fs).map_err(|e| format!("at the end: cannot open: {e}"))?;
     let shown = read(&store).map_err(|e| e.to_string())?;
     oracle.check(&shown).map_err(|e| format!("at the end: {e}"))?;
+    drop(shown);
+    // Everything can move, and nothing is left in the bucket that no segment is read from.
+    store.tier(LATER).and_then(|_| store.tier(LATER)).map_err(|e| format!("at the end: {e}"))?;
+    let ((_, remote, _), bucket) = (store.tier_bytes(), fs.bucket_bytes());
+    if remote != bucket {
+        return Err(format!("{bucket} bytes in the bucket, {remote} are of segments"));
+    }
+    let shown = read(&store).map_err(|e| e.to_string())?;
+    oracle.check(&shown).map_err(|e| format!("at the end, all moved: {e}"))?;
+    if !shown.missing.is_empty() {
+        return Err(format!("at the end, all moved: unreadable: {:?}", shown.missing));
+    }
+    drop(store);
+    let report = obs_storage::verify(
+        std::path::Path::new("/data"),
+        &fs,
+        &Elsewhere::Moved(Arc::new(fs.clone())),
+    );
+    let report = report.map_err(|e| e.to_string())?;
+    if let Some(f) = report.findings.iter().find(|f| f.is_damage) {
+        return Err(format!("verify at the end: {}: {}", f.file, f.problem));
+    }
     (tally.crashed_in, tally.injected) = fs.coverage();
     Ok(tally)
 }
@@ -348,7 +381,8 @@ fn work(
         if fs.is_off() {
             return Ok(());
         }
-        match rng.below(20) {
+        match rng.below(21) {
+            20 => drop(store.tier(LATER)),
             0 => drop(now(store.flush())),
             1 => drop(now(store.merge())),
             2 if *next > 0 => {
@@ -428,8 +462,8 @@ pub fn damage(seed: u64, whole_page: bool) -> Result<(bool, usize), String> {
     drop(store);
     let what = fs.damage(whole_page).ok_or("nothing to damage")?;
     let told = |e: String| format!("{what}: {e}");
-    let report =
-        obs_storage::verify(std::path::Path::new("/data"), &fs).map_err(|e| told(e.to_string()))?;
+    let report = obs_storage::verify(std::path::Path::new("/data"), &fs, &Elsewhere::Nothing)
+        .map_err(|e| told(e.to_string()))?;
     let found_offline = !report.findings.is_empty();
     let store = open(&mut rng, &fs).map_err(told)?;
     let shown = read(&store).map_err(|e| told(e.to_string()))?;

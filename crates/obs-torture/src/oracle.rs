@@ -23,7 +23,7 @@ fn time(ns: u64) -> String {
 
 async fn sql(server: &Server, query: &str) -> Result<Vec<Value>> {
     let request =
-        reqwest::Client::new().get(server.url("ui", "/api/v1/sql")?).query(&[("q", query)]);
+        obs_objects::http_client().get(server.url("ui", "/api/v1/sql")?).query(&[("q", query)]);
     let answer: Value = request.send().await?.json().await?;
     ensure!(answer.get("partial").is_none(), "an answer is partial: {answer}");
     let rows = answer.get("rows").and_then(Value::as_array);

@@ -4,6 +4,7 @@
 //! names that are durable. At a crash what was not synced is kept, torn, reordered or lost by the
 //! seed. Calls can also fail as disks do: no space, input/output errors, writes cut short.
 
+use obs_model::{Objects, ReadAt};
 use obs_storage::vfs::{Lock, ReadFile, Vfs, WriteFile};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -74,6 +75,8 @@ struct State {
     /// Which kinds of call the power failed at.
     crashed_in: BTreeSet<&'static str>,
     injected: u64,
+    /// Objects by key: whole or not there, and safe once stored.
+    bucket: BTreeMap<String, Vec<u8>>,
 }
 
 /// The file system; clones share it.
@@ -136,6 +139,7 @@ impl SimVfs {
             epoch: 0,
             crashed_in: BTreeSet::new(),
             injected: 0,
+            bucket: BTreeMap::new(),
         })))
     }
 
@@ -231,8 +235,14 @@ impl SimVfs {
             files: s.files.clone(),
             dirs: s.dirs.clone(),
             crashed_in: s.crashed_in.clone(),
+            bucket: s.bucket.clone(),
             ..*s
         })))
+    }
+
+    /// Returns the bytes of all objects in the bucket.
+    pub fn bucket_bytes(&self) -> u64 {
+        self.state().bucket.values().map(|o| o.len() as u64).sum()
     }
 
     /// Makes the outcome of later calls depend on another seed.
@@ -434,5 +444,47 @@ impl Vfs for SimVfs {
 
     fn space(&self, _path: &Path) -> io::Result<(u64, u64)> {
         Ok((1 << 40, 1 << 41))
+    }
+}
+
+/// The bucket beside the file system: its requests fail and are cut off by the same power.
+impl Objects for SimVfs {
+    fn put(&self, key: &str, len: u64, content: &dyn ReadAt) -> io::Result<()> {
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
+        content.read_at(0, &mut bytes)?;
+        let mut s = self.state();
+        let crash = s.call("put of an object");
+        let fault = if crash.is_ok() { s.fault() } else { Ok(()) };
+        // A request that failed may have been carried out.
+        if (crash.is_ok() && fault.is_ok()) || s.rng.one_in(2) {
+            s.bucket.insert(key.to_owned(), bytes);
+        }
+        crash.and(fault)
+    }
+
+    fn read(&self, key: &str, range: std::ops::Range<u64>) -> io::Result<Vec<u8>> {
+        let s = self.state();
+        if s.off {
+            return Err(power_off());
+        }
+        let all = s.bucket.get(key).ok_or(io::ErrorKind::NotFound)?;
+        let part = all.get(range.start as usize..range.end as usize);
+        Ok(part.ok_or(io::ErrorKind::UnexpectedEof)?.to_vec())
+    }
+
+    fn remove(&self, key: &str) -> io::Result<()> {
+        let mut s = self.state();
+        let crash = s.call("removal of an object");
+        let fault = if crash.is_ok() { s.fault() } else { Ok(()) };
+        if (crash.is_ok() && fault.is_ok()) || s.rng.one_in(2) {
+            s.bucket.remove(key);
+        }
+        crash.and(fault)
+    }
+
+    fn list(&self, folder: &str) -> io::Result<Vec<(String, u64)>> {
+        let s = self.state();
+        let inside = s.bucket.iter().filter(|(k, _)| k.starts_with(folder));
+        Ok(inside.map(|(k, v)| (k.clone(), v.len() as u64)).collect())
     }
 }

@@ -1,11 +1,14 @@
 //! The command line.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use obs_model::Objects;
+use obs_storage::Elsewhere;
 use obs_storage::vfs::OsVfs;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -148,14 +151,18 @@ pub(crate) enum CheckWhat {
 #[derive(Debug, ClapArgs)]
 pub(crate) struct VerifyArgs {
     pub(crate) dir: PathBuf,
+    /// Object store that older segments are in: `data.tier.url` of the server.
+    #[arg(long, value_name = "URL")]
+    pub(crate) objects: Option<String>,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct BackupArgs {
-    /// Directory to make; it must not exist.
-    pub(crate) to: PathBuf,
+    /// Directory to make, which must not exist, or URL of an object store (s3://BUCKET/PATH, …)
+    /// with nothing at its path. Credentials come from the environment.
+    pub(crate) to: String,
     /// Main address of the server.
     #[arg(long, default_value = "http://127.0.0.1:3000")]
     pub(crate) url: String,
@@ -165,8 +172,8 @@ pub(crate) struct BackupArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct RestoreArgs {
-    /// Directory that `backup` made.
-    pub(crate) from: PathBuf,
+    /// Directory or URL that `backup` filled.
+    pub(crate) from: String,
     /// Data directory to make; it must be empty or not exist.
     pub(crate) to: PathBuf,
     #[command(flatten)]
@@ -177,6 +184,15 @@ pub(crate) struct RestoreArgs {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct UsageError(pub(crate) String);
+
+/// Calls `f` with an object store, on this thread, where its calls may block.
+pub(crate) fn with_objects<T>(
+    url: &str,
+    f: impl FnOnce(Arc<dyn Objects>) -> Result<T>,
+) -> Result<T> {
+    let runtime = tokio::runtime::Runtime::new().context("failed to start the runtime")?;
+    f(obs_objects::open(url, &[], runtime.handle().clone()).map_err(UsageError)?)
+}
 
 /// Prints a line; a closed pipe is no error worth reporting.
 pub(crate) fn say(text: &str) {
@@ -206,11 +222,15 @@ pub(crate) fn verify(a: &VerifyArgs) -> Result<ExitCode> {
         ))
         .into());
     }
-    let r = obs_storage::verify(&a.dir, &OsVfs)?;
+    let check = |elsewhere| obs_storage::verify(&a.dir, &OsVfs, &elsewhere);
+    let r = match &a.objects {
+        None => check(Elsewhere::Nothing)?,
+        Some(url) => with_objects(url, |o| Ok(check(Elsewhere::Moved(o))?))?,
+    };
     match a.output.output {
         Output::Json => {
             let findings: Vec<_> = r.findings.iter().map(|f| serde_json::json!({"file": f.file, "problem": f.problem, "damage": f.is_damage})).collect();
-            say(&serde_json::json!({"wal_files": r.wal_files, "batches": r.batches, "segments": r.segments, "blocks": r.blocks, "bytes": r.bytes, "damaged": r.is_damaged(), "findings": findings}).to_string());
+            say(&serde_json::json!({"wal_files": r.wal_files, "batches": r.batches, "segments": r.segments, "blocks": r.blocks, "bytes": r.bytes, "unchecked": r.unchecked, "damaged": r.is_damaged(), "findings": findings}).to_string());
         }
         Output::Text => {
             for f in &r.findings {
@@ -219,6 +239,12 @@ pub(crate) fn verify(a: &VerifyArgs) -> Result<ExitCode> {
                     if f.is_damage { "DAMAGE" } else { "note" },
                     f.file,
                     f.problem
+                ));
+            }
+            if r.unchecked > 0 {
+                say(&format!(
+                    "{} segments in the object store were not checked; name it with --objects URL",
+                    r.unchecked
                 ));
             }
             say(&format!(

@@ -42,7 +42,7 @@ pub(crate) fn query(a: &QueryArgs) -> Result<ExitCode> {
     };
     let url = format!("{}{path}", a.url.trim_end_matches('/'));
     let (ok, body) = block_on(async {
-        let mut request = reqwest::Client::new().post(&url).form(&params);
+        let mut request = obs_objects::http_client().post(&url).form(&params);
         if let Some(t) = &a.tenant {
             request = request.header("X-Scope-OrgID", t);
         }

@@ -2,6 +2,7 @@
 
 use crate::cli::{CheckArgs, CheckWhat, Output, complain, say};
 use crate::memory;
+use crate::tier::{RawTier, TierSettings};
 use anyhow::Result;
 use obs_ingest::Limits;
 use obs_llm::PriceBook;
@@ -72,6 +73,7 @@ struct RawData {
     segment_bytes: Option<u64>,
     background_share: Option<f64>,
     admin_api: Option<bool>,
+    tier: Option<RawTier>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -113,6 +115,7 @@ pub(crate) struct Config {
     pub(crate) price_files: Vec<PathBuf>,
     /// Whether data may be deleted over the API; when absent, on loopback listeners.
     pub(crate) admin_api: Option<bool>,
+    pub(crate) tier: Option<TierSettings>,
     /// The file as it was read, for the API that shows it.
     pub(crate) text: String,
 }
@@ -348,7 +351,8 @@ pub(crate) fn load(
     let base = file.and_then(Path::parent).map(Path::to_owned).unwrap_or_default();
     let price_files = raw.prices.files.into_iter().map(|p| base.join(p)).collect();
     let admin_api = raw.data.admin_api;
-    let config = Config { store, listen, server, ingest, price_files, admin_api, text };
+    let tier = raw.data.tier.map(TierSettings::read).transpose().map_err(&fail)?;
+    let config = Config { store, listen, server, ingest, price_files, admin_api, tier, text };
     config.prices()?;
     Ok(config)
 }
@@ -396,7 +400,7 @@ fn retention(raw: RawRetention) -> Result<Vec<RetentionRule>, String> {
 }
 
 /// Parses `30s`, `2m`, `1h30m`.
-fn duration(text: &str) -> Option<Duration> {
+pub(crate) fn duration(text: &str) -> Option<Duration> {
     obs_promql::duration::parse_ms(text)
         .and_then(|ms| u64::try_from(ms).ok())
         .map(Duration::from_millis)

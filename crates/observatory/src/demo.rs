@@ -727,7 +727,7 @@ fn gpu_metrics(time: u64, wave: &dyn Fn(f64) -> f64) -> Vec<Metric> {
 /// Sends history, then live traffic until told to stop. Failures are logged and skipped: the
 /// server may be refusing writes, which a demo should show and not hide.
 pub(crate) async fn run(address: SocketAddr, stop: CancellationToken) {
-    let client = reqwest::Client::new();
+    let client = obs_objects::http_client();
     let origin = wall_clock().nanos().unsigned_abs();
     let history_start = origin - HISTORY;
     let send = async |path: &str, body: Vec<u8>| {

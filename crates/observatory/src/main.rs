@@ -8,6 +8,7 @@ mod demo;
 mod memory;
 mod send;
 mod serve;
+mod tier;
 
 use clap::Parser as _;
 use std::process::ExitCode;

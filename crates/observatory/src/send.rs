@@ -138,7 +138,7 @@ pub(crate) fn run(a: &SendArgs) -> Result<ExitCode> {
         }
     };
     let url = format!("{}{path}", a.endpoint.trim_end_matches('/'));
-    block_on(post(&reqwest::Client::new(), &url, body, a.tenant.as_deref()))?;
+    block_on(post(&obs_objects::http_client(), &url, body, a.tenant.as_deref()))?;
     let how = match a.signal {
         Signal::Trace => format!("trace {hex}"),
         Signal::Log => format!("log record of trace {hex}"),

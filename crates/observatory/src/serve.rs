@@ -3,6 +3,7 @@
 use crate::cli::{ServeArgs, UsageError, VERSION, say};
 use crate::config::{self, Address, Config};
 use crate::demo;
+use crate::tier;
 use anyhow::{Context as _, Result};
 use obs_ingest::{Ingest, Telemetry};
 use obs_model::{Append as _, TenantId, TimestampNs, WriteBatch};
@@ -92,7 +93,7 @@ type ReloadPrices = Arc<dyn Fn(&Ingest) -> Result<(), String> + Send + Sync>;
 
 async fn serve(config: Config, demo: bool, reload_prices: ReloadPrices) -> Result<()> {
     let dir = config.store.dir.clone();
-    let store = Store::open(config.store.clone(), Arc::new(OsVfs))?;
+    let store = open_store(&config)?;
     report_recovery(&store);
     let telemetry = Telemetry::new().context("failed to register metrics")?;
     let ingest =
@@ -119,6 +120,9 @@ async fn serve(config: Config, demo: bool, reload_prices: ReloadPrices) -> Resul
     let mut tasks = JoinSet::new();
     let endpoints = listen(&config, &state, &stop, &mut tasks).await?;
     tasks.spawn(tick(store.clone(), ingest.clone(), instance(&endpoints), stop.clone()));
+    if config.tier.is_some() {
+        tasks.spawn(tier::run(store.clone(), stop.clone()));
+    }
     if let Err(e) = write_endpoints(&dir, &endpoints) {
         // A full disk must not keep what is there from being read.
         tracing::error!(error = format!("{e:#}"), "the addresses are on standard output alone");
@@ -153,6 +157,15 @@ async fn serve(config: Config, demo: bool, reload_prices: ReloadPrices) -> Resul
         .context("failed to close the store")?;
     let _ = std::fs::remove_file(dir.join("endpoints.json"));
     Ok(())
+}
+
+fn open_store(config: &Config) -> Result<Store> {
+    let mut settings = config.store.clone();
+    if let Some(tier) = &config.tier {
+        let opened = tier.open(tokio::runtime::Handle::current());
+        settings.tier = Some(opened.map_err(UsageError)?);
+    }
+    Ok(Store::open(settings, Arc::new(OsVfs))?)
 }
 
 fn report_recovery(store: &Store) {
@@ -306,6 +319,12 @@ fn publish_usage(store: &Store, t: &Telemetry) {
     ] {
         t.gauges.with_label_values(&[kind]).set(i64::try_from(v).unwrap_or(i64::MAX));
     }
+    let (local, objects, cached) = store.tier_bytes();
+    for (kind, v) in
+        [("local_bytes", local), ("object_bytes", objects), ("object_cache_bytes", cached)]
+    {
+        t.gauges.with_label_values(&[kind]).set(i64::try_from(v).unwrap_or(i64::MAX));
+    }
     for f in store.take_flushes() {
         t.write_seconds.with_label_values(&["copy", "flush"]).observe(f.time.as_secs_f64());
         t.batch_size.with_label_values(&["copy", "flush"]).observe(f.rows as f64);
@@ -320,7 +339,18 @@ fn publish_usage(store: &Store, t: &Telemetry) {
     ] {
         counter.inc_by(v.load(Ordering::Relaxed).saturating_sub(counter.get()));
     }
-    for (kind, v) in [
+    let objects = store.tier_stats().map(|o| {
+        [
+            ("object_segments_moved", &o.moved),
+            ("object_bytes_moved", &o.moved_bytes),
+            ("object_requests", &o.requests),
+            ("object_failures", &o.failures),
+            ("object_bytes_read", &o.read_bytes),
+            ("object_cache_hits", &o.hits),
+            ("object_cache_misses", &o.misses),
+        ]
+    });
+    let own = [
         ("wal_syncs", &s.wal_syncs),
         ("wal_bytes", &s.wal_bytes),
         ("wal_failures", &s.wal_failures),
@@ -332,7 +362,8 @@ fn publish_usage(store: &Store, t: &Telemetry) {
         ("segments_dropped", &s.segments_dropped),
         ("damaged_reads", &s.damaged_reads),
         ("names_dropped", &s.names_dropped),
-    ] {
+    ];
+    for (kind, v) in own.into_iter().chain(objects.into_iter().flatten()) {
         let counter = t.counters.with_label_values(&[kind]);
         counter.inc_by(v.load(Ordering::Relaxed).saturating_sub(counter.get()));
     }

@@ -32,7 +32,7 @@ const SIGNALS: [&str; 3] = ["logs", "traces", "metrics"];
 
 /// Writes numbered records until the server goes away; returns those that were acknowledged.
 async fn write(url: String, counter: Arc<AtomicU64>, stop: Arc<AtomicBool>) -> Vec<u64> {
-    let client = reqwest::Client::new();
+    let client = obs_objects::http_client();
     let mut acknowledged = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         let n = counter.fetch_add(1, Ordering::Relaxed);
@@ -54,7 +54,7 @@ async fn write(url: String, counter: Arc<AtomicU64>, stop: Arc<AtomicBool>) -> V
 
 /// Returns every number that the server knows, by signal.
 async fn stored(server: &Server) -> Vec<HashSet<u64>> {
-    let client = reqwest::Client::new();
+    let client = obs_objects::http_client();
     let mut out = Vec::new();
     for (sql, column) in [
         ("SELECT line AS v FROM logs WHERE service = 'crash'", "v"),

@@ -146,7 +146,7 @@ fn cases() -> Vec<Case> {
 async fn bad_input_is_refused_clearly_and_costs_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[]);
-    let client = reqwest::Client::new();
+    let client = obs_objects::http_client();
     let before = server.resident();
     let mut kept = 0;
     for (name, kind, encoding, body, status, text) in cases() {
@@ -240,7 +240,7 @@ async fn grpc_takes_both_compressions_and_refuses_bombs() {
 async fn other_doors_refuse_clearly_too() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[]);
-    let client = reqwest::Client::new();
+    let client = obs_objects::http_client();
     let now = now_ns();
     let push = |body: String| {
         client

@@ -14,12 +14,13 @@ fn run(args: &[&str]) -> (Option<i32>, String) {
 async fn count(server: &Server, table: &str) -> (Value, Value) {
     let url =
         server.url("ui", &format!("/api/v1/sql?q=SELECT%20count(*)%20AS%20n%20FROM%20{table}"));
-    let answer: Value = reqwest::get(url).await.unwrap().json().await.unwrap();
+    let answer: Value =
+        obs_objects::http_client().get(url).send().await.unwrap().json().await.unwrap();
     (answer["rows"][0]["n"].clone(), answer["partial"].clone())
 }
 
 async fn post(url: String) -> u16 {
-    reqwest::Client::new().post(url).send().await.unwrap().status().as_u16()
+    obs_objects::http_client().post(url).send().await.unwrap().status().as_u16()
 }
 
 fn send(server: &Server, signal: &str, service: &str) {
@@ -84,10 +85,12 @@ async fn deleted_data_is_gone_at_once_and_stays_gone() {
     for signal in ["trace", "metric", "log"] {
         send(&server, signal, "svc");
     }
-    let spans = reqwest::get(server.url("ui", "/api/v1/sql?q=SELECT%20trace_id%20FROM%20spans"));
+    let spans = obs_objects::http_client()
+        .get(server.url("ui", "/api/v1/sql?q=SELECT%20trace_id%20FROM%20spans"))
+        .send();
     let spans: Value = spans.await.unwrap().json().await.unwrap();
     let trace = spans["rows"][0]["trace_id"].as_str().unwrap().to_owned();
-    let client = reqwest::Client::new();
+    let client = obs_objects::http_client();
     let of_trace = server.url("ui", &format!("/api/v1/traces/{trace}"));
     let forged = client.delete(&of_trace).header("Origin", "https://evil.example").send();
     assert_eq!(forged.await.unwrap().status(), 403);
@@ -139,7 +142,8 @@ async fn an_answer_with_a_damaged_block_is_partial_and_says_what_is_missing() {
         ("loki", "/loki/api/v1/query_range?query=%7Bservice_name%3D%22svc%22%7D", "warnings"),
         ("jaeger", "/api/traces?service=svc", "errors"),
     ] {
-        let response = reqwest::get(server.url(listener, path)).await.unwrap();
+        let response =
+            obs_objects::http_client().get(server.url(listener, path)).send().await.unwrap();
         assert_eq!(response.headers()["x-observatory-partial"], "true", "{listener}");
         let answer: Value = response.json().await.unwrap();
         let said = answer[member][0].to_string();

@@ -13,7 +13,7 @@ fn out(o: &Output) -> String {
 }
 
 async fn json(url: String) -> Value {
-    reqwest::get(url).await.unwrap().json().await.unwrap()
+    obs_objects::http_client().get(url).send().await.unwrap().json().await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -57,7 +57,17 @@ async fn health_readiness_drain_and_restart() {
     assert_eq!(health["status"], "healthy");
     assert!(health["pool_stats"]["max_connections"].as_u64().unwrap() > 0);
     for (path, text) in [("/health/live", "alive"), ("/health/ready", "ready")] {
-        assert_eq!(reqwest::get(server.url("ui", path)).await.unwrap().text().await.unwrap(), text);
+        assert_eq!(
+            obs_objects::http_client()
+                .get(server.url("ui", path))
+                .send()
+                .await
+                .unwrap()
+                .text()
+                .await
+                .unwrap(),
+            text
+        );
     }
     run(&["send", "log", "--endpoint", &server.url("otlp-http", "")]);
     // Another server on the same directory is refused and harms nothing.
@@ -109,7 +119,7 @@ async fn grafana_takes_us_for_its_data_sources() {
     let services = json(server.url("jaeger", "/api/services")).await;
     assert!(services["data"].is_array());
     // POST forms work as GET does.
-    let form = reqwest::Client::new()
+    let form = obs_objects::http_client()
         .post(server.url("prometheus", "/api/v1/query"))
         .form(&[("query", "vector(7)"), ("time", "5")])
         .send()
@@ -127,7 +137,7 @@ async fn tenants_do_not_see_each_other() {
     let server = Server::start(dir.path(), &[]);
     run(&["send", "log", "--endpoint", &server.url("otlp-http", ""), "--tenant", "team-a"]);
     let count = async |tenant: &str| {
-        let r = reqwest::Client::new()
+        let r = obs_objects::http_client()
             .get(server.url("ui", "/api/v1/sql?q=SELECT%20count(*)%20AS%20n%20FROM%20logs"))
             .header("X-Scope-OrgID", tenant)
             .send()
@@ -144,7 +154,7 @@ async fn tenants_do_not_see_each_other() {
 async fn every_metric_kind_reaches_promql() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), &[]);
-    let client = reqwest::Client::new();
+    let client = obs_objects::http_client();
     let start = now_ns() - 60_000_000_000;
     for i in 1..=4_u64 {
         let t = start + i * 15_000_000_000;
@@ -208,7 +218,7 @@ async fn reload_takes_new_prices_and_keeps_old_ones_when_they_are_broken() {
     let server = Server::start(&data, &["--config", config.to_str().unwrap()]);
     let version = async || json(server.url("ui", "/api/v1/prices")).await["version"].clone();
     let reload = async || {
-        let r = reqwest::Client::new()
+        let r = obs_objects::http_client()
             .post(server.url("prometheus", "/-/reload"))
             .send()
             .await

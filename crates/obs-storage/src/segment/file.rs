@@ -166,15 +166,15 @@ fn parse_footer(bytes: &[u8]) -> Option<IndexRef> {
 }
 
 impl SegmentFile {
-    /// Opens a file and reads its index; `known` is where the manifest says that it is. `notes`
-    /// receives what was found damaged although the index could be read.
-    pub(crate) fn open(
-        vfs: &dyn Vfs,
+    /// Reads the index of a file or object; `path` is its name in messages, `known` where the
+    /// manifest says that the index is. `notes` receives what was found damaged although the index
+    /// could be read.
+    pub(crate) fn read_from(
+        file: Box<dyn ReadFile>,
         path: &Path,
         known: Option<IndexRef>,
         notes: &mut Vec<String>,
     ) -> io::Result<(Self, Vec<u8>)> {
-        let file = vfs.open(path)?;
         let this = Self { path: path.to_owned(), file };
         let mut magic = [0; 8];
         let whole = this.file.read_at(0, &mut magic).is_ok();
@@ -243,6 +243,10 @@ impl SegmentFile {
         }
         let mut buf = vec![0; at.len as usize];
         self.file.read_at(at.offset, &mut buf)?;
+        if crc32c::crc32c(&buf) != at.crc && self.file.forget(at.offset, at.len.into()) {
+            // It was a copy that went bad.
+            self.file.read_at(at.offset, &mut buf)?;
+        }
         if crc32c::crc32c(&buf) != at.crc {
             return Err(damaged(
                 &self.path,

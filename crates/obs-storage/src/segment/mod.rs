@@ -98,6 +98,11 @@ pub(crate) enum SegmentError {
 }
 
 impl SegmentError {
+    /// Returns whether a query goes on without what could not be read, and says so.
+    pub(crate) fn costs_a_part(&self) -> bool {
+        self.is_damage() || matches!(self, Self::Io(e) if crate::tier::is_unreachable(e))
+    }
+
     /// Returns whether bytes on disk are not what was written (and not that they could not be
     /// read, or that a query ended).
     pub(crate) fn is_damage(&self) -> bool {

@@ -333,7 +333,7 @@ impl RowSegment {
             match self.scan_block(b, filter, &mut cache, visit) {
                 Ok(ControlFlow::Continue(())) => {}
                 Ok(ControlFlow::Break(())) => return Ok(ControlFlow::Break(())),
-                Err(e) if e.is_damage() => damaged(&e, b.min, b.max),
+                Err(e) if e.costs_a_part() => damaged(&e, b.min, b.max),
                 Err(e) => return Err(e),
             }
         }
@@ -360,7 +360,7 @@ impl RowSegment {
     ) -> Result<(), SegmentError> {
         for b in self.blocks.iter().filter(|b| b.max >= filter.start && b.min < filter.end) {
             match self.file.read(b.at).map_err(SegmentError::from).and_then(|bytes| f(&bytes)) {
-                Err(e) if e.is_damage() => damaged(&e, b.min, b.max),
+                Err(e) if e.costs_a_part() => damaged(&e, b.min, b.max),
                 other => other?,
             }
         }

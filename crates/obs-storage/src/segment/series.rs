@@ -338,7 +338,7 @@ impl SeriesSegment {
         damaged: Damaged<'_>,
     ) -> Result<Vec<Found>, SegmentError> {
         match self.page(number, matchers, range) {
-            Err(e) if e.is_damage() => {
+            Err(e) if e.costs_a_part() => {
                 if let Some(p) = self.pages.get(number) {
                     damaged(&e, p.min, p.max);
                 }
@@ -389,7 +389,7 @@ impl SeriesSegment {
                 Ok(block.read_chunk(chunk, range, floats, &mut samples)?)
             });
             match read {
-                Err(e) if e.is_damage() => damaged(&e, b.min, b.max),
+                Err(e) if e.costs_a_part() => damaged(&e, b.min, b.max),
                 other => other?,
             }
         }
@@ -504,7 +504,9 @@ mod tests {
         }
         let done = w.finish().unwrap();
         assert_eq!(done.rows, 600_000);
-        let (file, index) = SegmentFile::open(&OsVfs, &path, None, &mut Vec::new()).unwrap();
+        let (file, index) =
+            SegmentFile::read_from(OsVfs.open(&path).unwrap(), &path, None, &mut Vec::new())
+                .unwrap();
         let segment = SeriesSegment::new(file, &index).unwrap();
         let matchers = [
             Matcher::equal("__name__", "m1"),

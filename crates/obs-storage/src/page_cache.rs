@@ -1,0 +1,188 @@
+//! Pages of objects on the local disk, as many as fit.
+//!
+//! What is here can be fetched again: files are not synced, and a page that does not match the
+//! checksums of the blocks in it is dropped and fetched anew.
+
+use crate::vfs::Vfs;
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Bytes of an object that are fetched and kept together.
+pub(crate) const PAGE_BYTES: u64 = 1 << 20;
+
+/// Segment and page.
+type Key = (u64, u64);
+
+#[derive(Debug, Default)]
+struct Known {
+    /// Length, and when it was used last.
+    pages: HashMap<Key, (u64, u64)>,
+    by_use: BTreeMap<u64, Key>,
+    bytes: u64,
+    uses: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct PageCache {
+    vfs: Arc<dyn Vfs>,
+    dir: PathBuf,
+    bytes_max: u64,
+    reserve: u64,
+    known: Mutex<Known>,
+}
+
+impl Known {
+    fn touch(&mut self, key: Key, len: u64) {
+        self.uses += 1;
+        let now = self.uses;
+        if let Some((old, used)) = self.pages.insert(key, (len, now)) {
+            self.by_use.remove(&used);
+            self.bytes -= old;
+        }
+        self.bytes += len;
+        self.by_use.insert(now, key);
+    }
+
+    fn forget(&mut self, key: Key) -> bool {
+        let Some((len, used)) = self.pages.remove(&key) else { return false };
+        self.by_use.remove(&used);
+        self.bytes -= len;
+        true
+    }
+}
+
+impl PageCache {
+    /// Takes over what an earlier process left in `dir`.
+    pub(crate) fn open(
+        vfs: Arc<dyn Vfs>,
+        dir: PathBuf,
+        bytes_max: u64,
+        reserve: u64,
+    ) -> io::Result<Self> {
+        vfs.create_dir_all(&dir)?;
+        let this = Self { vfs, dir, bytes_max, reserve, known: Mutex::default() };
+        for path in this.vfs.list(&this.dir)? {
+            let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            let key =
+                name.split_once('.').and_then(|(s, p)| Some((s.parse().ok()?, p.parse().ok()?)));
+            match (key, this.vfs.open(&path)) {
+                (Some(key), Ok(file)) => this.known().touch(key, file.len()),
+                _ => drop(this.vfs.remove(&path)),
+            }
+        }
+        this.shrink();
+        Ok(this)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn path(&self, (segment, page): Key) -> PathBuf {
+        self.dir.join(format!("{segment:010}.{page}"))
+    }
+
+    /// Returns how many bytes are kept.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.known().bytes
+    }
+
+    /// Returns a page if it is here.
+    pub(crate) fn get(&self, key: Key) -> Option<Vec<u8>> {
+        let len = {
+            let mut known = self.known();
+            let len = known.pages.get(&key)?.0;
+            known.touch(key, len);
+            len
+        };
+        let mut out = vec![0; usize::try_from(len).ok()?];
+        match self.vfs.open(&self.path(key)).and_then(|f| f.read_at(0, &mut out)) {
+            Ok(()) => Some(out),
+            Err(_) => {
+                self.forget(key);
+                None
+            }
+        }
+    }
+
+    /// Keeps a page, if there is room on the disk.
+    pub(crate) fn put(&self, key: Key, bytes: &[u8]) {
+        let len = bytes.len() as u64;
+        if len > self.bytes_max || self.known().pages.contains_key(&key) {
+            return;
+        }
+        let is_short = |(free, _): (u64, u64)| free < self.reserve.saturating_add(len);
+        if self.vfs.space(&self.dir).is_ok_and(is_short) {
+            return;
+        }
+        let path = self.path(key);
+        let write = || self.vfs.create(&path)?.append(bytes);
+        match write() {
+            Ok(()) => self.known().touch(key, len),
+            // Another query wrote it at the same time.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(_) => drop(self.vfs.remove(&path)),
+        }
+        self.shrink();
+    }
+
+    /// Drops a page.
+    pub(crate) fn forget(&self, key: Key) {
+        if self.known().forget(key) {
+            let _ = self.vfs.remove(&self.path(key));
+        }
+    }
+
+    /// Drops all pages of a segment.
+    pub(crate) fn forget_segment(&self, segment: u64) {
+        let keys: Vec<Key> =
+            self.known().pages.keys().filter(|k| k.0 == segment).copied().collect();
+        for key in keys {
+            self.forget(key);
+        }
+    }
+
+    fn shrink(&self) {
+        loop {
+            let mut known = self.known();
+            if known.bytes <= self.bytes_max {
+                return;
+            }
+            let Some((_, key)) = known.by_use.pop_first() else { return };
+            known.forget(key);
+            drop(known);
+            let _ = self.vfs.remove(&self.path(key));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vfs::OsVfs;
+
+    #[test]
+    fn the_pages_used_last_stay_also_over_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || PageCache::open(Arc::new(OsVfs), dir.path().join("cache"), 30, 0).unwrap();
+        let cache = open();
+        for page in 0..3 {
+            cache.put((1, page), &[page as u8; 10]);
+        }
+        assert_eq!(cache.get((1, 0)), Some(vec![0; 10]));
+        cache.put((2, 0), &[9; 10]);
+        assert_eq!((cache.get((1, 1)), cache.bytes()), (None, 30));
+        assert_eq!(cache.get((1, 0)), Some(vec![0; 10]));
+        // Larger than everything: not kept, nothing thrown out for it.
+        cache.put((3, 0), &[0; 31]);
+        assert_eq!(cache.bytes(), 30);
+        cache.forget_segment(1);
+        assert_eq!(cache.bytes(), 10);
+        std::fs::write(dir.path().join("cache/strange"), b"x").unwrap();
+        let again = open();
+        assert_eq!((again.get((2, 0)), again.bytes()), (Some(vec![9; 10]), 10));
+        assert!(!dir.path().join("cache/strange").exists());
+    }
+}
