@@ -28,6 +28,7 @@ mod segment;
 mod segments;
 mod select;
 pub mod store;
+mod sweep;
 mod tier;
 pub mod verify;
 pub mod vfs;

@@ -171,6 +171,8 @@ pub(crate) enum Edit {
     ObjectGone(u64),
     /// What tells this store's objects from another's in the same bucket.
     StoreId(u64),
+    /// What retention by label decided about a segment: its number, and the decision's.
+    Swept(u64, u64),
 }
 
 impl Edit {
@@ -224,6 +226,11 @@ impl Edit {
                 e.u8(11);
                 e.uint(*id);
             }
+            Self::Swept(id, decision) => {
+                e.u8(12);
+                e.uint(*id);
+                e.uint(*decision);
+            }
         }
     }
 
@@ -248,6 +255,7 @@ impl Edit {
             9 => Self::Moved(d.uint()?),
             10 => Self::ObjectGone(d.uint()?),
             11 => Self::StoreId(d.uint()?),
+            12 => Self::Swept(d.uint()?, d.uint()?),
             _ => return Err(d.bad()),
         })
     }
@@ -269,6 +277,8 @@ pub(crate) struct State {
     /// Segments that are read from their object.
     pub(crate) moved: BTreeSet<u64>,
     pub(crate) store_id: Option<u64>,
+    /// Decisions of retention by label, by segment.
+    pub(crate) swept: BTreeMap<u64, u64>,
 }
 
 impl State {
@@ -281,6 +291,7 @@ impl State {
             Edit::Remove(id) => {
                 self.segments.remove(&id);
                 self.moved.remove(&id);
+                self.swept.remove(&id);
             }
             Edit::WalStart(n) => self.wal_start = n,
             Edit::NextSegment(n) => self.next_segment = self.next_segment.max(n),
@@ -310,6 +321,11 @@ impl State {
                 self.objects.remove(&id);
             }
             Edit::StoreId(id) => self.store_id = Some(id),
+            Edit::Swept(id, decision) => {
+                if self.segments.contains_key(&id) {
+                    self.swept.insert(id, decision);
+                }
+            }
         }
     }
 
@@ -323,6 +339,7 @@ impl State {
         out.extend(self.objects.iter().map(|(id, key)| Edit::Object(*id, key.clone())));
         out.extend(self.moved.iter().map(|id| Edit::Moved(*id)));
         out.extend(self.store_id.map(Edit::StoreId));
+        out.extend(self.swept.iter().map(|(id, d)| Edit::Swept(*id, *d)));
         out
     }
 }

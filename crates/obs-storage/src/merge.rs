@@ -12,8 +12,8 @@ use crate::segment::series::{BlockCache, Found, SeriesSegment, SeriesWriter};
 use crate::segment::{Operations, SegmentError, Signal, add_operation};
 use crate::segments::{Hidden, OpenSegment, SegmentData, Tombstones};
 use crate::store::Inner;
-use crate::tier;
-use obs_model::{LlmCall, LogRecord, Sample, Span};
+use crate::sweep::Sweep;
+use obs_model::{Labels, LlmCall, LogRecord, Sample, Span, TimestampNs};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
@@ -35,9 +35,21 @@ pub(crate) fn step(inner: &Inner) -> Result<bool, SegmentError> {
     if finish_deletes(inner, &segments, &tombstones)? {
         return Ok(true);
     }
-    let Some(inputs) = pick(inner, &segments, &tombstones) else { return Ok(false) };
+    let (inputs, sweep) = match pick_deletes(inner, &segments, &tombstones) {
+        Some(s) => (vec![s], None),
+        None => match pick_sweep(inner, &segments) {
+            Some((s, sweep)) => (vec![s], Some(sweep)),
+            None => match pick(inner, &segments) {
+                Some(inputs) => (inputs, None),
+                None => return Ok(false),
+            },
+        },
+    };
     drop(segments);
-    let result = merge(inner, &inputs, &tombstones);
+    let result = match (inputs.as_slice(), &sweep) {
+        ([s], Some(sweep)) => apply_sweep(inner, s, sweep, &tombstones),
+        _ => merge(inner, &inputs, &tombstones, None),
+    };
     if let Err(e) = &result
         && e.is_damage()
     {
@@ -85,20 +97,49 @@ fn finish_deletes(
     Ok(true)
 }
 
-/// Chooses segments that are next to each other in order of writing.
-fn pick(
+fn healthy<'a>(
+    inner: &Inner,
+    segments: &'a [Arc<OpenSegment>],
+) -> impl Iterator<Item = &'a Arc<OpenSegment>> {
+    let left_alone = inner.left_alone.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    segments.iter().filter(move |s| !left_alone.contains(&s.meta.id))
+}
+
+/// Chooses a segment that holds deleted data.
+fn pick_deletes(
     inner: &Inner,
     segments: &[Arc<OpenSegment>],
     tombstones: &Tombstones,
-) -> Option<Vec<Arc<OpenSegment>>> {
-    let left_alone = inner.left_alone.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let healthy = || segments.iter().filter(|s| !left_alone.contains(&s.meta.id));
-    if let Some(s) = healthy().find(|s| !tombstones.of(&s.meta).is_empty()) {
-        return Some(vec![s.clone()]);
+) -> Option<Arc<OpenSegment>> {
+    healthy(inner, segments).find(|s| !tombstones.of(&s.meta).is_empty()).cloned()
+}
+
+/// Chooses a segment in which some labels' data has expired.
+fn pick_sweep(inner: &Inner, segments: &[Arc<OpenSegment>]) -> Option<(Arc<OpenSegment>, Sweep)> {
+    let now = TimestampNs::from_nanos(inner.retain_now.load(Ordering::Relaxed));
+    let rules = &inner.config.retention;
+    healthy(inner, segments).find_map(|s| Some((s.clone(), Sweep::due(rules, s, now)?)))
+}
+
+/// Takes expired rows out of a segment, and notes that this was done.
+fn apply_sweep(
+    inner: &Inner,
+    s: &Arc<OpenSegment>,
+    sweep: &Sweep,
+    tombstones: &Tombstones,
+) -> Result<(), SegmentError> {
+    if sweep.finds(s)? {
+        return merge(inner, std::slice::from_ref(s), tombstones, Some(sweep));
     }
+    inner.edit(vec![Edit::Swept(s.meta.id, sweep.number)], |_| s.set_swept(sweep.number))?;
+    Ok(())
+}
+
+/// Chooses segments that are next to each other in order of writing.
+fn pick(inner: &Inner, segments: &[Arc<OpenSegment>]) -> Option<Vec<Arc<OpenSegment>>> {
     let mut groups: BTreeMap<_, Vec<&Arc<OpenSegment>>> = BTreeMap::new();
     // What moved to the object store is read again only to take deleted data out.
-    for s in healthy().filter(|s| !s.is_remote()) {
+    for s in healthy(inner, segments).filter(|s| !s.is_remote()) {
         let m = &s.meta;
         let day = day_of(m.signal, m.min_time);
         groups.entry((m.tenant.clone(), m.signal, day)).or_default().push(s);
@@ -129,10 +170,13 @@ fn merge(
     inner: &Inner,
     inputs: &[Arc<OpenSegment>],
     tombstones: &Tombstones,
+    sweep: Option<&Sweep>,
 ) -> Result<(), SegmentError> {
     let Some(first) = inputs.first().map(|s| &s.meta) else { return Ok(()) };
-    let hidden: Vec<Hidden<'_>> = inputs.iter().map(|s| tombstones.of(&s.meta)).collect();
-    let cleaned = inputs.iter().zip(&hidden).map(|(s, h)| s.meta.cleaned.max(h.last())).max();
+    let lost: Vec<Lost<'_>> =
+        inputs.iter().map(|s| Lost { hidden: tombstones.of(&s.meta), sweep }).collect();
+    let last = |(s, l): (&Arc<OpenSegment>, &Lost<'_>)| s.meta.cleaned.max(l.hidden.last());
+    let cleaned = inputs.iter().zip(&lost).map(last).max();
     let mut operations = Operations::new();
     for s in inputs {
         for o in &s.meta.operations {
@@ -148,12 +192,15 @@ fn merge(
         operations,
     };
     let made = inner.with_maker(|maker| match first.signal {
-        Signal::Metrics => merge_series(maker, &purpose, inputs, &hidden),
-        Signal::Logs => merge_rows::<LogRecord>(maker, &purpose, inputs, &hidden),
-        Signal::Spans => merge_rows::<Span>(maker, &purpose, inputs, &hidden),
-        Signal::Calls => merge_rows::<LlmCall>(maker, &purpose, inputs, &hidden),
+        Signal::Metrics => merge_series(maker, &purpose, inputs, &lost),
+        Signal::Logs => merge_rows::<LogRecord>(maker, &purpose, inputs, &lost),
+        Signal::Spans => merge_rows::<Span>(maker, &purpose, inputs, &lost),
+        Signal::Calls => merge_rows::<LlmCall>(maker, &purpose, inputs, &lost),
     })?;
-    replace(inner, inputs, made)
+    // What was decided about all inputs holds for what was made of them.
+    let mut decided = inputs.iter().map(|s| sweep.map_or(s.swept(), |x| x.number));
+    let swept = decided.next().filter(|first| decided.all(|d| d == *first)).unwrap_or(0);
+    replace(inner, inputs, made, swept)
 }
 
 /// Puts a segment in the place of those it was made from.
@@ -161,12 +208,17 @@ fn replace(
     inner: &Inner,
     inputs: &[Arc<OpenSegment>],
     made: Option<SegmentMeta>,
+    swept: u64,
 ) -> Result<(), SegmentError> {
     let ids: Vec<u64> = inputs.iter().map(|s| s.meta.id).collect();
     let mut edits: Vec<Edit> = ids.iter().map(|id| Edit::Remove(*id)).collect();
     edits.extend(made.clone().map(Edit::Add));
     let dir = &inner.config.dir;
+    if swept != 0 {
+        edits.extend(made.as_ref().map(|m| Edit::Swept(m.id, swept)));
+    }
     let opened = made.map(|m| Arc::new(OpenSegment::new(inner.vfs.clone(), dir, m)));
+    opened.iter().for_each(|s| s.set_swept(swept));
     inner.edit(edits, |view| {
         view.segments.retain(|s| !ids.contains(&s.meta.id));
         view.segments.extend(opened);
@@ -179,10 +231,33 @@ fn replace(
     Ok(())
 }
 
+/// What a merge leaves out of one input: what was deleted, and what expired by its labels.
+struct Lost<'a> {
+    hidden: Hidden<'a>,
+    sweep: Option<&'a Sweep>,
+}
+
+impl Lost<'_> {
+    const fn is_nothing(&self) -> bool {
+        self.hidden.is_empty() && self.sweep.is_none()
+    }
+
+    fn has_row<R: Row>(&self, row: &R) -> bool {
+        self.hidden.hides_trace(row.trace()) || self.sweep.is_some_and(|s| s.drops_row(row))
+    }
+
+    fn filter(&self, labels: &Labels, samples: &mut Vec<Sample>) {
+        self.hidden.filter(labels, samples);
+        if self.sweep.is_some_and(|s| s.drops_labels(labels)) {
+            samples.clear();
+        }
+    }
+}
+
 /// One input of a merge of samples, read page by page.
 struct Cursor<'a> {
     segment: &'a SeriesSegment,
-    hidden: &'a Hidden<'a>,
+    lost: &'a Lost<'a>,
     page: usize,
     found: VecDeque<Found>,
     cache: BlockCache,
@@ -204,13 +279,13 @@ fn merge_series(
     maker: &Maker<'_>,
     purpose: &Purpose,
     inputs: &[Arc<OpenSegment>],
-    hidden: &[Hidden<'_>],
+    lost: &[Lost<'_>],
 ) -> Result<Option<SegmentMeta>, SegmentError> {
     let mut cursors = Vec::new();
-    for (s, hidden) in inputs.iter().zip(hidden) {
-        if let Some(segment) = s.series()?.filter(|_| !hidden.everything()) {
+    for (s, lost) in inputs.iter().zip(lost) {
+        if let Some(segment) = s.series()?.filter(|_| !lost.hidden.everything()) {
             let (found, cache) = (VecDeque::new(), BlockCache::default());
-            cursors.push(Cursor { segment, hidden, page: 0, found, cache });
+            cursors.push(Cursor { segment, lost, page: 0, found, cache });
         }
     }
     let (id, path) = maker.place(purpose)?;
@@ -232,20 +307,14 @@ fn merge_series(
             let is_next = c.head()?.is_some_and(|f| f.labels == labels);
             let Some(found) = c.found.pop_front_if(|_| is_next) else { continue };
             let mut failure = None;
-            let mut damaged = |e: &SegmentError, _: i64, _: i64| {
-                failure = Some((e.is_damage(), e.to_string()));
-            };
+            let mut damaged = |e: &SegmentError, _: i64, _: i64| failure = Some(e.copy());
             c.segment.visit_one(&found, ALL, &mut c.cache, &mut damaged, &mut |l, s| {
-                c.hidden.filter(l, s);
+                c.lost.filter(l, s);
                 samples.append(s);
                 Ok(())
             })?;
-            match failure {
-                None => {}
-                Some((true, text)) => {
-                    return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, text).into());
-                }
-                Some((false, text)) => return Err(tier::unreachable(text).into()),
+            if let Some(e) = failure {
+                return Err(e);
             }
         }
         sort_unique(&mut samples);
@@ -273,20 +342,20 @@ fn merge_rows<R: Row>(
     maker: &Maker<'_>,
     purpose: &Purpose,
     inputs: &[Arc<OpenSegment>],
-    hidden: &[Hidden<'_>],
+    lost: &[Lost<'_>],
 ) -> Result<Option<SegmentMeta>, SegmentError> {
     let (id, path) = maker.place(purpose)?;
     let mut writer = RowWriter::create(maker.vfs, &path)?;
-    for (s, hidden) in inputs.iter().zip(hidden) {
-        let Some(rows) = s.rows()?.filter(|_| !hidden.everything()) else { continue };
-        if hidden.is_empty() {
+    for (s, lost) in inputs.iter().zip(lost) {
+        let Some(rows) = s.rows()?.filter(|_| !lost.hidden.everything()) else { continue };
+        if lost.is_nothing() {
             writer.copy(rows)?;
             continue;
         }
         for n in 0..rows.blocks.len() {
             let mut kept: Vec<R> = Vec::new();
             let _ = rows.visit_block::<R>(n, &RowFilter::ALL, &mut |r| {
-                if !hidden.hides_trace(r.trace()) {
+                if !lost.has_row(&r) {
                     kept.push(r);
                 }
                 Ok(ControlFlow::Continue(()))

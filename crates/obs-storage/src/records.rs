@@ -7,6 +7,7 @@ use obs_model::{
     LabelsBuilder, LlmCall, LogRecord, Money, Operation, ResetHint, Scope, Span, SpanEvent, SpanId,
     SpanKind, SpanLink, SpanStatus, TimestampNs, TokenUsage, TraceId,
 };
+use std::borrow::Cow;
 
 /// Nesting past which an attribute value is refused; ingest cuts at the same depth.
 const DEPTH_MAX: usize = 40;
@@ -147,6 +148,9 @@ pub(crate) trait Record: Sized {
     /// ns since 1970.
     fn time(&self) -> i64;
     fn trace(&self) -> Option<TraceId>;
+    /// Returns what rules about labels compare: a stream's label, a resource attribute under its
+    /// name as a label, empty when there is none.
+    fn label(&self, name: &str) -> Cow<'_, str>;
     /// Writes all but time and trace id.
     fn encode(&self, e: &mut Encoder, shared: &mut Shared);
     fn decode(
@@ -164,6 +168,10 @@ impl Record for LogRecord {
 
     fn trace(&self) -> Option<TraceId> {
         self.trace_id
+    }
+
+    fn label(&self, name: &str) -> Cow<'_, str> {
+        self.stream.get(name).into()
     }
 
     fn encode(&self, e: &mut Encoder, shared: &mut Shared) {
@@ -248,6 +256,19 @@ impl Record for Span {
 
     fn trace(&self) -> Option<TraceId> {
         Some(self.trace_id)
+    }
+
+    fn label(&self, name: &str) -> Cow<'_, str> {
+        let is_same = |key: &str| {
+            let as_label = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+            key.chars().map(as_label).eq(name.chars())
+        };
+        let found = self.resource.attributes.iter().find(|(key, _)| is_same(key));
+        match found.map(|(_, v)| v) {
+            Some(AttributeValue::String(text)) => text.as_str().into(),
+            Some(other) => other.to_string().into(),
+            None => "".into(),
+        }
     }
 
     fn encode(&self, e: &mut Encoder, shared: &mut Shared) {
@@ -344,6 +365,17 @@ impl Record for LlmCall {
 
     fn trace(&self) -> Option<TraceId> {
         Some(self.trace_id)
+    }
+
+    fn label(&self, name: &str) -> Cow<'_, str> {
+        match name {
+            "service_name" => self.service.as_str(),
+            "deployment_environment" | "deployment_environment_name" => &self.environment,
+            "team" => &self.team,
+            "project" => &self.project,
+            _ => "",
+        }
+        .into()
     }
 
     fn encode(&self, e: &mut Encoder, _shared: &mut Shared) {

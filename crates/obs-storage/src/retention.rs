@@ -7,7 +7,7 @@ use crate::manifest::Edit;
 use crate::segment::Signal;
 use crate::segments::OpenSegment;
 use crate::store::Inner;
-use obs_model::{TenantId, TimestampNs};
+use obs_model::{MatchOp, Matcher, TenantId, TimestampNs};
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -34,6 +34,10 @@ pub struct RetentionRule {
     pub max_age: Option<Duration>,
     /// Bytes on disk.
     pub max_bytes: Option<u64>,
+    /// Selectors of labels (name, operator, value) that rows must match; such a rule has an age
+    /// and no bytes. Of several the first of those about the tenant, then the first, applies,
+    /// before any rule without.
+    pub matchers: Vec<(String, MatchOp, String)>,
 }
 
 impl RetentionRule {
@@ -46,13 +50,39 @@ impl RetentionRule {
         self.tenant.as_ref().is_none_or(|t| *t == s.meta.tenant)
             && self.signal.is_none_or(|x| x == signal)
     }
+
+    /// Returns the matchers; the configuration was refused if one does not compile.
+    pub(crate) fn compiled(&self) -> Vec<Matcher> {
+        self.matchers.iter().filter_map(|(n, op, v)| Matcher::new(n, *op, v).ok()).collect()
+    }
 }
 
-/// Returns how long a segment is kept.
-fn age_of(rules: &[RetentionRule], s: &OpenSegment) -> Option<Duration> {
+/// Returns how long rows of a segment are kept that no rule with labels matches.
+pub(crate) fn age_of(rules: &[RetentionRule], s: &OpenSegment) -> Option<Duration> {
     let specific = |r: &&RetentionRule| (r.tenant.is_some(), r.signal.is_some());
-    let of_age = rules.iter().filter(|r| r.max_age.is_some() && r.covers(s));
+    let general = |r: &&RetentionRule| r.max_age.is_some() && r.matchers.is_empty();
+    let of_age = rules.iter().filter(|r| general(r) && r.covers(s));
     of_age.max_by_key(specific).and_then(|r| r.max_age)
+}
+
+/// Returns the rules with labels for a segment, in the order in which they apply.
+pub(crate) fn covering<'a>(
+    rules: &'a [RetentionRule],
+    s: &'a OpenSegment,
+) -> impl Iterator<Item = &'a RetentionRule> {
+    let of = move |own: bool| {
+        let kind = move |r: &&RetentionRule| {
+            !r.matchers.is_empty() && r.max_age.is_some() && r.tenant.is_some() == own
+        };
+        rules.iter().filter(kind).filter(|r| r.covers(s))
+    };
+    of(true).chain(of(false))
+}
+
+/// Returns how long a segment is kept whole or in part.
+fn longest(rules: &[RetentionRule], s: &OpenSegment) -> Option<Duration> {
+    let by_label = covering(rules, s).filter_map(|r| r.max_age).max();
+    age_of(rules, s).map(|age| by_label.map_or(age, |l| l.max(age)))
 }
 
 /// Returns which segments the rules no longer keep.
@@ -62,13 +92,14 @@ fn expired(
     now: TimestampNs,
 ) -> HashSet<u64> {
     let is_old = |s: &&Arc<OpenSegment>| {
-        age_of(rules, s).is_some_and(|age| {
+        longest(rules, s).is_some_and(|age| {
             let age = i64::try_from(age.as_nanos()).unwrap_or(i64::MAX);
             s.end_ns() < now.nanos().saturating_sub(age)
         })
     };
     let mut out: HashSet<u64> = segments.iter().filter(is_old).map(|s| s.meta.id).collect();
     for rule in rules {
+        // Bytes are counted for rules without labels only: `max_bytes` is absent in the others.
         let mut covered: Vec<_> = segments.iter().filter(|s| rule.covers(s)).collect();
         if let Some(max) = rule.max_bytes {
             covered.retain(|s| !out.contains(&s.meta.id));
@@ -87,6 +118,8 @@ fn expired(
 
 /// Drops what the rules no longer keep; returns the number of segments.
 pub(crate) fn apply(inner: &Inner, now: TimestampNs) -> std::io::Result<u64> {
+    // What expires by label is taken out by the next merges.
+    inner.retain_now.store(now.nanos(), Ordering::Relaxed);
     let segments = {
         let view = inner.view.read().unwrap_or_else(PoisonError::into_inner);
         view.segments.clone()

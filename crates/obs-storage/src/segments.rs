@@ -9,7 +9,7 @@ use crate::tier::{Remote, Whole};
 use crate::vfs::{ReadFile, Vfs};
 use obs_model::{DeleteScope, Labels, Matcher, ReadAt, Sample, TenantId, TraceId};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 #[derive(Debug)]
@@ -33,11 +33,20 @@ pub(crate) struct OpenSegment {
     path: PathBuf,
     data: OnceLock<SegmentData>,
     doomed: AtomicBool,
+    /// What retention by label decided last; 0 for nothing.
+    swept: AtomicU64,
 }
 
 impl OpenSegment {
     fn with(meta: SegmentMeta, source: Source, path: PathBuf) -> Self {
-        Self { meta, source, path, data: OnceLock::new(), doomed: AtomicBool::new(false) }
+        Self {
+            meta,
+            source,
+            path,
+            data: OnceLock::new(),
+            doomed: AtomicBool::new(false),
+            swept: AtomicU64::new(0),
+        }
     }
 
     pub(crate) fn new(vfs: Arc<dyn Vfs>, dir: &Path, meta: SegmentMeta) -> Self {
@@ -52,6 +61,14 @@ impl OpenSegment {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(crate) fn swept(&self) -> u64 {
+        self.swept.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_swept(&self, decision: u64) {
+        self.swept.store(decision, Ordering::Relaxed);
     }
 
     pub(crate) const fn is_remote(&self) -> bool {

@@ -20,7 +20,7 @@ use obs_model::{
 };
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
@@ -176,6 +176,8 @@ pub(crate) struct Inner {
     /// Held while segments are replaced by others or move, which takes them all as they were at
     /// one moment. Before `manifest` in the order of locks.
     pub(crate) shaping: Mutex<()>,
+    /// The time by which labels' data expires, ns; the least until retention was applied once.
+    pub(crate) retain_now: AtomicI64,
     /// Segments that merges pass over: they are damaged.
     pub(crate) left_alone: Mutex<HashSet<u64>>,
     pub(crate) stats: StoreStats,
@@ -369,12 +371,17 @@ impl Store {
         let tier = config.tier.clone();
         let tier = tier.map(|t| Tier::open(t, vfs.clone(), &config).map(Arc::new));
         let tier = tier.transpose().map_err(io_at(&dir))?;
-        let open = |m: manifest::SegmentMeta| match state.objects.get(&m.id) {
-            Some(key) if state.moved.contains(&m.id) => {
-                let remote = Remote::new(tier.clone(), &m, key.clone());
-                OpenSegment::remote(m, remote)
-            }
-            _ => OpenSegment::new(vfs.clone(), &dir, m),
+        let open = |m: manifest::SegmentMeta| {
+            let swept = state.swept.get(&m.id).copied().unwrap_or(0);
+            let s = match state.objects.get(&m.id) {
+                Some(key) if state.moved.contains(&m.id) => {
+                    let remote = Remote::new(tier.clone(), &m, key.clone());
+                    OpenSegment::remote(m, remote)
+                }
+                _ => OpenSegment::new(vfs.clone(), &dir, m),
+            };
+            s.set_swept(swept);
+            s
         };
         let segments: Vec<_> = in_order(&state).into_iter().map(open).map(Arc::new).collect();
         report.segments = segments.len() as u64;
@@ -400,6 +407,7 @@ impl Store {
             space: Mutex::new(None),
             tier,
             shaping: Mutex::new(()),
+            retain_now: AtomicI64::new(i64::MIN),
             left_alone: Mutex::default(),
             stats: StoreStats::default(),
             config,

@@ -8,6 +8,7 @@ use obs_storage::{RetentionRule, RetentionSignal, Store, StoreConfig};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 const DAY_MS: i64 = 86_400_000;
@@ -216,6 +217,88 @@ async fn retention_drops_by_the_most_specific_age_and_by_bytes() {
     assert_eq!(lines(&store, &default), ["day 20"]);
     assert_eq!(lines(&store, &acme), ["day 1", "day 10", "day 17", "day 20"]);
     assert_eq!(store.retain(now).unwrap(), 0);
+}
+
+#[tokio::test]
+async fn retention_by_label_keeps_some_longer_and_some_shorter() {
+    let rule = |tenant: Option<&TenantId>, signal, days: u64, label: Option<(&str, &str)>| {
+        let one = |(n, v): (&str, &str)| (n.to_owned(), MatchOp::Equal, v.to_owned());
+        RetentionRule {
+            tenant: tenant.cloned(),
+            signal: Some(signal),
+            max_age: Some(Duration::from_secs(days * 86_400)),
+            max_bytes: None,
+            matchers: label.map(one).into_iter().collect(),
+        }
+    };
+    let (t, acme) = (TenantId::default(), TenantId::new("acme").unwrap());
+    let (logs, metrics, traces) =
+        (RetentionSignal::Logs, RetentionSignal::Metrics, RetentionSignal::Traces);
+    let rules = vec![
+        rule(None, logs, 10, None),
+        rule(None, logs, 2, Some(("app", "debug"))),
+        rule(None, logs, 30, Some(("app", "audit"))),
+        rule(Some(&acme), logs, 5, Some(("app", "audit"))),
+        rule(None, metrics, 3, Some(("__name__", "short"))),
+        rule(None, traces, 3, Some(("service_name", "noisy"))),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), rules.clone());
+    for tenant in [&t, &acme] {
+        for day in [1, 12, 17, 20] {
+            let at = |app: &str| log(app, day * DAY_MS, &format!("{app} {day}"));
+            let mut batch = WriteBatch {
+                logs: vec![at("audit"), at("debug"), at("web")],
+                points: vec![
+                    (metric("short"), Sample::float(day * DAY_MS, 1.0)),
+                    (metric("long"), Sample::float(day * DAY_MS, 1.0)),
+                ],
+                ..WriteBatch::default()
+            };
+            if day == 1 {
+                let mut noisy = span(1, 2);
+                let attributes = Attributes::from_iter([("service.name", "noisy")]);
+                noisy.resource = Arc::new(Resource { attributes });
+                batch.spans = vec![span(1, 1), noisy];
+            }
+            put(&store, tenant, batch).await;
+        }
+    }
+    store.flush().await.unwrap();
+    let now = TimestampNs::from_nanos((20 * DAY_MS + 1) * 1_000_000);
+    store.retain(now).unwrap();
+    store.merge().await.unwrap();
+    let check = |store: &Store| {
+        let kept = ["audit 1", "audit 12", "web 12", "audit 17", "web 17", "audit 20", "debug 20"];
+        assert_eq!(lines(store, &t), [&kept[..], &["web 20"]].concat());
+        // The tenant's own rule goes first.
+        let kept = ["web 12", "audit 17", "web 17", "audit 20", "debug 20", "web 20"];
+        assert_eq!(lines(store, &acme), kept);
+        for tenant in [&t, &acme] {
+            assert_eq!(samples(store, tenant, "short").len(), 1);
+            assert_eq!(samples(store, tenant, "long").len(), 4);
+            assert_eq!(spans(store, tenant), 1);
+        }
+    };
+    check(&store);
+    // What was decided is not decided again, also after a restart.
+    let merges = store.stats().merges.load(Ordering::Relaxed);
+    assert!(merges > 0);
+    store.merge().await.unwrap();
+    assert_eq!(store.stats().merges.load(Ordering::Relaxed), merges);
+    store.close();
+    drop(store);
+    let store = open(dir.path(), rules);
+    store.retain(now).unwrap();
+    store.merge().await.unwrap();
+    assert_eq!(store.stats().merges.load(Ordering::Relaxed), 0);
+    check(&store);
+    // The rest of those days goes when its time comes, files and all.
+    let later = TimestampNs::from_nanos(40 * DAY_MS * 1_000_000);
+    store.retain(later).unwrap();
+    store.merge().await.unwrap();
+    assert_eq!(lines(&store, &t), ["audit 12", "audit 17", "audit 20"]);
+    assert_eq!(lines(&store, &acme), [""; 0]);
 }
 
 #[tokio::test]

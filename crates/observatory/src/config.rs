@@ -2,13 +2,13 @@
 
 use crate::cli::{CheckArgs, CheckWhat, Output, complain, say};
 use crate::memory;
+use crate::retention::{self, RawRetention};
 use crate::tier::{RawTier, TierSettings};
 use anyhow::Result;
 use obs_ingest::Limits;
 use obs_llm::PriceBook;
-use obs_model::TenantId;
 use obs_server::{Listener, ServerLimits};
-use obs_storage::{RetentionRule, RetentionSignal, StoreConfig};
+use obs_storage::StoreConfig;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -34,34 +34,6 @@ struct Raw {
     limits: RawLimits,
     prices: RawPrices,
     retention: RawRetention,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawRetention {
-    max_age: Option<String>,
-    max_bytes: Option<u64>,
-    metrics: RawKeep,
-    logs: RawKeep,
-    traces: RawKeep,
-    tenants: BTreeMap<String, RawTenantRetention>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawTenantRetention {
-    max_age: Option<String>,
-    max_bytes: Option<u64>,
-    metrics: RawKeep,
-    logs: RawKeep,
-    traces: RawKeep,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawKeep {
-    max_age: Option<String>,
-    max_bytes: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -322,7 +294,7 @@ pub(crate) fn load(
     }
     store.series_max = raw.limits.series.unwrap_or(store.series_max);
     store.tenant_series_max = raw.limits.series_per_tenant.unwrap_or(store.tenant_series_max);
-    store.retention = retention(raw.retention).map_err(&fail)?;
+    store.retention = retention::read(raw.retention).map_err(&fail)?;
     let d = ServerLimits::default();
     let l = raw.limits;
     let query_timeout = match l.query_timeout {
@@ -355,48 +327,6 @@ pub(crate) fn load(
     let config = Config { store, listen, server, ingest, price_files, admin_api, tier, text };
     config.prices()?;
     Ok(config)
-}
-
-fn retention(raw: RawRetention) -> Result<Vec<RetentionRule>, String> {
-    use RetentionSignal::{Logs, Metrics, Traces};
-    let mut out = Vec::new();
-    let mut add = |place: String, tenant: &Option<TenantId>, signal, k: RawKeep| {
-        let max_age = match &k.max_age {
-            None => None,
-            Some(text) => Some(duration(text).filter(|d| !d.is_zero()).ok_or_else(|| {
-                format!("{place}max_age: {text:?} is no duration; write 36h or 15d")
-            })?),
-        };
-        if max_age.is_some() || k.max_bytes.is_some() {
-            let (tenant, max_bytes) = (tenant.clone(), k.max_bytes);
-            out.push(RetentionRule { tenant, signal, max_age, max_bytes });
-        }
-        Ok::<(), String>(())
-    };
-    let general = RawTenantRetention {
-        max_age: raw.max_age,
-        max_bytes: raw.max_bytes,
-        metrics: raw.metrics,
-        logs: raw.logs,
-        traces: raw.traces,
-    };
-    let all = [(None, general)];
-    for (name, r) in all.into_iter().chain(raw.tenants.into_iter().map(|(t, r)| (Some(t), r))) {
-        let place = match &name {
-            None => "retention.".to_owned(),
-            Some(t) => format!("retention.tenants.{t}."),
-        };
-        let tenant = name.map(|t| TenantId::new(&t).map_err(|e| format!("{place} {e}")));
-        let tenant = tenant.transpose()?;
-        let top = RawKeep { max_age: r.max_age, max_bytes: r.max_bytes };
-        add(place.clone(), &tenant, None, top)?;
-        for (word, signal, k) in
-            [("metrics", Metrics, r.metrics), ("logs", Logs, r.logs), ("traces", Traces, r.traces)]
-        {
-            add(format!("{place}{word}."), &tenant, Some(signal), k)?;
-        }
-    }
-    Ok(out)
 }
 
 /// Parses `30s`, `2m`, `1h30m`.
@@ -503,6 +433,15 @@ mod tests {
                 "retention:\n  logs:\n    max_age: soon\n",
                 "observatory.yaml: retention.logs.max_age: \"soon\" is no duration",
             ),
+            (
+                "retention:\n  logs:\n    labels:\n    - {match: 'up +', max_age: 3d}\n",
+                "observatory.yaml: retention.logs.labels[0].match: \"up +\" is no selector",
+            ),
+            (
+                "retention:\n  logs:\n    labels:\n    - {match: '{a=\"b\"}', max_age: 0s}\n",
+                "observatory.yaml: retention.logs.labels[0].max_age: \"0s\" is no duration",
+            ),
+            ("data:\n  tier: {url: /x}\n", "observatory.yaml: data.tier.url: \"/x\" is no URL"),
             ("retention:\n  tenants:\n    a/b: {}\n", "observatory.yaml: retention.tenants.a/b. "),
             ("prices:\n  files: [nope.json]\n", "nope.json: cannot be read"),
             ("data: [\n", "observatory.yaml:"),

@@ -6,6 +6,7 @@ mod client;
 mod config;
 mod demo;
 mod memory;
+mod retention;
 mod send;
 mod serve;
 mod tier;

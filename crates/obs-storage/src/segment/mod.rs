@@ -98,6 +98,16 @@ pub(crate) enum SegmentError {
 }
 
 impl SegmentError {
+    /// Returns an error that says the same of what a query would go on without.
+    pub(crate) fn copy(&self) -> Self {
+        let text = self.to_string();
+        Self::Io(if self.is_damage() {
+            std::io::Error::new(std::io::ErrorKind::InvalidData, text)
+        } else {
+            crate::tier::unreachable(text)
+        })
+    }
+
     /// Returns whether a query goes on without what could not be read, and says so.
     pub(crate) fn costs_a_part(&self) -> bool {
         self.is_damage() || matches!(self, Self::Io(e) if crate::tier::is_unreachable(e))
