@@ -86,6 +86,8 @@ torture: measured
 	$(MEASURED)/obs-torture flip
 	$(MEASURED)/obs-torture tail
 	$(MEASURED)/obs-torture strace --bin $(MEASURED)/observatory
+	$(MEASURED)/obs-torture state --bin $(MEASURED)/observatory
+	$(MEASURED)/obs-torture faults --bin $(MEASURED)/observatory
 	$(MEASURED)/obs-torture full --bin $(MEASURED)/observatory
 	$(MEASURED)/obs-torture replay --bin $(MEASURED)/observatory
 	$(MEASURED)/obs-torture memory --bin $(MEASURED)/observatory

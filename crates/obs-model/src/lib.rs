@@ -12,6 +12,7 @@ mod labels;
 mod llm;
 mod log;
 mod matcher;
+mod memory;
 mod metric;
 pub mod ports;
 mod span;
@@ -27,13 +28,14 @@ pub use llm::{
 };
 pub use log::{LogRecord, severity_level};
 pub use matcher::{MatchOp, Matcher, MatcherError};
+pub use memory::{MemoryPool, MemoryShare};
 pub use metric::{
     MetricKind, MetricMetadata, STALE_NAN_BITS, Sample, SampleValue, Series, is_stale,
 };
 pub use ports::{
     Append, AppendError, AppendFuture, Appended, Budget, CallSelection, DeleteScope, Direction,
-    LogSelection, Maintain, MaintainFuture, MemoryPool, Objects, ReadAt, SelectError, SelectLogs,
-    SelectSeries, SelectSpans, SeriesSelection, SnapshotFile, SpanSelection, Visit, WriteBatch,
+    LogSelection, Maintain, MaintainFuture, Objects, ReadAt, SelectError, SelectLogs, SelectSeries,
+    SelectSpans, SeriesSelection, SnapshotFile, SpanSelection, Visit, WriteBatch,
 };
 pub use span::{Span, SpanEvent, SpanKind, SpanLink, SpanStatus};
 pub use time::{TimestampMs, TimestampNs};

@@ -3,6 +3,7 @@
 //! Writes are asynchronous because they wait for the disk; reads are synchronous, CPU-bound and
 //! called on a blocking pool. Every read takes a [`Budget`], which the caller may cancel.
 
+use crate::memory::MemoryPool;
 use crate::{
     Labels, LlmCall, LogRecord, MatchOp, Matcher, MetricMetadata, Sample, Series, Span, TenantId,
     TimestampMs, TimestampNs, TraceId,
@@ -84,24 +85,6 @@ pub enum SelectError {
     Storage(String),
 }
 
-/// Memory that all queries draw from together, in bytes.
-#[derive(Debug)]
-pub struct MemoryPool {
-    max: i64,
-    used: AtomicI64,
-}
-
-impl MemoryPool {
-    pub const fn new(max: i64) -> Self {
-        Self { max, used: AtomicI64::new(0) }
-    }
-
-    /// Returns the bytes in use.
-    pub fn used(&self) -> i64 {
-        self.used.load(Ordering::Relaxed)
-    }
-}
-
 /// What a query may still use. Cheap to share between threads.
 #[derive(Debug)]
 pub struct Budget {
@@ -144,7 +127,7 @@ impl Budget {
         let n = i64::try_from(bytes).unwrap_or(i64::MAX);
         self.bytes_left.fetch_add(n, Ordering::Relaxed);
         if let Some(p) = &self.pool {
-            p.used.fetch_sub(n, Ordering::Relaxed);
+            p.give_back(n);
         }
     }
 
@@ -188,8 +171,9 @@ impl Budget {
         let bytes_left = left(&self.bytes_left, bytes);
         if let Some(p) = &self.pool {
             let n = i64::try_from(bytes).unwrap_or(i64::MAX);
-            if p.used.fetch_add(n, Ordering::Relaxed).saturating_add(n) > p.max {
-                let what = format!("the {} bytes of memory of all queries together", p.max);
+            if p.add(n) > p.queries_max() {
+                let max = p.queries_max();
+                let what = format!("the {max} bytes of memory that all queries share");
                 return Err(SelectError::TooMuch(what));
             }
         }
@@ -209,7 +193,7 @@ impl Drop for Budget {
     fn drop(&mut self) {
         if let Some(p) = &self.pool {
             let taken = self.bytes_max - self.bytes_left.load(Ordering::Relaxed);
-            p.used.fetch_sub(taken, Ordering::Relaxed);
+            p.give_back(taken);
         }
     }
 }
@@ -474,7 +458,7 @@ mod tests {
 
     #[test]
     fn queries_share_a_pool_and_give_back_what_they_held() {
-        let pool = Arc::new(MemoryPool::new(100));
+        let pool = Arc::new(MemoryPool::new(120, 20));
         let (a, b) = (Budget::of_pool(9, 90, pool.clone()), Budget::of_pool(9, 90, pool.clone()));
         assert!(a.take(1, 80).is_ok());
         assert!(matches!(b.take(1, 30), Err(SelectError::TooMuch(_))));
@@ -483,7 +467,19 @@ mod tests {
         a.release(50);
         assert_eq!(pool.used(), 30);
         assert!(a.take(1, 60).is_ok());
-        drop(a);
+        // Writes and merges find what queries must leave.
+        assert!(pool.try_take(40).is_none());
+        let held = pool.try_take(30).unwrap();
+        assert!(matches!(a.take(0, 1), Err(SelectError::TooMuch(_))));
+        drop((a, held));
+        assert_eq!(pool.used(), 0);
+        // What is there already counts, whether it fits or not.
+        let head = pool.share();
+        head.set(500);
+        assert!(pool.try_take(1).is_none());
+        head.set(50);
+        assert!(pool.try_take(70).is_some());
+        drop(head);
         assert_eq!(pool.used(), 0);
     }
 }

@@ -1,5 +1,6 @@
 //! Reading ingest bodies: size caps, decompression, and the answers to failures.
 
+use crate::admission::Held;
 use crate::state::AppState;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
@@ -8,7 +9,6 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use obs_codec::compression::{DecompressError, decompress};
 use obs_model::AppendError;
 use std::time::Duration;
-use tokio::sync::OwnedSemaphorePermit;
 
 /// Why a body or its records were refused, independent of the API's shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,43 +65,13 @@ impl From<AppendError> for Refusal {
     }
 }
 
-/// Memory held for a request that writes: what it brings, expanded and decoded.
-#[derive(Debug)]
-pub(crate) struct Held(OwnedSemaphorePermit);
-
-impl Held {
-    /// How much more memory decoded records take than their bytes.
-    const DECODED: usize = 3;
-    /// How long a request may wait for memory.
-    const PATIENCE: Duration = Duration::from_secs(1);
-
-    /// Waits until there is room for a request whose body has this many bytes when expanded.
-    pub(crate) async fn new(state: &AppState, expanded: usize) -> Result<Self, Refusal> {
-        let all = state.limits.ingest_bytes_max >> 10;
-        // The largest request still passes, alone.
-        let wanted = (expanded.saturating_mul(Self::DECODED) >> 10).clamp(16, all.max(16));
-        let permits = u32::try_from(wanted).unwrap_or(u32::MAX);
-        let turn = state.ingest_memory.clone().acquire_many_owned(permits);
-        match tokio::time::timeout(Self::PATIENCE, turn).await {
-            Ok(Ok(permit)) => Ok(Self(permit)),
-            _ => {
-                let t = state.ingest.telemetry();
-                t.rejected.with_label_values(&["any", "memory"]).inc();
-                Err(Refusal::new(
-                    StatusCode::TOO_MANY_REQUESTS,
-                    "ingest is over its limit: memory of requests under way; retry later",
-                ))
-            }
-        }
-    }
-
-    /// Gives back what a smaller request does not need.
-    fn shrink(&mut self, expanded: usize) {
-        let needed = (expanded.saturating_mul(Self::DECODED) >> 10).max(16);
-        if let Some(surplus) = self.0.num_permits().checked_sub(needed) {
-            drop(self.0.split(surplus));
-        }
-    }
+/// Reads a refused body to its end and forgets it: a client that is still sending when the
+/// connection closes would not see the answer.
+async fn discard(body: Body, bytes_max: usize) {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let mut body = Limited::new(body, bytes_max);
+    let all = async { while let Some(Ok(_)) = body.frame().await {} };
+    let _ = tokio::time::timeout(PATIENCE, all).await;
 }
 
 /// Reads a body whole and expands it. The memory is held until the second value is dropped.
@@ -130,7 +100,13 @@ pub(crate) async fn read(
     let is_packed = always_packed || headers.contains_key(header::CONTENT_ENCODING);
     let ratio = if is_packed { RATIO } else { 1 };
     let likely = length.saturating_mul(ratio).min(limits.decompressed_bytes_max);
-    let mut held = Held::new(state, likely).await?;
+    let mut held = match Held::new(state, likely).await {
+        Ok(held) => held,
+        Err(refusal) => {
+            discard(body, limits.body_bytes_max).await;
+            return Err(refusal);
+        }
+    };
     let collected = Limited::new(body, limits.body_bytes_max).collect().await;
     let bytes = collected.map_err(|e| {
         if e.is::<LengthLimitError>() {
@@ -149,8 +125,9 @@ pub(crate) async fn read(
         if !always_packed {
             held.shrink(raw.len());
         }
-        return Ok((raw.to_vec(), held));
+        return Ok((raw.to_vec(), held.turn(state).await?));
     }
+    let mut held = held.turn(state).await?;
     let max = limits.decompressed_bytes_max;
     let expanded = tokio::task::spawn_blocking(move || decompress(&encoding, &raw, max)).await;
     let expanded =

@@ -5,6 +5,7 @@
 //! what handlers share.
 
 mod admin;
+mod admission;
 mod body;
 mod health;
 mod jaeger;

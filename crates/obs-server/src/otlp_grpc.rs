@@ -1,6 +1,7 @@
 //! OTLP over gRPC.
 
-use crate::body::{Held, RETRY_AFTER_SECONDS, Refusal};
+use crate::admission::Held;
+use crate::body::{RETRY_AFTER_SECONDS, Refusal};
 use crate::otlp_http::{self, Partial};
 use crate::state::AppState;
 use http::StatusCode;
@@ -53,7 +54,7 @@ fn tenant<T>(state: &AppState, r: &Request<T>) -> Result<TenantId, Status> {
 async fn admit<T: Message>(state: &AppState, r: &Request<T>) -> Result<(TenantId, Held), Status> {
     let tenant = tenant(state, r)?;
     let held = Held::new(state, r.get_ref().encoded_len()).await.map_err(|e| status(&e))?;
-    Ok((tenant, held))
+    Ok((tenant, held.turn(state).await.map_err(|e| status(&e))?))
 }
 
 /// Returns the numbers of a partial success, or `None` for a whole one.

@@ -1,6 +1,7 @@
 //! OTLP over HTTP: protobuf and JSON.
 
-use crate::body::{self, Held, Refusal};
+use crate::admission::Held;
+use crate::body::{self, Refusal};
 use crate::state::AppState;
 use axum::body::Body;
 use axum::extract::State;

@@ -127,7 +127,7 @@ where
     let budget = Arc::new(Budget::of_pool(
         limits.query_samples_max,
         limits.query_bytes_max,
-        state.query_memory.clone(),
+        state.memory.clone(),
     ));
     let _guard = CancelOnDrop(budget.clone());
     let noted = budget.clone();

@@ -1,5 +1,6 @@
 //! What all handlers share.
 
+use crate::admission::Admission;
 use obs_ingest::Ingest;
 use obs_model::{AppendError, Maintain, MemoryPool, TimestampNs};
 use obs_sql::Source;
@@ -23,8 +24,7 @@ pub struct ServerLimits {
     pub query_queue: Duration,
     /// Steps of a range query.
     pub query_points_max: i64,
-    /// Memory of all queries together, and of all requests that write. Bytes.
-    pub queries_bytes_max: i64,
+    /// Memory of all requests that write. Bytes.
     pub ingest_bytes_max: usize,
 }
 
@@ -39,7 +39,6 @@ impl Default for ServerLimits {
             query_concurrency: 8,
             query_queue: Duration::from_secs(10),
             query_points_max: 11_000,
-            queries_bytes_max: 2 << 30,
             ingest_bytes_max: 512 << 20,
         }
     }
@@ -79,9 +78,8 @@ pub struct AppState {
     /// The configuration in force, secrets removed, as YAML.
     pub config_text: Arc<str>,
     pub(crate) gate: Arc<Semaphore>,
-    pub(crate) query_memory: Arc<MemoryPool>,
-    /// Permits of 1 KiB each.
-    pub(crate) ingest_memory: Arc<Semaphore>,
+    pub(crate) memory: Arc<MemoryPool>,
+    pub(crate) admission: Arc<Admission>,
 }
 
 impl fmt::Debug for AppState {
@@ -94,6 +92,8 @@ impl fmt::Debug for AppState {
 pub struct Parts {
     pub source: Arc<dyn Source>,
     pub store: Arc<dyn Maintain>,
+    /// What queries and requests that write draw from, with everything else in the process.
+    pub memory: Arc<MemoryPool>,
     pub admin_api: AdminApi,
     pub ingest: Ingest,
     pub limits: ServerLimits,
@@ -114,8 +114,7 @@ impl AppState {
     pub fn new(p: Parts) -> Self {
         let gate = Arc::new(Semaphore::new(p.limits.query_concurrency));
         let started = (p.clock)();
-        let query_memory = Arc::new(MemoryPool::new(p.limits.queries_bytes_max));
-        let ingest_memory = Arc::new(Semaphore::new(p.limits.ingest_bytes_max >> 10));
+        let admission = Admission::new(p.memory.clone(), p.limits.ingest_bytes_max);
         Self {
             source: p.source,
             store: p.store,
@@ -130,8 +129,8 @@ impl AppState {
             draining: Arc::new(AtomicBool::new(false)),
             config_text: p.config_text.into(),
             gate,
-            query_memory,
-            ingest_memory,
+            memory: p.memory,
+            admission: Arc::new(admission),
         }
     }
 

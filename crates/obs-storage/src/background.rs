@@ -35,12 +35,19 @@ pub(crate) fn flusher(inner: &Inner) {
 /// Does the flush under way, if there is one.
 pub(crate) fn flush_once(inner: &Inner) -> Result<(), String> {
     let Some((_, wal_start)) = inner.flush_state().under_way else { return Ok(()) };
+    /// What writing segments takes beside what is written, about.
+    const WORK: usize = 48 << 20;
     let began = Instant::now();
+    // It makes room: it goes on whether there is some or not.
+    let work = inner.config.memory.share();
+    work.set(WORK);
     let frozen = inner.view.read().unwrap_or_else(PoisonError::into_inner).frozen.clone();
     let result = match frozen {
         Some(f) => recover::publish(inner, &f, wal_start),
         None => Ok(0),
     };
+    drop(work);
+    inner.account();
     let mut state = inner.flush_state();
     match &result {
         Ok(rows) => {
@@ -95,11 +102,20 @@ pub(crate) fn merge_all(inner: &Inner) -> Result<(), String> {
 
 /// Looks for segments to merge every now and then, and rests in proportion to its work.
 pub(crate) fn merger(inner: &Inner) {
+    /// Memory of a merge, about.
+    const MERGE: usize = 64 << 20;
     const PAUSE: Duration = Duration::from_secs(2);
     let mut rest = PAUSE;
     while !sleep(inner, rest) {
         let began = Instant::now();
-        match merge::step(inner) {
+        // Merges can wait: queries and writes go first.
+        let Some(work) = inner.config.memory.try_take(MERGE) else {
+            rest = PAUSE;
+            continue;
+        };
+        let step = merge::step(inner);
+        drop(work);
+        match step {
             Ok(true) => {
                 let share = inner.config.background_share.clamp(0.05, 1.0);
                 rest = began.elapsed().mul_f64((1.0 - share) / share);

@@ -53,6 +53,7 @@ pub(crate) fn replay(inner: &Inner, start: u64, report: &mut RecoveryReport) -> 
             report.wal_files += 1;
             report.wal_bytes += file.len();
             replay_file(inner, &*file, report)?;
+            inner.account();
             // A log larger than memory becomes segments on the way, as it would have while
             // running; the next file is read meanwhile.
             if can_flush && inner.head().data_bytes() >= inner.config.head_bytes_max {

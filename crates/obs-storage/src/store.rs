@@ -15,8 +15,8 @@ use crate::vfs::Vfs;
 use crate::wal::WalFile;
 use crate::writer::{Command, Pending, Writer};
 use obs_model::{
-    Append, AppendError, AppendFuture, DeleteScope, Labels, MetricMetadata, Sample, SampleValue,
-    TenantId, TimestampNs, WriteBatch,
+    Append, AppendError, AppendFuture, DeleteScope, Labels, MemoryPool, MemoryShare,
+    MetricMetadata, Sample, SampleValue, TenantId, TimestampNs, WriteBatch,
 };
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -47,6 +47,8 @@ pub struct StoreConfig {
     /// Work of merges and retention, as a share of one core.
     pub background_share: f64,
     pub retention: Vec<RetentionRule>,
+    /// What the head, flushes and merges draw from, with everything else in the process.
+    pub memory: Arc<MemoryPool>,
     /// An object store for older segments.
     pub tier: Option<TierConfig>,
     /// No threads: every write, flush and merge happens on the caller's. For simulations, in
@@ -68,6 +70,7 @@ impl StoreConfig {
             segment_bytes_max: 512 << 20,
             background_share: 0.5,
             retention: Vec::new(),
+            memory: Arc::new(MemoryPool::unlimited()),
             tier: None,
             inline: false,
         }
@@ -172,6 +175,8 @@ pub(crate) struct Inner {
     wal_number: AtomicU64,
     read_only: RwLock<Option<String>>,
     space: Mutex<Option<(Instant, Option<String>)>>,
+    /// Of the pool: recent data, in the head and being flushed.
+    pub(crate) recent: MemoryShare,
     pub(crate) tier: Option<Arc<Tier>>,
     /// Held while segments are replaced by others or move, which takes them all as they were at
     /// one moment. Before `manifest` in the order of locks.
@@ -230,6 +235,14 @@ impl Inner {
 
     pub(crate) fn head(&self) -> RwLockReadGuard<'_, Head> {
         self.head.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the pool how much memory recent data takes.
+    pub(crate) fn account(&self) {
+        let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
+        let frozen = view.frozen.as_ref().map_or(0, |f| f.bytes);
+        drop(view);
+        self.recent.set(self.head().bytes() + frozen);
     }
 
     pub(crate) fn flush_state(&self) -> MutexGuard<'_, FlushState> {
@@ -405,6 +418,7 @@ impl Store {
             wal_number: AtomicU64::new(state.wal_start),
             read_only: RwLock::new(read_only),
             space: Mutex::new(None),
+            recent: config.memory.share(),
             tier,
             shaping: Mutex::new(()),
             retain_now: AtomicI64::new(i64::MIN),

@@ -83,6 +83,7 @@ impl Writer {
             }
             if !group.is_empty() {
                 self.commit(group);
+                self.inner.account();
             }
             if !freezes.is_empty() {
                 let result = self.freeze().map_err(|e| e.to_string());

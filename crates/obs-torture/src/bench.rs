@@ -150,12 +150,7 @@ async fn send(w: &Work, server: &Server, loadgen: Option<&Path>) -> Result<Optio
 
 async fn one(w: &Work, bin: &Path, loadgen: Option<&Path>) -> Result<Option<Measured>> {
     let dir = tempfile::tempdir()?;
-    let setup = Setup {
-        bin: bin.into(),
-        data: dir.path().join("data"),
-        config: "# defaults\n".into(),
-        memory: None,
-    };
+    let setup = Setup::new(bin, dir.path().join("data"), "# defaults\n");
     let server = setup.start(Duration::from_secs(30))?;
     let before = server.cpu()?;
     let Some(items) = send(w, &server, loadgen).await? else { return Ok(None) };
@@ -175,12 +170,7 @@ async fn one(w: &Work, bin: &Path, loadgen: Option<&Path>) -> Result<Option<Meas
 /// Returns the time from an acknowledged line until a query finds it.
 async fn visible(bin: &Path) -> Result<Duration> {
     let dir = tempfile::tempdir()?;
-    let setup = Setup {
-        bin: bin.into(),
-        data: dir.path().join("data"),
-        config: "# defaults\n".into(),
-        memory: None,
-    };
+    let setup = Setup::new(bin, dir.path().join("data"), "# defaults\n");
     let server = Arc::new(setup.start(Duration::from_secs(30))?);
     let plan = Plan::new(1_780_000_000_000_000_000);
     let http = obs_objects::http_client();

@@ -13,40 +13,30 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const CLIENTS: usize = 6;
 const HOUR_NS: u64 = 3_600_000_000_000;
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Small heads, so that faults meet flushes and merges too.
-const SMALL: &str = "data:\n  head_bytes: 4194304\n  disk_reserve_bytes: 0\n";
+pub(crate) const SMALL: &str = "data:\n  head_bytes: 4194304\n  disk_reserve_bytes: 0\n";
 
 /// Times of run `n` of `runs`: an hour each, all in the past.
 #[expect(clippy::disallowed_methods, reason = "data is labelled with the time of day")]
-fn plan(n: u64, runs: u64) -> Result<Plan> {
+pub(crate) fn plan(n: u64, runs: u64) -> Result<Plan> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
     let hour = now.as_nanos() as u64 / HOUR_NS;
     Ok(Plan::new((hour - runs - 2 + n) * HOUR_NS))
 }
 
-type Verdicts = Vec<(u64, Verdict)>;
+pub(crate) type Verdicts = Vec<(u64, Verdict)>;
 
 /// Loads a server for a while; `end` stops it in its own way before the clients are told to stop.
-async fn load(
-    server: &Server,
-    plan: &Plan,
-    time: Duration,
-    end: impl AsyncFnOnce() -> Result<()>,
-) -> Result<Verdicts> {
-    load_by(CLIENTS, server, plan, time, end).await
-}
-
-async fn load_by(
-    clients: usize,
+pub(crate) async fn load(
     server: &Server,
     plan: &Plan,
     time: Duration,
     end: impl AsyncFnOnce() -> Result<()>,
 ) -> Result<Verdicts> {
     let spawn = |_| tokio::spawn(client(server.endpoints.clone(), plan.clone()));
-    let clients: Vec<_> = (0..clients).map(spawn).collect();
+    let clients: Vec<_> = (0..CLIENTS).map(spawn).collect();
     tokio::time::sleep(time).await;
     end().await?;
     plan.stop.store(true, Ordering::Relaxed);
@@ -59,23 +49,23 @@ async fn load_by(
 
 /// A sum over runs.
 #[derive(Debug, Default)]
-struct Sum {
+pub(crate) struct Sum {
     acked: u64,
     unknown: u64,
     unknown_stored: u64,
     refused: u64,
-    ready: Vec<Duration>,
+    pub(crate) ready: Vec<Duration>,
 }
 
 impl Sum {
-    fn add(&mut self, f: oracle::Found) {
+    pub(crate) fn add(&mut self, f: oracle::Found) {
         self.acked += f.acked;
         self.unknown += f.unknown_batches;
         self.unknown_stored += f.unknown_stored;
         self.refused += f.refused_batches;
     }
 
-    fn report(mut self, harness: &str, runs: u64, began: Instant) -> Value {
+    pub(crate) fn report(mut self, harness: &str, runs: u64, began: Instant) -> Value {
         self.ready.sort();
         let at = |q: usize| {
             self.ready
@@ -91,7 +81,7 @@ impl Sum {
     }
 }
 
-async fn check(
+pub(crate) async fn check(
     server: &Server,
     plan: &Plan,
     verdicts: &Verdicts,
@@ -109,12 +99,12 @@ async fn check(
     Ok(())
 }
 
-fn temp() -> Result<tempfile::TempDir> {
+pub(crate) fn temp() -> Result<tempfile::TempDir> {
     tempfile::tempdir().context("failed to make a directory")
 }
 
 /// Keeps the directory of a run that failed, to be looked at.
-fn keep<T>(dir: tempfile::TempDir, result: Result<T>) -> Result<T> {
+pub(crate) fn keep<T>(dir: tempfile::TempDir, result: Result<T>) -> Result<T> {
     if result.is_ok() {
         return result;
     }
@@ -134,8 +124,7 @@ pub async fn kill(bin: &Path, runs: u64, seed: u64) -> Result<Value> {
 
 async fn kill_in(bin: &Path, dir: &Path, runs: u64, seed: u64) -> Result<Value> {
     let began = Instant::now();
-    let setup =
-        Setup { bin: bin.into(), data: dir.join("data"), config: SMALL.into(), memory: None };
+    let setup = Setup::new(bin, dir.join("data"), SMALL);
     let mut rng = Rng::new(seed);
     let mut sum = Sum::default();
     let mut all: Vec<(Plan, Verdicts)> = Vec::new();
@@ -162,14 +151,14 @@ async fn kill_in(bin: &Path, dir: &Path, runs: u64, seed: u64) -> Result<Value> 
     Ok(sum.report("kill", runs, began))
 }
 
-fn verify(bin: &Path, data: &Path) -> Result<()> {
+pub(crate) fn verify(bin: &Path, data: &Path) -> Result<()> {
     let out = Command::new(bin).arg("verify").arg(data).output().context("failed to verify")?;
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     ensure!(out.status.success(), "verify: {text}");
     Ok(())
 }
 
-fn run(command: &str, args: &[&str]) -> Result<()> {
+pub(crate) fn run(command: &str, args: &[&str]) -> Result<()> {
     let out = Command::new(command).args(args).output();
     let out = out.with_context(|| format!("failed to run {command}"))?;
     ensure!(out.status.success(), "{command} {args:?}: {}", String::from_utf8_lossy(&out.stderr));
@@ -199,7 +188,7 @@ impl Drop for Mount {
     }
 }
 
-fn path(p: &Path) -> Result<&str> {
+pub(crate) fn path(p: &Path) -> Result<&str> {
     p.to_str().context("a path is no text")
 }
 
@@ -216,12 +205,7 @@ pub async fn power(bin: &Path, runs: u64, seed: u64) -> Result<Value> {
     run("mkfs.ext4", &["-q", path(&image)?])?;
     let (at, at_copy) = (dir.path().join("at"), dir.path().join("at-copy"));
     let disk = Mount::image(&image, &at)?;
-    let setup = |at: &Path| Setup {
-        bin: bin.into(),
-        data: at.join("data"),
-        config: SMALL.into(),
-        memory: None,
-    };
+    let setup = |at: &Path| Setup::new(bin, at.join("data"), SMALL);
     let mut rng = Rng::new(seed);
     let mut sum = Sum::default();
     let mut control_lost = 0;
@@ -272,8 +256,7 @@ pub async fn full(bin: &Path, seed: u64) -> Result<Value> {
     let at = dir.path().join("disk");
     let _disk = Mount::tmpfs(&at, 96 << 20)?;
     let config = "data:\n  head_bytes: 4194304\n  disk_reserve_bytes: 16777216\n";
-    let setup =
-        Setup { bin: bin.into(), data: at.join("data"), config: config.into(), memory: None };
+    let setup = Setup::new(bin, at.join("data"), config);
     let mut rng = Rng::new(seed);
     let mut sum = Sum::default();
     // Room for the server to write some and meet the reserve.
@@ -339,7 +322,7 @@ fn log_files(data: &Path) -> Result<(usize, u64)> {
 /// Fills a data directory with a log of at least `bytes`, all of it unflushed.
 async fn long_log(bin: &Path, data: &Path, bytes: u64) -> Result<(Plan, Verdicts)> {
     let config = "data:\n  head_bytes: 6000000000\n  disk_reserve_bytes: 0\n";
-    let setup = Setup { bin: bin.into(), data: data.into(), config: config.into(), memory: None };
+    let setup = Setup::new(bin, data, config);
     let server = setup.start(PATIENCE)?;
     let plan = plan(0, 4)?;
     let long_enough = async || {
@@ -365,7 +348,7 @@ pub async fn replay(bin: &Path, kills: u64, seed: u64) -> Result<Value> {
     let mut sum = Sum::default();
     let before = log_files(&data)?;
     let config = "data:\n  disk_reserve_bytes: 0\n";
-    let setup = Setup { bin: bin.into(), data: data.clone(), config: config.into(), memory: None };
+    let setup = Setup::new(bin, data.clone(), config);
     for _ in 0..kills {
         let time = Duration::from_millis(20 + rng.below(400));
         // Killed while it starts; whether it got ready before does not matter.
@@ -396,7 +379,7 @@ pub async fn memory(bin: &Path, seed: u64) -> Result<Value> {
     let log = log_files(&data)?.1;
     let mut sum = Sum::default();
     let config = "data:\n  disk_reserve_bytes: 0\n";
-    let setup = Setup { bin: bin.into(), data, config: config.into(), memory: Some(1 << 30) };
+    let setup = Setup { memory: Some(1 << 30), ..Setup::new(bin, data, config) };
     // Killed in the middle, as the kernel would.
     drop(setup.start(Duration::from_secs(3)));
     let server = setup.start(PATIENCE)?;
@@ -412,62 +395,6 @@ pub async fn memory(bin: &Path, seed: u64) -> Result<Value> {
     Ok(report)
 }
 
-/// B1: many more writers than the server can serve, under a memory limit, with queries beside them,
-/// and a kill at the end.
-///
-/// # Errors
-/// When the server dies, refuses without saying when to come again, or loses something.
-pub async fn overload(bin: &Path, seconds: u64, seed: u64) -> Result<Value> {
-    const LIMIT: u64 = 2 << 30;
-    let began = Instant::now();
-    let dir = temp()?;
-    let setup = Setup {
-        bin: bin.into(),
-        data: dir.path().join("data"),
-        config: "data:\n  disk_reserve_bytes: 0\n".into(),
-        memory: Some(LIMIT),
-    };
-    let server = setup.start(PATIENCE)?;
-    let plan = plan(0, 4)?;
-    let mut slowest = Duration::ZERO;
-    let watch = async || {
-        let end = Instant::now() + Duration::from_secs(seconds);
-        while Instant::now() < end {
-            let asked = Instant::now();
-            let health =
-                obs_objects::http_client().get(server.url("ui", "/health/live")?).send().await?;
-            ensure!(health.status().is_success(), "not alive: {}", health.status());
-            slowest = slowest.max(asked.elapsed());
-            let query =
-                "/api/v1/sql?q=SELECT%20service%2C%20count(*)%20FROM%20logs%20GROUP%20BY%201";
-            // It may be refused; it must be answered.
-            let _ = obs_objects::http_client()
-                .get(server.url("ui", query)?)
-                .send()
-                .await?
-                .bytes()
-                .await?;
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-        Ok(())
-    };
-    let verdicts = load_by(200, &server, &plan, Duration::ZERO, watch).await?;
-    let peak = server.peak()?;
-    server.signal("KILL")?;
-    drop(server);
-    let server = setup.start(PATIENCE)?;
-    let mut sum = Sum::default();
-    sum.ready.push(server.ready_after);
-    check(&server, &plan, &verdicts, &mut sum, &mut Rng::new(seed)).await?;
-    server.stop()?;
-    let mut report = sum.report("overload", 1, began);
-    if let Value::Object(o) = &mut report {
-        o.insert("peak_bytes".into(), peak.into());
-        o.insert("slowest_health_ms".into(), (slowest.as_millis() as u64).into());
-    }
-    Ok(report)
-}
-
 /// A13: every successful answer follows an `fdatasync` that began after its request was read.
 ///
 /// # Errors
@@ -475,12 +402,7 @@ pub async fn overload(bin: &Path, seconds: u64, seed: u64) -> Result<Value> {
 pub async fn strace(bin: &Path, requests: u64) -> Result<Value> {
     let began = Instant::now();
     let dir = temp()?;
-    let setup = Setup {
-        bin: bin.into(),
-        data: dir.path().join("data"),
-        config: SMALL.into(),
-        memory: None,
-    };
+    let setup = Setup::new(bin, dir.path().join("data"), SMALL);
     let server = setup.start(PATIENCE)?;
     let trace = dir.path().join("trace");
     let mut tracer = Command::new("strace")

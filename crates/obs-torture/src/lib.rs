@@ -5,9 +5,12 @@
 
 pub mod bench;
 pub mod blackbox;
+pub mod faults;
 pub mod load;
 pub mod model;
 pub mod oracle;
+pub mod overload;
 pub mod server;
 pub mod sim;
+pub mod state;
 pub mod tail;

@@ -238,16 +238,20 @@ impl Plan {
     }
 }
 
-async fn send(
+/// Sends a batch with its body.
+///
+/// # Errors
+/// When the server has no listener for it, or refuses without saying when to come again.
+pub async fn send(
     http: &reqwest::Client,
     endpoints: &HashMap<String, String>,
     batch: u64,
-    ns: u64,
+    body: impl Into<reqwest::Body>,
 ) -> Result<Verdict> {
     let kind = Kind::of(batch);
     let (listener, path) = kind.target();
     let address = endpoints.get(listener).context("the server has no such listener")?;
-    let mut request = http.post(format!("http://{address}{path}")).body(body(batch, ns)?);
+    let mut request = http.post(format!("http://{address}{path}")).body(body);
     request = match kind {
         Kind::RemoteWrite => request
             .header("content-type", "application/x-protobuf")
@@ -286,7 +290,7 @@ pub async fn once(
     plan: &Plan,
     batch: u64,
 ) -> Result<Verdict> {
-    send(http, &server.endpoints, batch, plan.time_of(batch)).await
+    send(http, &server.endpoints, batch, body(batch, plan.time_of(batch))?).await
 }
 
 /// Sends batches until told to stop or the server goes away; returns what became of each.
@@ -301,7 +305,8 @@ pub async fn client(
     let mut out = Vec::new();
     while !plan.stop.load(Ordering::Relaxed) {
         let batch = plan.next.fetch_add(1, Ordering::Relaxed);
-        let verdict = send(&http, &endpoints, batch, plan.time_of(batch)).await?;
+        let body = body(batch, plan.time_of(batch))?;
+        let verdict = send(&http, &endpoints, batch, body).await?;
         out.push((batch, verdict));
         match verdict {
             Verdict::Acked => {}

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
-use obs_torture::{bench, blackbox, model, tail};
+use obs_torture::{bench, blackbox, faults, model, overload, state, tail};
 use serde_json::Value;
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -74,12 +74,27 @@ enum What {
         #[command(flatten)]
         program: Program,
     },
-    /// Two hundred writers and queries under a memory limit of 2 GiB (B1). Needs root.
+    /// Ten times the capacity, and queries, under a memory limit of 2 GiB (B1). Needs root.
     Overload {
         #[command(flatten)]
         program: Program,
         #[arg(long, default_value_t = 60)]
         seconds: u64,
+    },
+    /// Failing, short and slow calls of the file system under the program (A7). Needs a C compiler.
+    Faults {
+        #[command(flatten)]
+        program: Program,
+        /// Runs of each of the scenarios.
+        #[arg(long, default_value_t = 6)]
+        rounds: u64,
+    },
+    /// Deletes, and a kill right after each (A12).
+    State {
+        #[command(flatten)]
+        program: Program,
+        #[arg(long, default_value_t = 100)]
+        runs: u64,
     },
     /// The table of costs a million items.
     Bench {
@@ -173,7 +188,13 @@ fn main() -> Result<()> {
         }
         What::Memory { program: p } => say(&block_on(blackbox::memory(&p.bin, p.seed))?),
         What::Overload { program: p, seconds } => {
-            say(&block_on(blackbox::overload(&p.bin, seconds, p.seed))?);
+            say(&block_on(overload::overload(&p.bin, seconds, p.seed))?);
+        }
+        What::Faults { program: p, rounds } => {
+            say(&block_on(faults::faults(&p.bin, rounds, p.seed))?);
+        }
+        What::State { program: p, runs } => {
+            say(&block_on(state::state(&p.bin, runs, p.seed))?);
         }
         What::Bench { program: p, loadgen, runs } => {
             tokio::runtime::Builder::new_multi_thread()

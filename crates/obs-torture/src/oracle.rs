@@ -17,20 +17,27 @@ pub struct Found {
 }
 
 /// Nanoseconds as SQL reads them.
-fn time(ns: u64) -> String {
+pub(crate) fn time(ns: u64) -> String {
     format!("to_timestamp_nanos({ns})")
 }
 
 async fn sql(server: &Server, query: &str) -> Result<Vec<Value>> {
-    let request =
-        obs_objects::http_client().get(server.url("ui", "/api/v1/sql")?).query(&[("q", query)]);
+    sql_of(server, "default", query).await
+}
+
+/// Returns the rows of a query of a tenant.
+pub(crate) async fn sql_of(server: &Server, tenant: &str, query: &str) -> Result<Vec<Value>> {
+    let request = obs_objects::http_client()
+        .get(server.url("ui", "/api/v1/sql")?)
+        .header("x-scope-orgid", tenant)
+        .query(&[("q", query)]);
     let answer: Value = request.send().await?.json().await?;
     ensure!(answer.get("partial").is_none(), "an answer is partial: {answer}");
     let rows = answer.get("rows").and_then(Value::as_array);
     rows.cloned().with_context(|| format!("no rows: {answer}"))
 }
 
-fn number(row: &Value, name: &str) -> Result<f64> {
+pub(crate) fn number(row: &Value, name: &str) -> Result<f64> {
     let v = row.get(name).with_context(|| format!("no {name} in {row}"))?;
     let parsed = v.as_f64().or_else(|| v.as_str().and_then(|s| s.parse().ok()));
     parsed.with_context(|| format!("{name} is no number in {row}"))

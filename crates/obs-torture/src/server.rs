@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, bail};
 use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ pub struct Setup {
     pub config: String,
     /// Memory limit of its control group in bytes.
     pub memory: Option<u64>,
+    pub environment: Vec<(String, String)>,
 }
 
 /// A running server; killed when dropped.
@@ -29,6 +30,16 @@ pub struct Server {
 }
 
 impl Setup {
+    pub fn new(bin: &Path, data: impl Into<PathBuf>, config: &str) -> Self {
+        Self {
+            bin: bin.into(),
+            data: data.into(),
+            config: config.into(),
+            memory: None,
+            environment: Vec::new(),
+        }
+    }
+
     /// Starts a server and waits until it answers.
     ///
     /// # Errors
@@ -55,6 +66,7 @@ impl Setup {
             .arg("--config")
             .arg(&config)
             .env("LOG_LEVEL", "warn")
+            .envs(self.environment.iter().cloned())
             .stdout(Stdio::piped())
             .stderr(log);
         let began = Instant::now();

@@ -14,7 +14,8 @@ fn simulated_lives_keep_every_invariant() {
     }
     // The control: the harness did crash, at every kind of call, and did inject faults.
     assert!(total.acked > 8_000 && total.crashes > 350 && total.injected > 80, "{total:?}");
-    for kind in ["append", "sync", "create", "remove", "sync of the folder of a new file"] {
+    let files = ["append", "sync", "create", "remove", "sync of the folder of a new file"];
+    for kind in files.into_iter().chain(["put of an object", "removal of an object"]) {
         assert!(total.crashed_in.contains(kind), "never crashed in {kind}: {total:?}");
     }
 }

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A configuration that cannot be used, with the place where it is wrong.
@@ -312,7 +313,7 @@ pub(crate) fn load(
         query_concurrency: l.query_concurrency.unwrap_or(d.query_concurrency).max(1),
         ..d
     };
-    memory::divide(l.memory_bytes, &mut server);
+    store.memory = Arc::new(memory::divide(l.memory_bytes, &mut server));
     let d = Limits::default();
     let ingest = Limits {
         labels_max: l.labels_per_series.unwrap_or(d.labels_max),

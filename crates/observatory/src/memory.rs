@@ -1,15 +1,17 @@
 //! How much memory the process may use, and what share each part gets.
 
+use obs_model::MemoryPool;
 use obs_server::ServerLimits;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Share of the machine's or control group's memory that is used unless configured.
 const SHARE: f64 = 0.6;
-/// What heads, flushes, merges, caches and the program itself take at most.
-const FIXED: u64 = 192 << 20;
-/// Less than this for requests and queries together is of no use.
-const LEAST: u64 = 128 << 20;
+/// What the program itself takes: code, buffers of connections, indexes of open segments, and what
+/// the allocator keeps.
+const PROGRAM: u64 = 64 << 20;
+/// Less than this for everything else is of no use.
+const LEAST: u64 = 192 << 20;
 
 fn number(path: &Path) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
@@ -48,15 +50,15 @@ fn available() -> Option<u64> {
     Some(least)
 }
 
-/// Divides a ceiling (that of the machine when none is configured) between the requests that
-/// write and the queries.
-pub(crate) fn divide(ceiling: Option<u64>, limits: &mut ServerLimits) {
+/// Returns the pool that a ceiling (that of the machine when none is configured) makes, and limits
+/// the part of it that requests may take which write.
+pub(crate) fn divide(ceiling: Option<u64>, limits: &mut ServerLimits) -> MemoryPool {
     const UNKNOWN: u64 = 2 << 30;
     let ceiling = ceiling.unwrap_or_else(|| (available().unwrap_or(UNKNOWN) as f64 * SHARE) as u64);
-    let rest = ceiling.saturating_sub(FIXED).max(LEAST);
-    let ingest = (rest * 2 / 5).min(512 << 20);
-    limits.ingest_bytes_max = usize::try_from(ingest).unwrap_or(usize::MAX);
-    limits.queries_bytes_max = i64::try_from(rest - ingest).unwrap_or(i64::MAX);
+    let all = ceiling.saturating_sub(PROGRAM).max(LEAST);
+    let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    limits.ingest_bytes_max = usize::try_from((all * 2 / 5).min(512 << 20)).unwrap_or(usize::MAX);
+    MemoryPool::new(signed(all), signed((all / 4).min(256 << 20)))
 }
 
 #[cfg(test)]
@@ -66,13 +68,10 @@ mod tests {
     #[test]
     fn a_ceiling_is_divided_and_never_to_nothing() {
         let mut l = ServerLimits::default();
-        divide(Some(1 << 30), &mut l);
-        let sum = l.ingest_bytes_max as u64 + l.queries_bytes_max.unsigned_abs();
-        assert_eq!(sum + FIXED, 1 << 30);
-        divide(Some(1), &mut l);
-        assert!(l.ingest_bytes_max >= 32 << 20 && l.queries_bytes_max >= 64 << 20);
-        divide(None, &mut l);
-        assert!(l.queries_bytes_max > 0);
+        assert_eq!(divide(Some(1 << 30), &mut l).max().unsigned_abs() + PROGRAM, 1 << 30);
+        assert_eq!(divide(Some(1), &mut l).max(), 192 << 20);
+        assert!(l.ingest_bytes_max >= 64 << 20);
+        assert!(divide(None, &mut l).max() > 0);
     }
 
     #[test]

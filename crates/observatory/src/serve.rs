@@ -6,7 +6,7 @@ use crate::demo;
 use crate::tier;
 use anyhow::{Context as _, Result};
 use obs_ingest::{Ingest, Telemetry};
-use obs_model::{Append as _, TenantId, TimestampNs, WriteBatch};
+use obs_model::{Append as _, MemoryPool, TenantId, TimestampNs, WriteBatch};
 use obs_server::state::Parts;
 use obs_server::{AdminApi, AppState, Listener, router, serve_grpc};
 use obs_storage::Store;
@@ -101,6 +101,7 @@ async fn serve(config: Config, demo: bool, reload_prices: ReloadPrices) -> Resul
     let state = AppState::new(Parts {
         source: Arc::new(store.clone()),
         store: Arc::new(store.clone()),
+        memory: config.store.memory.clone(),
         admin_api: AdminApi::Off,
         ingest: ingest.clone(),
         limits: config.server.clone(),
@@ -119,7 +120,13 @@ async fn serve(config: Config, demo: bool, reload_prices: ReloadPrices) -> Resul
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
     let endpoints = listen(&config, &state, &stop, &mut tasks).await?;
-    tasks.spawn(tick(store.clone(), ingest.clone(), instance(&endpoints), stop.clone()));
+    tasks.spawn(tick(
+        store.clone(),
+        config.store.memory.clone(),
+        ingest.clone(),
+        instance(&endpoints),
+        stop.clone(),
+    ));
     if config.tier.is_some() {
         tasks.spawn(tier::run(store.clone(), stop.clone()));
     }
@@ -239,7 +246,13 @@ fn write_endpoints(dir: &Path, endpoints: &BTreeMap<&'static str, SocketAddr>) -
 }
 
 /// Emits the derived series and the own metrics until told to stop.
-async fn tick(store: Store, ingest: Ingest, instance: String, stop: CancellationToken) {
+async fn tick(
+    store: Store,
+    memory: Arc<MemoryPool>,
+    ingest: Ingest,
+    instance: String,
+    stop: CancellationToken,
+) {
     let mut derive = tokio::time::interval(DERIVE);
     let mut scrape = tokio::time::interval(SELF_SCRAPE);
     let mut retain = tokio::time::interval(RETAIN);
@@ -253,7 +266,7 @@ async fn tick(store: Store, ingest: Ingest, instance: String, stop: Cancellation
             }
             _ = derive.tick() => ingest.tick(wall_clock().to_millis()).await,
             _ = scrape.tick() => {
-                publish_usage(&store, ingest.telemetry());
+                publish_usage(&store, &memory, ingest.telemetry());
                 let (series, metadata) = ingest.telemetry().series(&instance, wall_clock().to_millis());
                 store.append(&TenantId::default(), WriteBatch { series, metadata, ..WriteBatch::default() }).await.map(|_| ())
             }
@@ -309,7 +322,7 @@ async fn drop_expired(store: &Store, now: TimestampNs) {
     }
 }
 
-fn publish_usage(store: &Store, t: &Telemetry) {
+fn publish_usage(store: &Store, memory: &MemoryPool, t: &Telemetry) {
     let (head, queued, segments, series) = store.usage();
     for (kind, v) in [
         ("head_bytes", head),
@@ -319,6 +332,8 @@ fn publish_usage(store: &Store, t: &Telemetry) {
     ] {
         t.gauges.with_label_values(&[kind]).set(i64::try_from(v).unwrap_or(i64::MAX));
     }
+    t.gauges.with_label_values(&["memory_bytes"]).set(memory.used());
+    t.gauges.with_label_values(&["memory_max_bytes"]).set(memory.max());
     let (local, objects, cached) = store.tier_bytes();
     for (kind, v) in
         [("local_bytes", local), ("object_bytes", objects), ("object_cache_bytes", cached)]

@@ -1,0 +1,98 @@
+//! Which requests that write may go on: memory for what they bring, and a turn to be worked on.
+
+use crate::body::Refusal;
+use crate::state::AppState;
+use http::StatusCode;
+use obs_model::{MemoryPool, MemoryShare};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Requests worked on at once: enough for the log to sync many together.
+const TURNS: usize = 64;
+/// Requests that wait for memory or a turn; more are refused right away, as a long line only makes
+/// every answer late.
+const LINE: usize = 256;
+/// How long a request waits.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How much more memory decoded records take than their bytes.
+const DECODED: usize = 3;
+
+#[derive(Debug)]
+pub(crate) struct Admission {
+    /// Permits of 1 KiB each: the part of the pool that writes may take.
+    memory: Arc<Semaphore>,
+    memory_kib: usize,
+    pool: Arc<MemoryPool>,
+    turns: Arc<Semaphore>,
+    line: Arc<Semaphore>,
+}
+
+impl Admission {
+    pub(crate) fn new(pool: Arc<MemoryPool>, bytes_max: usize) -> Self {
+        let memory_kib = bytes_max >> 10;
+        Self {
+            memory: Arc::new(Semaphore::new(memory_kib)),
+            memory_kib,
+            pool,
+            turns: Arc::new(Semaphore::new(TURNS)),
+            line: Arc::new(Semaphore::new(LINE)),
+        }
+    }
+
+    /// Takes permits at once, or waits in line for them.
+    async fn wait(&self, from: &Arc<Semaphore>, permits: u32) -> Option<OwnedSemaphorePermit> {
+        if let Ok(p) = from.clone().try_acquire_many_owned(permits) {
+            return Some(p);
+        }
+        let _place = self.line.clone().try_acquire_owned().ok()?;
+        let turn = from.clone().acquire_many_owned(permits);
+        tokio::time::timeout(PATIENCE, turn).await.ok()?.ok()
+    }
+}
+
+/// What a request that writes holds until it is answered.
+#[derive(Debug)]
+pub(crate) struct Held {
+    permit: OwnedSemaphorePermit,
+    share: MemoryShare,
+    _turn: Option<OwnedSemaphorePermit>,
+}
+
+fn refuse(state: &AppState, what: &str) -> Refusal {
+    state.ingest.telemetry().rejected.with_label_values(&["any", what]).inc();
+    let text = match what {
+        "memory" => "ingest is over its limit: memory of requests under way; retry later",
+        _ => "ingest is over its limit: requests under way; retry later",
+    };
+    Refusal::new(StatusCode::TOO_MANY_REQUESTS, text)
+}
+
+impl Held {
+    /// Waits until there is room for a request whose body has this many bytes when expanded.
+    pub(crate) async fn new(state: &AppState, expanded: usize) -> Result<Self, Refusal> {
+        let a = &state.admission;
+        // The largest request still passes, alone.
+        let wanted = (expanded.saturating_mul(DECODED) >> 10).clamp(16, a.memory_kib.max(16));
+        let permits = u32::try_from(wanted).unwrap_or(u32::MAX);
+        let permit = a.wait(&a.memory, permits).await.ok_or_else(|| refuse(state, "memory"))?;
+        let share = a.pool.try_take(wanted << 10).ok_or_else(|| refuse(state, "memory"))?;
+        Ok(Self { permit, share, _turn: None })
+    }
+
+    /// Waits for the turn to be worked on, when the body is there.
+    pub(crate) async fn turn(mut self, state: &AppState) -> Result<Self, Refusal> {
+        let a = &state.admission;
+        self._turn = Some(a.wait(&a.turns, 1).await.ok_or_else(|| refuse(state, "turns"))?);
+        Ok(self)
+    }
+
+    /// Gives back what a smaller request does not need.
+    pub(crate) fn shrink(&mut self, expanded: usize) {
+        let needed = (expanded.saturating_mul(DECODED) >> 10).max(16);
+        if let Some(surplus) = self.permit.num_permits().checked_sub(needed) {
+            drop(self.permit.split(surplus));
+            self.share.set(needed << 10);
+        }
+    }
+}

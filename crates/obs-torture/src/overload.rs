@@ -1,0 +1,213 @@
+//! B1: ten times what the server can take, sent without waiting for answers.
+
+use crate::blackbox::{PATIENCE, Sum, Verdicts, check, load, plan, temp};
+use crate::load::{Plan, Verdict, body, send};
+use crate::server::{Server, Setup};
+use crate::sim::Rng;
+use anyhow::{Context as _, Result, ensure};
+use bytes::Bytes;
+use serde_json::{Value, json};
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
+
+const MEMORY: u64 = 2 << 30;
+/// Requests under way at most; more would measure the client.
+const IN_FLIGHT: usize = 1500;
+/// How many times the capacity is offered.
+const TIMES: f64 = 10.0;
+/// Batches that wait for their turn, built before so that building costs nothing in the rush.
+const READY: usize = 3000;
+
+/// What the senders share.
+struct Rush {
+    plan: Plan,
+    ready: Mutex<VecDeque<(u64, Bytes)>>,
+    done: Mutex<Verdicts>,
+    accepted_ms: Mutex<Vec<u64>>,
+    refused_ms: Mutex<Vec<u64>>,
+}
+
+fn push<T>(list: &Mutex<Vec<T>>, v: T) {
+    list.lock().unwrap_or_else(PoisonError::into_inner).push(v);
+}
+
+fn quantile(list: &Mutex<Vec<u64>>, q: usize) -> u64 {
+    let mut all = list.lock().unwrap_or_else(PoisonError::into_inner);
+    all.sort_unstable();
+    all.get(all.len().saturating_sub(1) * q / 100).copied().unwrap_or(0)
+}
+
+impl Rush {
+    fn ready(&self) -> std::sync::MutexGuard<'_, VecDeque<(u64, Bytes)>> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn build(&self) -> Result<()> {
+        let batch = self.plan.next.fetch_add(1, Ordering::Relaxed);
+        let bytes = body(batch, self.plan.time_of(batch))?;
+        self.ready().push_back((batch, bytes.into()));
+        Ok(())
+    }
+
+    /// Sends a batch; one that was refused goes to the end of the line, as it was.
+    async fn one(
+        &self,
+        http: &reqwest::Client,
+        server: &Server,
+        batch: u64,
+        bytes: Bytes,
+    ) -> Result<()> {
+        let began = Instant::now();
+        let verdict = send(http, &server.endpoints, batch, bytes.clone()).await?;
+        let ms = began.elapsed().as_millis() as u64;
+        match verdict {
+            Verdict::Refused => {
+                push(&self.refused_ms, ms);
+                self.ready().push_back((batch, bytes));
+            }
+            Verdict::Acked | Verdict::Unknown => {
+                push(&self.accepted_ms, ms);
+                push(&self.done, (batch, verdict));
+                self.build()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Asks for health and a query now and then; returns the times of the health answers in ms.
+async fn watch(server: &Server, stop: &AtomicBool) -> Result<Vec<u64>> {
+    let http = obs_objects::http_client();
+    let query = "/api/v1/sql?q=SELECT%20service%2C%20count(*)%20FROM%20logs%20GROUP%20BY%201";
+    let mut out = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let asked = Instant::now();
+        let health = http.get(server.url("ui", "/health/live")?).send().await?;
+        ensure!(health.status().is_success(), "not alive: {}", health.status());
+        out.push(asked.elapsed().as_millis() as u64);
+        // It may be refused; it must be answered.
+        let _ = http.get(server.url("ui", query)?).send().await?.bytes().await?;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    out.sort_unstable();
+    Ok(out)
+}
+
+/// Offers many times the capacity for a while, beside queries and under a memory limit, then kills
+/// the server and looks for what it acknowledged.
+///
+/// # Errors
+/// When the server dies, refuses without saying when to come again, or loses something. Needs the
+/// right to make control groups.
+pub async fn overload(bin: &Path, seconds: u64, seed: u64) -> Result<Value> {
+    let began = Instant::now();
+    let dir = temp()?;
+    let config = "data:\n  disk_reserve_bytes: 0\n";
+    let setup = Setup { memory: Some(MEMORY), ..Setup::new(bin, dir.path().join("data"), config) };
+    let server = Arc::new(setup.start(PATIENCE)?);
+    // Capacity: clients that wait for each answer.
+    let (calm, calm_time) = (plan(0, 4)?, Duration::from_secs(10));
+    let first = load(&server, &calm, calm_time, async || Ok(())).await?;
+    let acked = first.iter().filter(|(_, v)| *v == Verdict::Acked).count();
+    let capacity = acked as f64 / calm_time.as_secs_f64();
+
+    let rush = Arc::new(Rush {
+        plan: plan(1, 4)?,
+        ready: Mutex::default(),
+        done: Mutex::default(),
+        accepted_ms: Mutex::default(),
+        refused_ms: Mutex::default(),
+    });
+    for _ in 0..READY {
+        rush.build()?;
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let watcher = tokio::spawn({
+        let (server, stop) = (server.clone(), stop.clone());
+        async move { watch(&server, &stop).await }
+    });
+    let http = obs_objects::http_client();
+    let slots = Arc::new(Semaphore::new(IN_FLIGHT));
+    let failure: Arc<Mutex<Option<anyhow::Error>>> = Arc::default();
+    let (start, mut offered, mut unsent) = (Instant::now(), 0_u64, 0_u64);
+    while start.elapsed() < Duration::from_secs(seconds) {
+        let due = (start.elapsed().as_secs_f64() * capacity * TIMES) as u64;
+        while offered < due {
+            offered += 1;
+            let Ok(slot) = slots.clone().try_acquire_owned() else {
+                unsent += 1;
+                continue;
+            };
+            let Some((batch, bytes)) = rush.ready().pop_front() else { continue };
+            let (rush, http, server, failure) =
+                (rush.clone(), http.clone(), server.clone(), failure.clone());
+            tokio::spawn(async move {
+                if let Err(e) = rush.one(&http, &server, batch, bytes).await {
+                    *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
+                }
+                drop(slot);
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let rush_time = start.elapsed().as_secs_f64();
+    // All answers, so that what was refused is known.
+    drop(slots.acquire_many(IN_FLIGHT as u32).await);
+    let ended = Instant::now();
+    stop.store(true, Ordering::Relaxed);
+    let health = watcher.await.context("the watcher died")??;
+    if let Some(e) = failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        return Err(e);
+    }
+    let normal = loop {
+        let asked = Instant::now();
+        server_answers(&server).await?;
+        if asked.elapsed() < Duration::from_millis(100) {
+            break ended.elapsed();
+        }
+    };
+    let peak = server.peak()?;
+    server.signal("KILL")?;
+    drop(Arc::into_inner(server));
+    let server = setup.start(PATIENCE)?;
+    let mut verdicts = rush.done.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let goodput = verdicts.iter().filter(|(_, v)| *v == Verdict::Acked).count() as f64 / rush_time;
+    verdicts.extend(rush.ready().iter().map(|(b, _)| (*b, Verdict::Refused)));
+    let refused = rush.refused_ms.lock().map_or(0, |l| l.len());
+    ensure!(refused > 0, "nothing was refused: the harness is void");
+    let mut sum = Sum::default();
+    sum.ready.push(server.ready_after);
+    let mut rng = Rng::new(seed);
+    check(&server, &calm, &first, &mut sum, &mut rng).await?;
+    check(&server, &rush.plan, &verdicts, &mut sum, &mut rng).await?;
+    server.stop()?;
+    let mut report = sum.report("overload", 1, began);
+    let own = json!({
+        "capacity_batches_per_s": capacity as u64,
+        "offered_per_s": (offered as f64 / rush_time) as u64,
+        "not_sent_for_want_of_sockets": unsent,
+        "goodput_share": (goodput / capacity * 100.0).round() / 100.0,
+        "refused_answers": refused,
+        "refused_ms_p50": quantile(&rush.refused_ms, 50),
+        "refused_ms_p99": quantile(&rush.refused_ms, 99),
+        "accepted_ms_p50": quantile(&rush.accepted_ms, 50),
+        "health_ms_p99": health.get(health.len().saturating_sub(1) * 99 / 100),
+        "normal_after_ms": normal.as_millis() as u64,
+        "peak_bytes": peak,
+    });
+    if let (Value::Object(all), Value::Object(own)) = (&mut report, own) {
+        all.extend(own);
+    }
+    Ok(report)
+}
+
+async fn server_answers(server: &Server) -> Result<()> {
+    let http = obs_objects::http_client();
+    let answer = http.get(server.url("ui", "/health/ready")?).send().await?;
+    ensure!(answer.status().is_success(), "not ready after the rush: {}", answer.status());
+    Ok(())
+}
