@@ -77,7 +77,7 @@ pub(crate) fn write(maker: &Maker<'_>, frozen: &Frozen) -> Result<Vec<SegmentMet
         write_series(maker, tenant, metrics, &mut out)?;
         let none = Operations::new();
         write_rows(maker, tenant, rows.logs.batches(), &none, &mut out)?;
-        write_rows(maker, tenant, rows.spans.batches(), &rows.operations, &mut out)?;
+        write_rows(maker, tenant, rows.spans.batches(), rows.operations.all(), &mut out)?;
         write_rows(maker, tenant, rows.calls.batches(), &none, &mut out)?;
     }
     Ok(out)

@@ -134,9 +134,48 @@ pub(crate) fn put_series(tenant: &TenantId, list: &[(u32, Labels)]) -> Vec<u8> {
     e.bytes
 }
 
-/// Labels by tenant and series number, as one log file defines them.
+/// Series of a tenant by number, as one log file defines them.
 #[derive(Debug, Default)]
-pub(crate) struct Dictionary(HashMap<TenantId, HashMap<u32, Labels>>);
+pub(crate) struct Definitions {
+    labels: HashMap<u32, Labels>,
+    /// By number: one more than the series' number in the head that the file is read into, once
+    /// that is known. Looking up labels for every sample took most of the time.
+    references: Vec<u32>,
+}
+
+impl Definitions {
+    pub(crate) fn contains(&self, number: u32) -> bool {
+        self.labels.contains_key(&number)
+    }
+
+    /// Returns the series' number in the head, which `find` knows by its labels.
+    pub(crate) fn reference(
+        &mut self,
+        number: u32,
+        find: impl FnOnce(&Labels) -> u32,
+    ) -> Option<u32> {
+        /// Numbers are dense; a larger one is looked up every time.
+        const DENSE: usize = 1 << 24;
+        let at = number as usize;
+        if let Some(known) = self.references.get(at).and_then(|r| r.checked_sub(1)) {
+            return Some(known);
+        }
+        let reference = find(self.labels.get(&number)?);
+        if at < DENSE {
+            if self.references.len() <= at {
+                self.references.resize(at + 1, 0);
+            }
+            if let Some(slot) = self.references.get_mut(at) {
+                *slot = reference + 1;
+            }
+        }
+        Some(reference)
+    }
+}
+
+/// What one log file defines, by tenant.
+#[derive(Debug, Default)]
+pub(crate) struct Dictionary(HashMap<TenantId, Definitions>);
 
 impl Dictionary {
     /// Takes a frame of definitions.
@@ -148,12 +187,23 @@ impl Dictionary {
         let known = self.0.entry(tenant).or_default();
         for _ in 0..b.len()? {
             let number = u32::try_from(b.uint()?).map_err(|_| b.bad())?;
-            known.insert(number, get_labels(&mut b)?);
+            let labels = get_labels(&mut b)?;
+            // Every definition is there twice.
+            if known.labels.get(&number) != Some(&labels) {
+                known.labels.insert(number, labels);
+                if let Some(slot) = known.references.get_mut(number as usize) {
+                    *slot = 0;
+                }
+            }
         }
         Ok(())
     }
 
-    pub(crate) fn get(&self, tenant: &TenantId) -> Option<&HashMap<u32, Labels>> {
+    pub(crate) fn get(&self, tenant: &TenantId) -> Option<&Definitions> {
         self.0.get(tenant)
+    }
+
+    pub(crate) fn get_mut(&mut self, tenant: &TenantId) -> Option<&mut Definitions> {
+        self.0.get_mut(tenant)
     }
 }

@@ -9,7 +9,7 @@ use crate::head::metrics::sort_unique;
 use crate::manifest::{Edit, SegmentMeta};
 use crate::segment::rows::{Row, RowFilter, RowWriter};
 use crate::segment::series::{BlockCache, Found, SeriesSegment, SeriesWriter};
-use crate::segment::{Operations, SegmentError, Signal, add_operation};
+use crate::segment::{KnownOperations, SegmentError, Signal};
 use crate::segments::{Hidden, OpenSegment, SegmentData, Tombstones};
 use crate::store::Inner;
 use crate::sweep::Sweep;
@@ -177,10 +177,10 @@ fn merge(
         inputs.iter().map(|s| Lost { hidden: tombstones.of(&s.meta), sweep }).collect();
     let last = |(s, l): (&Arc<OpenSegment>, &Lost<'_>)| s.meta.cleaned.max(l.hidden.last());
     let cleaned = inputs.iter().zip(&lost).map(last).max();
-    let mut operations = Operations::new();
+    let mut operations = KnownOperations::default();
     for s in inputs {
         for o in &s.meta.operations {
-            add_operation(&mut operations, o.clone());
+            operations.add(o.clone());
         }
     }
     let purpose = Purpose {
@@ -189,7 +189,7 @@ fn merge(
         order: inputs.iter().map(|s| s.meta.order).max(),
         level: if inputs.len() > 1 { first.level + 1 } else { first.level },
         cleaned: cleaned.unwrap_or(0),
-        operations,
+        operations: operations.into_all(),
     };
     let made = inner.with_maker(|maker| match first.signal {
         Signal::Metrics => merge_series(maker, &purpose, inputs, &lost),

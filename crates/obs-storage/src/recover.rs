@@ -56,7 +56,7 @@ pub(crate) fn replay(inner: &Inner, start: u64, report: &mut RecoveryReport) -> 
             inner.account();
             // A log larger than memory becomes segments on the way, as it would have while
             // running; the next file is read meanwhile.
-            if can_flush && inner.head().data_bytes() >= inner.config.head_bytes_max {
+            if can_flush && inner.head().data_bytes() >= inner.config.replay_bytes_max {
                 // One head at a time: what is not in segments yet has to stay visible.
                 can_flush = flush.take().is_none_or(joined);
                 if can_flush {
@@ -97,7 +97,7 @@ fn replay_file(
             FRAME_SERIES => dictionary.read(payload).is_ok(),
             FRAME_BATCH => match frame::get_batch(payload) {
                 Ok(b) => {
-                    apply(&mut head, &dictionary, b);
+                    apply(&mut head, &mut dictionary, b);
                     report.batches += 1;
                     true
                 }
@@ -113,12 +113,12 @@ fn replay_file(
     Ok(())
 }
 
-fn apply(head: &mut Head, dictionary: &Dictionary, b: frame::Decoded) {
+fn apply(head: &mut Head, dictionary: &mut Dictionary, b: frame::Decoded) {
     let t = head.tenant_mut(&b.tenant);
-    if let Some(known) = dictionary.get(&b.tenant) {
+    if let Some(known) = dictionary.get_mut(&b.tenant) {
         for (number, sample) in &b.samples {
-            if let Some(labels) = known.get(number) {
-                let reference = t.metrics.reference(labels);
+            // The head keeps its numbers while a file is read.
+            if let Some(reference) = known.reference(*number, |l| t.metrics.reference(l)) {
                 t.metrics.push(reference, sample);
             }
         }

@@ -557,7 +557,7 @@ impl SelectSpans for Store {
     ) -> Result<BTreeMap<String, Vec<(String, SpanKind)>>, SelectError> {
         let all = (i64::MIN, i64::MAX);
         let snapshot =
-            self.rows_snapshot(tenant, Signal::Spans, all, |rows| rows.operations.clone());
+            self.rows_snapshot(tenant, Signal::Spans, all, |rows| rows.operations.all().clone());
         let mut known = BTreeSet::new();
         snapshot.heads.into_iter().for_each(|o| known.extend(o));
         for s in &snapshot.segments {

@@ -33,6 +33,9 @@ pub struct StoreConfig {
     pub dir: PathBuf,
     /// The head is flushed to segments when it reaches this.
     pub head_bytes_max: usize,
+    /// While the log is read at start, the head is flushed when it reaches this: more than
+    /// `head_bytes_max` where there is memory, so that the flush need not be waited for.
+    pub replay_bytes_max: usize,
     /// Writes waiting for the log; beyond it writes are refused as overload.
     pub queue_bytes_max: usize,
     /// A log file is closed at this size.
@@ -62,6 +65,7 @@ impl StoreConfig {
         Self {
             dir: dir.into(),
             head_bytes_max: 16 << 20,
+            replay_bytes_max: 64 << 20,
             queue_bytes_max: 32 << 20,
             wal_file_bytes_max: 64 << 20,
             disk_reserve_bytes: 1 << 30,
@@ -257,11 +261,21 @@ impl Inner {
         self.head().data_bytes() >= self.config.head_bytes_max && self.flush_under_way().is_none()
     }
 
+    /// Returns how much data may wait for a flush. What was read at start is more than a head and
+    /// takes longer: the share of memory that writes may fill meanwhile is larger then.
+    fn overdue_bytes(&self) -> usize {
+        const MOST: i64 = 256 << 20;
+        let heads = self.config.head_bytes_max.saturating_mul(OVERDUE_HEADS);
+        let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
+        let is_long = view.frozen.as_ref().is_some_and(|f| f.bytes > heads);
+        let share = (self.config.memory.max() / 8).min(MOST);
+        if is_long { heads.max(usize::try_from(share).unwrap_or(0)) } else { heads }
+    }
+
     /// Waits a moment when the head has grown while a flush is under way, then refuses.
     pub(crate) fn wait_for_room(&self) -> Result<(), AppendError> {
         const PATIENCE: Duration = Duration::from_secs(1);
-        let is_over =
-            || self.head().data_bytes() >= self.config.head_bytes_max.saturating_mul(OVERDUE_HEADS);
+        let is_over = || self.head().data_bytes() >= self.overdue_bytes();
         if !is_over() {
             return Ok(());
         }

@@ -157,7 +157,7 @@ fn verify_wal(
 
 fn check_series(dictionary: &Dictionary, b: &frame::Decoded) -> Result<(), String> {
     let known = dictionary.get(&b.tenant);
-    let missing = |n: &u32| known.is_none_or(|k| !k.contains_key(n));
+    let missing = |n: &u32| known.is_none_or(|k| !k.contains(*n));
     match b.samples.iter().map(|(n, _)| n).find(|n| missing(n)) {
         Some(n) => Err(format!("samples of series {n}, which the file does not define")),
         None => Ok(()),

@@ -2,7 +2,6 @@
 
 use crate::frame::{self, Records};
 use crate::head::metrics::MetricsHead;
-use crate::segment::add_operation;
 use crate::store::Inner;
 use crate::wal::{self, FRAME_BATCH, FRAME_BYTES_MAX, FRAME_SERIES, WalFile};
 use obs_model::{AppendError, Appended, Labels, Sample, TenantId};
@@ -299,7 +298,7 @@ pub(crate) fn apply_records(t: &mut crate::head::TenantHead, records: Records) -
         }
     }
     for o in records.operations {
-        dropped += u64::from(!add_operation(&mut t.rows.operations, o));
+        dropped += u64::from(!t.rows.operations.add(o));
     }
     t.rows.logs.push(records.logs);
     t.rows.spans.push(records.spans);

@@ -136,6 +136,7 @@ fn config(rng: &mut Rng, fs: &SimVfs) -> StoreConfig {
             id: 7,
         }),
         disk_reserve_bytes: 0,
+        replay_bytes_max: 500 + rng.below(20_000) as usize,
         head_bytes_max: 500 + rng.below(20_000) as usize,
         wal_file_bytes_max: 1_000 + rng.below(20_000),
         segment_bytes_max: 1 << 20,

@@ -314,6 +314,7 @@ pub(crate) fn load(
         ..d
     };
     store.memory = Arc::new(memory::divide(l.memory_bytes, &mut server));
+    store.replay_bytes_max = memory::for_replay(&store.memory).max(store.head_bytes_max);
     let d = Limits::default();
     let ingest = Limits {
         labels_max: l.labels_per_series.unwrap_or(d.labels_max),

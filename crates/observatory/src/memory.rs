@@ -61,6 +61,11 @@ pub(crate) fn divide(ceiling: Option<u64>, limits: &mut ServerLimits) -> MemoryP
     MemoryPool::new(signed(all), signed((all / 4).min(256 << 20)))
 }
 
+/// Returns how much of the log is read before it is flushed; twice that is in memory then.
+pub(crate) fn for_replay(pool: &MemoryPool) -> usize {
+    usize::try_from(pool.max() / 4).unwrap_or(usize::MAX).min(2 << 30)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,7 +3,7 @@
 pub(crate) mod metrics;
 pub(crate) mod rows;
 
-use crate::segment::Operations;
+use crate::segment::KnownOperations;
 use metrics::{FrozenMetrics, MetricsHead};
 use obs_model::{LlmCall, LogRecord, Span, TenantId};
 use rows::RowsHead;
@@ -15,7 +15,7 @@ pub(crate) struct Rows {
     pub(crate) logs: RowsHead<LogRecord>,
     pub(crate) spans: RowsHead<Span>,
     pub(crate) calls: RowsHead<LlmCall>,
-    pub(crate) operations: Operations,
+    pub(crate) operations: KnownOperations,
 }
 
 impl Rows {

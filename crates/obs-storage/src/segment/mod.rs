@@ -63,22 +63,38 @@ impl Signal {
 /// needs no file.
 pub(crate) type Operations = BTreeSet<(String, String, i32)>;
 
-/// Adds an operation unless its list is full: span names with ids in them have no end, and the
-/// list is in memory and in the manifest. A service with such names leaves room for the others.
-/// Returns whether it is in the list.
-pub(crate) fn add_operation(list: &mut Operations, o: (String, String, i32)) -> bool {
-    const ALL_MAX: usize = 4_000;
-    const SERVICE_MAX: usize = 1_000;
-    if list.contains(&o) {
-        return true;
+/// A bounded list of operations: span names with ids in them have no end, and the list is in memory
+/// and in the manifest. A service with such names leaves room for the others.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct KnownOperations {
+    all: Operations,
+    by_service: foldhash::HashMap<String, usize>,
+}
+
+impl KnownOperations {
+    pub(crate) const fn all(&self) -> &Operations {
+        &self.all
     }
-    let from = (o.0.clone(), String::new(), i32::MIN);
-    let of_service = list.range(from..).take_while(|x| x.0 == o.0);
-    let fits = list.len() < ALL_MAX && of_service.take(SERVICE_MAX).count() < SERVICE_MAX;
-    if fits {
-        list.insert(o);
+
+    pub(crate) fn into_all(self) -> Operations {
+        self.all
     }
-    fits
+
+    /// Adds an operation if there is room; returns whether it is in the list.
+    pub(crate) fn add(&mut self, o: (String, String, i32)) -> bool {
+        const ALL_MAX: usize = 4_000;
+        const SERVICE_MAX: usize = 1_000;
+        if self.all.contains(&o) {
+            return true;
+        }
+        let of_service = self.by_service.get(&o.0).copied().unwrap_or(0);
+        let fits = self.all.len() < ALL_MAX && of_service < SERVICE_MAX;
+        if fits {
+            self.by_service.insert(o.0.clone(), of_service + 1);
+            self.all.insert(o);
+        }
+        fits
+    }
 }
 
 /// Reads a kind stored in [`Operations`].
