@@ -13,6 +13,6 @@ mod seen;
 mod telemetry;
 
 pub use derive::Derived;
-pub use limits::Limits;
+pub use limits::{Limits, TenantLimits, Violation};
 pub use pipeline::{Ingest, Outcome};
 pub use telemetry::Telemetry;

@@ -1,6 +1,7 @@
 //! What a record may look like.
 
-use obs_model::{Labels, LogRecord, Span, TimestampNs};
+use obs_model::{Labels, LogRecord, METRIC_NAME, Span, TenantId, TimestampNs};
+use std::collections::HashMap;
 
 /// Limits of single records. Bytes, counts, nanoseconds.
 #[derive(Debug, Clone)]
@@ -30,72 +31,107 @@ impl Default for Limits {
     }
 }
 
+/// The limits of every tenant: its own, or those of all.
+#[derive(Debug, Clone, Default)]
+pub struct TenantLimits {
+    pub all: Limits,
+    pub own: HashMap<TenantId, Limits>,
+}
+
+impl TenantLimits {
+    pub fn of(&self, tenant: &TenantId) -> &Limits {
+        self.own.get(tenant).unwrap_or(&self.all)
+    }
+}
+
+impl From<Limits> for TenantLimits {
+    fn from(all: Limits) -> Self {
+        Self { all, own: HashMap::new() }
+    }
+}
+
+/// A record that breaks a limit: which limit, by its name in the configuration, and who.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    pub limit: &'static str,
+    pub text: String,
+}
+
+/// The most of an offender's name that an error repeats; characters.
+const SHOWN: usize = 200;
+
+fn broken(limit: &'static str, offender: &str, what: std::fmt::Arguments<'_>) -> Violation {
+    let shown: String = offender.chars().take(SHOWN).collect();
+    let dots = if shown.len() < offender.len() { "…" } else { "" };
+    Violation { limit, text: format!("{shown}{dots}: {what} (limits.{limit})") }
+}
+
 impl Limits {
-    pub(crate) fn time(&self, t: TimestampNs, now: TimestampNs) -> Result<(), String> {
+    pub(crate) fn time(
+        &self,
+        t: TimestampNs,
+        now: TimestampNs,
+        who: impl Fn() -> String,
+    ) -> Result<(), Violation> {
         // No clock was ever wrong by so much; what computes with times needs the room.
         const YEAR_1900_NS: i64 = -2_208_988_800_000_000_000;
         if t.nanos() < YEAR_1900_NS {
-            return Err(format!("time {t} is before 1900"));
+            return Err(broken("past", &who(), format_args!("time {t} is before 1900")));
         }
         if t > now.add_nanos(self.future_ns) {
-            return Err(format!(
-                "time {t} is more than {} s in the future",
-                self.future_ns / 1_000_000_000
-            ));
+            let seconds = self.future_ns / 1_000_000_000;
+            let what = format_args!("time {t} is more than {seconds} s in the future");
+            return Err(broken("future", &who(), what));
         }
         Ok(())
     }
 
-    pub(crate) fn span(&self, s: &Span, now: TimestampNs) -> Result<(), String> {
-        if s.attributes.len() > self.attributes_max {
-            return Err(format!(
-                "span has {} attributes, at most {} are allowed",
-                s.attributes.len(),
-                self.attributes_max
-            ));
+    fn attributes(&self, n: usize, who: impl Fn() -> String) -> Result<(), Violation> {
+        let max = self.attributes_max;
+        if n <= max {
+            return Ok(());
         }
-        self.time(s.start, now)
+        let what = format_args!("{n} attributes, at most {max} are allowed");
+        Err(broken("attributes", &who(), what))
     }
 
-    pub(crate) fn log(&self, r: &LogRecord, now: TimestampNs) -> Result<(), String> {
-        if r.line.len() > self.log_line_bytes_max {
-            return Err(format!(
-                "line of {} bytes is longer than {}",
-                r.line.len(),
-                self.log_line_bytes_max
-            ));
-        }
-        if r.attributes.len() > self.attributes_max {
-            return Err(format!(
-                "record has {} attributes, at most {} are allowed",
-                r.attributes.len(),
-                self.attributes_max
-            ));
-        }
-        self.time(r.timestamp, now)
+    pub(crate) fn span(&self, s: &Span, now: TimestampNs) -> Result<(), Violation> {
+        let who = || format!("span {:?} of {} in trace {}", s.name, s.service(), s.trace_id);
+        self.attributes(s.attributes.len(), who)?;
+        self.time(s.start, now, who)
     }
 
-    pub(crate) fn labels(&self, labels: &Labels) -> Result<(), String> {
-        if labels.len() > self.labels_max {
-            return Err(format!(
-                "series has {} labels, at most {} are allowed: {labels}",
-                labels.len(),
-                self.labels_max
-            ));
+    pub(crate) fn log(&self, r: &LogRecord, now: TimestampNs) -> Result<(), Violation> {
+        let who = || format!("record of stream {}", r.stream);
+        let (bytes, max) = (r.line.len(), self.log_line_bytes_max);
+        if bytes > max {
+            let what = format_args!("line of {bytes} bytes is longer than {max}");
+            return Err(broken("log_line_bytes", &who(), what));
         }
+        self.attributes(r.attributes.len(), who)?;
+        self.time(r.timestamp, now, who)
+    }
+
+    pub(crate) fn labels(&self, labels: &Labels) -> Result<(), Violation> {
+        let (n, max) = (labels.len(), self.labels_max);
+        if n > max {
+            let what = format_args!("{n} labels, at most {max} are allowed");
+            return Err(broken("labels_per_series", &format!("series {labels}"), what));
+        }
+        let series = || format!("series {}", labels.get(METRIC_NAME));
         for (n, v) in labels.iter() {
-            if n.len() > self.label_name_bytes_max {
-                return Err(format!(
-                    "label name of {} bytes is longer than {}",
-                    n.len(),
-                    self.label_name_bytes_max
-                ));
+            let (bytes, max) = (n.len(), self.label_name_bytes_max);
+            if bytes > max {
+                let start: String = n.chars().take(40).collect();
+                let what =
+                    format_args!("label name {start}… of {bytes} bytes is longer than {max}");
+                return Err(broken("label_name_bytes", &series(), what));
             }
-            if v.len() > self.label_value_bytes_max {
-                return Err(format!(
-                    "value of label {n:?} is longer than {} bytes",
-                    self.label_value_bytes_max
-                ));
+            let (bytes, max) = (v.len(), self.label_value_bytes_max);
+            if bytes > max {
+                let what =
+                    format_args!("value of label {n:?} of {bytes} bytes is longer than {max}");
+                return Err(broken("label_value_bytes", &series(), what));
             }
         }
         Ok(())

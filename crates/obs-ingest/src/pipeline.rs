@@ -3,7 +3,7 @@
 use crate::deltas::Deltas;
 use crate::derive::Derived;
 use crate::identity::Identities;
-use crate::limits::Limits;
+use crate::limits::{TenantLimits, Violation};
 use crate::seen::Seen;
 use crate::telemetry::Telemetry;
 use obs_llm::{PriceBook, call_from_span};
@@ -26,6 +26,8 @@ pub struct Outcome {
     pub over_limit: u64,
     /// The first few reasons.
     pub reasons: Vec<String>,
+    /// How many each limit refused.
+    by_limit: Vec<(&'static str, u64)>,
 }
 
 impl Outcome {
@@ -34,13 +36,22 @@ impl Outcome {
         self.accepted = sent.saturating_sub(stored.rejected);
         self.rejected += stored.rejected;
         self.over_limit += stored.rejected;
+        self.count("series", stored.rejected);
         self.reasons.extend(stored.reason);
     }
 
-    fn refuse(&mut self, reason: String) {
+    fn count(&mut self, limit: &'static str, n: u64) {
+        match self.by_limit.iter_mut().find(|(l, _)| *l == limit) {
+            Some((_, count)) => *count += n,
+            None => self.by_limit.push((limit, n)),
+        }
+    }
+
+    fn refuse(&mut self, v: Violation) {
         self.rejected += 1;
-        if self.reasons.len() < 5 && !self.reasons.contains(&reason) {
-            self.reasons.push(reason);
+        self.count(v.limit, 1);
+        if self.reasons.len() < 5 && !self.reasons.contains(&v.text) {
+            self.reasons.push(v.text);
         }
     }
 }
@@ -59,7 +70,7 @@ struct State {
 #[derive(Debug, Clone)]
 pub struct Ingest {
     store: Arc<dyn Append>,
-    limits: Limits,
+    limits: Arc<TenantLimits>,
     prices: Arc<RwLock<Arc<PriceBook>>>,
     telemetry: Telemetry,
     identities: Arc<Identities>,
@@ -89,7 +100,7 @@ const SEEN_MAX: usize = 100_000;
 impl Ingest {
     pub fn new(
         store: Arc<dyn Append>,
-        limits: Limits,
+        limits: impl Into<TenantLimits>,
         prices: PriceBook,
         telemetry: Telemetry,
     ) -> Self {
@@ -101,7 +112,7 @@ impl Ingest {
         };
         Self {
             store,
-            limits,
+            limits: Arc::new(limits.into()),
             prices: Arc::new(RwLock::new(Arc::new(prices))),
             telemetry,
             identities: Arc::default(),
@@ -153,8 +164,8 @@ impl Ingest {
     }
 
     fn count_rejected(&self, signal: &str, outcome: &Outcome) {
-        if outcome.rejected > 0 {
-            self.telemetry.rejected.with_label_values(&[signal, "limit"]).inc_by(outcome.rejected);
+        for (limit, n) in &outcome.by_limit {
+            self.telemetry.rejected.with_label_values(&[signal, limit]).inc_by(*n);
         }
     }
 
@@ -171,8 +182,9 @@ impl Ingest {
         self.telemetry.spans_received.with_label_values(&["otlp"]).inc_by(spans.len() as u64);
         let mut outcome = Outcome::default();
         let mut batch = WriteBatch::default();
+        let limits = self.limits.of(tenant);
         for s in spans {
-            match self.limits.span(&s, now) {
+            match limits.span(&s, now) {
                 Ok(()) => batch.spans.push(s),
                 Err(reason) => outcome.refuse(reason),
             }
@@ -230,8 +242,9 @@ impl Ingest {
     ) -> Result<Outcome, AppendError> {
         let mut outcome = Outcome::default();
         let mut batch = WriteBatch::default();
+        let limits = self.limits.of(tenant);
         for r in logs {
-            match self.limits.log(&r, now) {
+            match limits.log(&r, now) {
                 Ok(()) => batch.logs.push(r),
                 Err(reason) => outcome.refuse(reason),
             }
@@ -255,24 +268,24 @@ impl Ingest {
         now: TimestampNs,
     ) -> Result<Outcome, AppendError> {
         let mut outcome = Outcome::default();
-        let mut fits = |s: &Sample| match self.limits.time(s.timestamp.to_nanos(), now) {
-            Ok(()) => true,
-            Err(reason) => {
-                outcome.refuse(reason);
-                false
-            }
+        let limits = self.limits.of(tenant);
+        let mut fits = |labels: &Labels, s: &Sample| {
+            let fit = limits.time(s.timestamp.to_nanos(), now, || format!("sample of {labels}"));
+            fit.map_err(|v| outcome.refuse(v)).is_ok()
         };
-        points.retain(|(_, s)| fits(s));
-        deltas.retain(|s| s.samples.iter().all(&mut fits));
+        points.retain(|(labels, s)| fits(labels, s));
+        deltas.retain(|s| s.samples.iter().all(|x| fits(&s.labels, x)));
         let mut undo = None;
         if !deltas.is_empty() {
             let (sums, refused, taken) =
-                self.state().deltas.add(tenant, deltas, self.limits.delta_series_max);
+                self.state().deltas.add(tenant, deltas, limits.delta_series_max);
             for s in sums {
                 points.extend(s.samples.into_iter().map(|x| (s.labels.clone(), x)));
             }
             undo = Some(taken);
-            refused.into_iter().for_each(|r| outcome.refuse(r.to_owned()));
+            for text in refused {
+                outcome.refuse(Violation { limit: "delta_series", text: text.to_owned() });
+            }
         }
         let n = points.len() as u64;
         let batch = WriteBatch { points, metadata, ..WriteBatch::default() };
@@ -321,7 +334,11 @@ impl Ingest {
     ) -> Result<Labels, String> {
         self.identities.get(tenant, raw, &|| {
             let labels = build()?;
-            self.limits.labels(&labels).map(|()| labels)
+            self.limits.of(tenant).labels(&labels).map_err(|v| {
+                self.telemetry.rejected.with_label_values(&["metrics", v.limit]).inc();
+                v.text
+            })?;
+            Ok(labels)
         })
     }
 }

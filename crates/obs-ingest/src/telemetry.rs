@@ -38,6 +38,9 @@ pub struct Handles {
     pub spans_received: IntCounterVec,
     pub query_seconds: HistogramVec,
     pub http_requests: IntCounterVec,
+    /// Limits in force, and what is used of those that fill up.
+    pub limit: IntGaugeVec,
+    pub limit_usage: IntGaugeVec,
     pub gauges: IntGaugeVec,
     pub counters: IntCounterVec,
 }
@@ -127,6 +130,16 @@ impl Telemetry {
                 "observatory_store_events_total",
                 "Events of the embedded store, by kind.",
                 &["kind"],
+            )?,
+            limit: gauge(
+                "obs_limit",
+                "Limits in force, by their name in the configuration.",
+                &["name"],
+            )?,
+            limit_usage: gauge(
+                "obs_limit_usage",
+                "What is used of those limits that are of the whole process.",
+                &["name"],
             )?,
             gauges: gauge(
                 "observatory_store_usage",

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use obs_codec::compression::{DecompressError, decompress};
-use obs_model::AppendError;
+use obs_model::{AppendError, TenantId};
 use std::time::Duration;
 
 /// Why a body or its records were refused, independent of the API's shape.
@@ -79,6 +79,7 @@ async fn discard(body: Body, bytes_max: usize) {
 /// expands them.
 pub(crate) async fn read(
     state: &AppState,
+    tenant: &TenantId,
     headers: &HeaderMap,
     body: Body,
     always_packed: bool,
@@ -86,31 +87,32 @@ pub(crate) async fn read(
     if state.is_draining() {
         return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "server is shutting down"));
     }
-    let limits = &state.limits;
-    let too_large = |max: usize| {
-        Refusal::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            format!("request body is larger than {max} bytes; send smaller batches"),
-        )
+    let (bytes_max, expanded_max) = state.limits.bytes_of(tenant);
+    let too_large = |what: &str, limit: &str, max: usize| {
+        state.ingest.telemetry().rejected.with_label_values(&["any", limit]).inc();
+        let text = format!(
+            "{what}; limits.{limit} of tenant {tenant} is {max} bytes: send smaller batches"
+        );
+        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, text)
     };
     /// What compressed telemetry expands to, seldom more.
     const RATIO: usize = 20;
     let length = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
-    let length: usize = length.unwrap_or(usize::MAX).min(limits.body_bytes_max);
+    let length: usize = length.unwrap_or(usize::MAX).min(bytes_max);
     let is_packed = always_packed || headers.contains_key(header::CONTENT_ENCODING);
     let ratio = if is_packed { RATIO } else { 1 };
-    let likely = length.saturating_mul(ratio).min(limits.decompressed_bytes_max);
+    let likely = length.saturating_mul(ratio).min(expanded_max);
     let mut held = match Held::new(state, likely).await {
         Ok(held) => held,
         Err(refusal) => {
-            discard(body, limits.body_bytes_max).await;
+            discard(body, bytes_max).await;
             return Err(refusal);
         }
     };
-    let collected = Limited::new(body, limits.body_bytes_max).collect().await;
+    let collected = Limited::new(body, bytes_max).collect().await;
     let bytes = collected.map_err(|e| {
         if e.is::<LengthLimitError>() {
-            too_large(limits.body_bytes_max)
+            too_large("request body is larger than allowed", "body_bytes", bytes_max)
         } else {
             Refusal::bad(format!("request body was cut short: {e}"))
         }
@@ -128,14 +130,16 @@ pub(crate) async fn read(
         return Ok((raw.to_vec(), held.turn(state).await?));
     }
     let mut held = held.turn(state).await?;
-    let max = limits.decompressed_bytes_max;
-    let expanded = tokio::task::spawn_blocking(move || decompress(&encoding, &raw, max)).await;
+    let work = move || decompress(&encoding, &raw, expanded_max);
+    let expanded = tokio::task::spawn_blocking(work).await;
     let expanded =
         expanded.map_err(|e| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, e.to_string()))?;
     let bytes = expanded.map_err(|e| {
         let status = match e {
             DecompressError::Unsupported(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            DecompressError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            DecompressError::TooLarge { .. } => {
+                return too_large(&e.to_string(), "decompressed_bytes", expanded_max);
+            }
             DecompressError::Damaged { .. } => StatusCode::BAD_REQUEST,
         };
         Refusal::new(status, e.to_string())

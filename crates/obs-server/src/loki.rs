@@ -74,12 +74,13 @@ async fn push(State(state): State<AppState>, headers: HeaderMap, body: Body) -> 
 async fn push_inner(state: &AppState, headers: &HeaderMap, body: Body) -> Result<(), Refusal> {
     let tenant = crate::tenant::tenant(headers).map_err(Refusal::bad)?;
     let media = body::media_type(headers);
-    let (bytes, _held) = body::read(state, headers, body, media != "application/json").await?;
+    let (bytes, _held) =
+        body::read(state, &tenant, headers, body, media != "application/json").await?;
     let decoded = match media.as_str() {
         "application/json" => obs_codec::loki::decode_json(&bytes),
         // Loki takes anything else for protobuf, which is always snappy-compressed.
         "application/x-protobuf" | "" => {
-            let max = state.limits.decompressed_bytes_max;
+            let (_, max) = state.limits.bytes_of(&tenant);
             let raw = obs_codec::compression::snappy(&bytes, max)
                 .map_err(|e| Refusal::bad(e.to_string()))?;
             obs_codec::loki::decode_protobuf(&raw)

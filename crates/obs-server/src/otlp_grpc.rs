@@ -53,7 +53,14 @@ fn tenant<T>(state: &AppState, r: &Request<T>) -> Result<TenantId, Status> {
 /// Returns a request's tenant, and the memory it holds.
 async fn admit<T: Message>(state: &AppState, r: &Request<T>) -> Result<(TenantId, Held), Status> {
     let tenant = tenant(state, r)?;
-    let held = Held::new(state, r.get_ref().encoded_len()).await.map_err(|e| status(&e))?;
+    let (bytes, (_, max)) = (r.get_ref().encoded_len(), state.limits.bytes_of(&tenant));
+    if bytes > max {
+        state.ingest.telemetry().rejected.with_label_values(&["any", "decompressed_bytes"]).inc();
+        return Err(Status::resource_exhausted(format!(
+            "request of tenant {tenant} is larger than {max} bytes (limits.decompressed_bytes); send smaller batches"
+        )));
+    }
+    let held = Held::new(state, bytes).await.map_err(|e| status(&e))?;
     Ok((tenant, held.turn(state).await.map_err(|e| status(&e))?))
 }
 
@@ -119,7 +126,9 @@ pub async fn serve_grpc(
     listener: TcpListener,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let max = state.limits.decompressed_bytes_max;
+    // Of the tenant that may send most; each request is held to its own tenant's.
+    let own = state.limits.own_bytes_max.values().map(|(_, expanded)| *expanded);
+    let max = own.fold(state.limits.decompressed_bytes_max, usize::max);
     let service = Service(state);
     macro_rules! limited {
         ($server:expr) => {

@@ -182,7 +182,7 @@ async fn parse<T: Message + Default + JsonRequest + Send + 'static>(
     let format = format(headers).map_err(|r| (Format::Json, r))?;
     let run = async {
         let tenant = crate::tenant::tenant(headers).map_err(Refusal::bad)?;
-        let (bytes, held) = body::read(state, headers, body, false).await?;
+        let (bytes, held) = body::read(state, &tenant, headers, body, false).await?;
         let decoded: Result<T, DecodeError> = match format {
             Format::Protobuf => otlp::from_protobuf(&bytes),
             Format::Json => T::from_json(&bytes),

@@ -43,10 +43,10 @@ fn check_headers(headers: &HeaderMap) -> Result<(), Refusal> {
 async fn write_inner(state: &AppState, headers: &HeaderMap, body: Body) -> Result<(), Refusal> {
     check_headers(headers)?;
     let tenant = crate::tenant::tenant(headers).map_err(Refusal::bad)?;
-    let (mut bytes, _held) = body::read(state, headers, body, true).await?;
+    let (mut bytes, _held) = body::read(state, &tenant, headers, body, true).await?;
     if headers.get(header::CONTENT_ENCODING).is_none() {
         // Senders that leave the header out still compress.
-        let max = state.limits.decompressed_bytes_max;
+        let (_, max) = state.limits.bytes_of(&tenant);
         bytes =
             obs_codec::compression::snappy(&bytes, max).map_err(|e| Refusal::bad(e.to_string()))?;
     }

@@ -2,8 +2,9 @@
 
 use crate::admission::Admission;
 use obs_ingest::Ingest;
-use obs_model::{AppendError, Maintain, MemoryPool, TimestampNs};
+use obs_model::{AppendError, Maintain, MemoryPool, TenantId, TimestampNs};
 use obs_sql::Source;
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +17,8 @@ pub struct ServerLimits {
     /// Request body as sent, and after decompression. Bytes.
     pub body_bytes_max: usize,
     pub decompressed_bytes_max: usize,
+    /// The same two of tenants with limits of their own.
+    pub own_bytes_max: HashMap<TenantId, (usize, usize)>,
     pub query_timeout: Duration,
     pub query_samples_max: i64,
     pub query_bytes_max: i64,
@@ -33,6 +36,7 @@ impl Default for ServerLimits {
         Self {
             body_bytes_max: 16 << 20,
             decompressed_bytes_max: 64 << 20,
+            own_bytes_max: HashMap::new(),
             query_timeout: Duration::from_secs(30),
             query_samples_max: 50_000_000,
             query_bytes_max: 512 << 20,
@@ -41,6 +45,14 @@ impl Default for ServerLimits {
             query_points_max: 11_000,
             ingest_bytes_max: 512 << 20,
         }
+    }
+}
+
+impl ServerLimits {
+    /// Returns the most bytes of a tenant's request, as sent and expanded.
+    pub(crate) fn bytes_of(&self, tenant: &TenantId) -> (usize, usize) {
+        let all = (self.body_bytes_max, self.decompressed_bytes_max);
+        self.own_bytes_max.get(tenant).copied().unwrap_or(all)
     }
 }
 

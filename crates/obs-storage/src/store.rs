@@ -45,6 +45,8 @@ pub struct StoreConfig {
     /// Active series of the process and of one tenant; new ones beyond are refused.
     pub series_max: usize,
     pub tenant_series_max: usize,
+    /// Of tenants with a limit of their own.
+    pub own_series_max: BTreeMap<TenantId, usize>,
     /// Segments that a merge makes at most; none is made larger.
     pub segment_bytes_max: u64,
     /// Work of merges and retention, as a share of one core.
@@ -60,6 +62,10 @@ pub struct StoreConfig {
 }
 
 impl StoreConfig {
+    pub(crate) fn series_of(&self, tenant: &TenantId) -> usize {
+        self.own_series_max.get(tenant).copied().unwrap_or(self.tenant_series_max)
+    }
+
     /// Returns the defaults for a data directory.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self {
@@ -71,6 +77,7 @@ impl StoreConfig {
             disk_reserve_bytes: 1 << 30,
             series_max: 1_500_000,
             tenant_series_max: 1_000_000,
+            own_series_max: BTreeMap::new(),
             segment_bytes_max: 512 << 20,
             background_share: 0.5,
             retention: Vec::new(),
@@ -266,8 +273,12 @@ impl Inner {
     fn overdue_bytes(&self) -> usize {
         const MOST: i64 = 256 << 20;
         let heads = self.config.head_bytes_max.saturating_mul(OVERDUE_HEADS);
+        let is_first = self.stats.flushes.load(Ordering::Relaxed) == 0;
+        if !is_first || self.config.inline {
+            return heads;
+        }
         let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
-        let is_long = view.frozen.as_ref().is_some_and(|f| f.bytes > heads);
+        let is_long = view.frozen.as_ref().is_some_and(|f| f.bytes > 2 * heads);
         let share = (self.config.memory.max() / 8).min(MOST);
         if is_long { heads.max(usize::try_from(share).unwrap_or(0)) } else { heads }
     }

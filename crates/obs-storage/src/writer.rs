@@ -151,7 +151,7 @@ impl Writer {
                 metrics,
                 &pending.points,
                 self.wal.number,
-                (limits.series_max.saturating_sub(node_series), limits.tenant_series_max),
+                (limits.series_max.saturating_sub(node_series), limits.series_of(&pending.tenant)),
                 &mut new_series,
                 &mut outcome,
             );
@@ -255,7 +255,8 @@ fn number(
     new_series: &mut Vec<(u32, Labels)>,
     outcome: &mut Appended,
 ) -> Vec<Option<u32>> {
-    let mut left = node_left.min(tenant_max.saturating_sub(metrics.series_count()));
+    let tenant_left = tenant_max.saturating_sub(metrics.series_count());
+    let mut left = node_left.min(tenant_left);
     points
         .iter()
         .map(|(labels, _)| {
@@ -264,9 +265,11 @@ fn number(
                 None if left == 0 => {
                     outcome.rejected += 1;
                     outcome.reason.get_or_insert_with(|| {
-                        format!(
-                            "limit of active series reached ({tenant_max} a tenant); refused new series {labels}"
-                        )
+                        if node_left < tenant_left {
+                            format!("{labels}: new series, and the process has its most (limits.series)")
+                        } else {
+                            format!("{labels}: new series, and the tenant has {tenant_max} (limits.series_per_tenant)")
+                        }
                     });
                     return None;
                 }

@@ -1,11 +1,11 @@
 //! The configuration file: raw YAML → validated settings.
 
 use crate::cli::{CheckArgs, CheckWhat, Output, complain, say};
-use crate::memory;
+use crate::limits::{self, RawLimits};
 use crate::retention::{self, RawRetention};
 use crate::tier::{RawTier, TierSettings};
 use anyhow::Result;
-use obs_ingest::Limits;
+use obs_ingest::TenantLimits;
 use obs_llm::PriceBook;
 use obs_server::{Listener, ServerLimits};
 use obs_storage::StoreConfig;
@@ -14,7 +14,6 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// A configuration that cannot be used, with the place where it is wrong.
@@ -51,22 +50,6 @@ struct RawData {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct RawLimits {
-    body_bytes: Option<usize>,
-    decompressed_bytes: Option<usize>,
-    query_timeout: Option<String>,
-    query_samples: Option<i64>,
-    query_bytes: Option<i64>,
-    query_concurrency: Option<usize>,
-    memory_bytes: Option<u64>,
-    labels_per_series: Option<usize>,
-    series: Option<usize>,
-    series_per_tenant: Option<usize>,
-    log_line_bytes: Option<usize>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
 struct RawPrices {
     files: Vec<PathBuf>,
 }
@@ -84,7 +67,7 @@ pub(crate) struct Config {
     pub(crate) store: StoreConfig,
     pub(crate) listen: Vec<(Listener, Address)>,
     pub(crate) server: ServerLimits,
-    pub(crate) ingest: Limits,
+    pub(crate) ingest: TenantLimits,
     pub(crate) price_files: Vec<PathBuf>,
     /// Whether data may be deleted over the API; when absent, on loopback listeners.
     pub(crate) admin_api: Option<bool>,
@@ -293,34 +276,8 @@ pub(crate) fn load(
     if !(0.05..=1.0).contains(&store.background_share) {
         return Err(fail("data.background_share: must be between 0.05 and 1".into()));
     }
-    store.series_max = raw.limits.series.unwrap_or(store.series_max);
-    store.tenant_series_max = raw.limits.series_per_tenant.unwrap_or(store.tenant_series_max);
     store.retention = retention::read(raw.retention).map_err(&fail)?;
-    let d = ServerLimits::default();
-    let l = raw.limits;
-    let query_timeout = match l.query_timeout {
-        Some(text) => duration(&text).ok_or_else(|| {
-            fail(format!("limits.query_timeout: {text:?} is no duration; write 30s or 2m"))
-        })?,
-        None => d.query_timeout,
-    };
-    let mut server = ServerLimits {
-        body_bytes_max: l.body_bytes.unwrap_or(d.body_bytes_max),
-        decompressed_bytes_max: l.decompressed_bytes.unwrap_or(d.decompressed_bytes_max),
-        query_timeout,
-        query_samples_max: l.query_samples.unwrap_or(d.query_samples_max),
-        query_bytes_max: l.query_bytes.unwrap_or(d.query_bytes_max),
-        query_concurrency: l.query_concurrency.unwrap_or(d.query_concurrency).max(1),
-        ..d
-    };
-    store.memory = Arc::new(memory::divide(l.memory_bytes, &mut server));
-    store.replay_bytes_max = memory::for_replay(&store.memory).max(store.head_bytes_max);
-    let d = Limits::default();
-    let ingest = Limits {
-        labels_max: l.labels_per_series.unwrap_or(d.labels_max),
-        log_line_bytes_max: l.log_line_bytes.unwrap_or(d.log_line_bytes_max),
-        ..d
-    };
+    let (server, ingest) = limits::read(raw.limits, &mut store).map_err(&fail)?;
     // Paths in a file are relative to it.
     let base = file.and_then(Path::parent).map(Path::to_owned).unwrap_or_default();
     let price_files = raw.prices.files.into_iter().map(|p| base.join(p)).collect();

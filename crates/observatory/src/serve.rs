@@ -117,6 +117,7 @@ async fn serve(config: Config, demo: bool, reload_prices: ReloadPrices) -> Resul
         },
         config_text: config.text.clone(),
     });
+    publish_limits(&config, ingest.telemetry());
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
     let endpoints = listen(&config, &state, &stop, &mut tasks).await?;
@@ -322,6 +323,29 @@ async fn drop_expired(store: &Store, now: TimestampNs) {
     }
 }
 
+fn publish_limits(config: &Config, t: &Telemetry) {
+    let (server, records, store) = (&config.server, &config.ingest.all, &config.store);
+    for (name, v) in [
+        ("body_bytes", server.body_bytes_max),
+        ("decompressed_bytes", server.decompressed_bytes_max),
+        ("query_concurrency", server.query_concurrency),
+        ("labels_per_series", records.labels_max),
+        ("label_name_bytes", records.label_name_bytes_max),
+        ("label_value_bytes", records.label_value_bytes_max),
+        ("log_line_bytes", records.log_line_bytes_max),
+        ("attributes", records.attributes_max),
+        ("delta_series", records.delta_series_max),
+        ("series", store.series_max),
+        ("series_per_tenant", store.tenant_series_max),
+        ("head_bytes", store.head_bytes_max),
+    ] {
+        t.limit.with_label_values(&[name]).set(i64::try_from(v).unwrap_or(i64::MAX));
+    }
+    t.limit.with_label_values(&["query_samples"]).set(server.query_samples_max);
+    t.limit.with_label_values(&["query_bytes"]).set(server.query_bytes_max);
+    t.limit.with_label_values(&["memory_bytes"]).set(store.memory.max());
+}
+
 fn publish_usage(store: &Store, memory: &MemoryPool, t: &Telemetry) {
     let (head, queued, segments, series) = store.usage();
     for (kind, v) in [
@@ -332,8 +356,11 @@ fn publish_usage(store: &Store, memory: &MemoryPool, t: &Telemetry) {
     ] {
         t.gauges.with_label_values(&[kind]).set(i64::try_from(v).unwrap_or(i64::MAX));
     }
-    t.gauges.with_label_values(&["memory_bytes"]).set(memory.used());
-    t.gauges.with_label_values(&["memory_max_bytes"]).set(memory.max());
+    t.limit_usage.with_label_values(&["memory_bytes"]).set(memory.used());
+    let own = [("series", series), ("head_bytes", head)];
+    for (name, v) in own {
+        t.limit_usage.with_label_values(&[name]).set(i64::try_from(v).unwrap_or(i64::MAX));
+    }
     let (local, objects, cached) = store.tier_bytes();
     for (kind, v) in
         [("local_bytes", local), ("object_bytes", objects), ("object_cache_bytes", cached)]

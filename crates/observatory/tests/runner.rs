@@ -10,6 +10,7 @@
 
 mod crash;
 mod hostile;
+mod limits;
 mod maintain;
 mod support;
 mod surfaces;
