@@ -18,6 +18,7 @@ mod bin;
 mod flush;
 mod frame;
 mod head;
+mod lru;
 mod manifest;
 mod merge;
 mod page_cache;

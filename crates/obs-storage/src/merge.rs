@@ -217,7 +217,8 @@ fn replace(
     if swept != 0 {
         edits.extend(made.as_ref().map(|m| Edit::Swept(m.id, swept)));
     }
-    let opened = made.map(|m| Arc::new(OpenSegment::new(inner.vfs.clone(), dir, m)));
+    let opened =
+        made.map(|m| Arc::new(OpenSegment::new(inner.vfs.clone(), dir, m, inner.filters.clone())));
     opened.iter().for_each(|s| s.set_swept(swept));
     inner.edit(edits, |view| {
         view.segments.retain(|s| !ids.contains(&s.meta.id));

@@ -3,8 +3,8 @@
 //! What is here can be fetched again: files are not synced, and a page that does not match the
 //! checksums of the blocks in it is dropped and fetched anew.
 
+use crate::lru::Lru;
 use crate::vfs::Vfs;
-use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,42 +15,13 @@ pub(crate) const PAGE_BYTES: u64 = 1 << 20;
 /// Segment and page.
 type Key = (u64, u64);
 
-#[derive(Debug, Default)]
-struct Known {
-    /// Length, and when it was used last.
-    pages: HashMap<Key, (u64, u64)>,
-    by_use: BTreeMap<u64, Key>,
-    bytes: u64,
-    uses: u64,
-}
-
 #[derive(Debug)]
 pub(crate) struct PageCache {
     vfs: Arc<dyn Vfs>,
     dir: PathBuf,
-    bytes_max: u64,
     reserve: u64,
-    known: Mutex<Known>,
-}
-
-impl Known {
-    fn touch(&mut self, key: Key, len: u64) {
-        self.uses += 1;
-        let now = self.uses;
-        if let Some((old, used)) = self.pages.insert(key, (len, now)) {
-            self.by_use.remove(&used);
-            self.bytes -= old;
-        }
-        self.bytes += len;
-        self.by_use.insert(now, key);
-    }
-
-    fn forget(&mut self, key: Key) -> bool {
-        let Some((len, used)) = self.pages.remove(&key) else { return false };
-        self.by_use.remove(&used);
-        self.bytes -= len;
-        true
-    }
+    /// Their lengths.
+    known: Mutex<Lru<Key, u64>>,
 }
 
 impl PageCache {
@@ -62,21 +33,28 @@ impl PageCache {
         reserve: u64,
     ) -> io::Result<Self> {
         vfs.create_dir_all(&dir)?;
-        let this = Self { vfs, dir, bytes_max, reserve, known: Mutex::default() };
+        let this = Self { vfs, dir, reserve, known: Mutex::new(Lru::new(bytes_max)) };
         for path in this.vfs.list(&this.dir)? {
             let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
             let key =
                 name.split_once('.').and_then(|(s, p)| Some((s.parse().ok()?, p.parse().ok()?)));
             match (key, this.vfs.open(&path)) {
-                (Some(key), Ok(file)) => this.known().touch(key, file.len()),
+                (Some(key), Ok(file)) => this.note(key, file.len()),
                 _ => drop(this.vfs.remove(&path)),
             }
         }
-        this.shrink();
         Ok(this)
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
+    /// Notes a page that is on the disk, and removes those that it leaves no room for.
+    fn note(&self, key: Key, len: u64) {
+        let gone = self.known().put(key, len, len);
+        for key in gone {
+            let _ = self.vfs.remove(&self.path(key));
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Lru<Key, u64>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -86,17 +64,12 @@ impl PageCache {
 
     /// Returns how many bytes are kept.
     pub(crate) fn bytes(&self) -> u64 {
-        self.known().bytes
+        self.known().bytes()
     }
 
     /// Returns a page if it is here.
     pub(crate) fn get(&self, key: Key) -> Option<Vec<u8>> {
-        let len = {
-            let mut known = self.known();
-            let len = known.pages.get(&key)?.0;
-            known.touch(key, len);
-            len
-        };
+        let len = *self.known().get(&key)?;
         let mut out = vec![0; usize::try_from(len).ok()?];
         match self.vfs.open(&self.path(key)).and_then(|f| f.read_at(0, &mut out)) {
             Ok(()) => Some(out),
@@ -110,9 +83,11 @@ impl PageCache {
     /// Keeps a page, if there is room on the disk.
     pub(crate) fn put(&self, key: Key, bytes: &[u8]) {
         let len = bytes.len() as u64;
-        if len > self.bytes_max || self.known().pages.contains_key(&key) {
+        let known = self.known();
+        if len > known.bytes_max() || known.contains(&key) {
             return;
         }
+        drop(known);
         let is_short = |(free, _): (u64, u64)| free < self.reserve.saturating_add(len);
         if self.vfs.space(&self.dir).is_ok_and(is_short) {
             return;
@@ -120,40 +95,25 @@ impl PageCache {
         let path = self.path(key);
         let write = || self.vfs.create(&path)?.append(bytes);
         match write() {
-            Ok(()) => self.known().touch(key, len),
+            Ok(()) => self.note(key, len),
             // Another query wrote it at the same time.
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             Err(_) => drop(self.vfs.remove(&path)),
         }
-        self.shrink();
     }
 
     /// Drops a page.
     pub(crate) fn forget(&self, key: Key) {
-        if self.known().forget(key) {
+        if self.known().remove(&key) {
             let _ = self.vfs.remove(&self.path(key));
         }
     }
 
     /// Drops all pages of a segment.
     pub(crate) fn forget_segment(&self, segment: u64) {
-        let keys: Vec<Key> =
-            self.known().pages.keys().filter(|k| k.0 == segment).copied().collect();
+        let keys: Vec<Key> = self.known().keys().filter(|k| k.0 == segment).copied().collect();
         for key in keys {
             self.forget(key);
-        }
-    }
-
-    fn shrink(&self) {
-        loop {
-            let mut known = self.known();
-            if known.bytes <= self.bytes_max {
-                return;
-            }
-            let Some((_, key)) = known.by_use.pop_first() else { return };
-            known.forget(key);
-            drop(known);
-            let _ = self.vfs.remove(&self.path(key));
         }
     }
 }

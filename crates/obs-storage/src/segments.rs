@@ -1,6 +1,7 @@
 //! Open segments, and what delete requests hide in them.
 
 use crate::manifest::{SegmentMeta, Tombstone};
+use crate::segment::bloom::FilterCache;
 use crate::segment::file::SegmentFile;
 use crate::segment::rows::RowSegment;
 use crate::segment::series::SeriesSegment;
@@ -32,31 +33,42 @@ pub(crate) struct OpenSegment {
     /// Of the file, or what to call the object in messages.
     path: PathBuf,
     data: OnceLock<SegmentData>,
+    filters: Arc<FilterCache>,
     doomed: AtomicBool,
     /// What retention by label decided last; 0 for nothing.
     swept: AtomicU64,
 }
 
 impl OpenSegment {
-    fn with(meta: SegmentMeta, source: Source, path: PathBuf) -> Self {
+    fn with(meta: SegmentMeta, source: Source, path: PathBuf, filters: Arc<FilterCache>) -> Self {
         Self {
             meta,
             source,
             path,
             data: OnceLock::new(),
+            filters,
             doomed: AtomicBool::new(false),
             swept: AtomicU64::new(0),
         }
     }
 
-    pub(crate) fn new(vfs: Arc<dyn Vfs>, dir: &Path, meta: SegmentMeta) -> Self {
+    pub(crate) fn new(
+        vfs: Arc<dyn Vfs>,
+        dir: &Path,
+        meta: SegmentMeta,
+        filters: Arc<FilterCache>,
+    ) -> Self {
         let path = dir.join(meta.relative_path());
-        Self::with(meta, Source::Local(vfs), path)
+        Self::with(meta, Source::Local(vfs), path, filters)
     }
 
-    pub(crate) fn remote(meta: SegmentMeta, remote: Arc<Remote>) -> Self {
+    pub(crate) fn remote(
+        meta: SegmentMeta,
+        remote: Arc<Remote>,
+        filters: Arc<FilterCache>,
+    ) -> Self {
         let path = PathBuf::from(format!("object of {}", meta.relative_path()));
-        Self::with(meta, Source::Remote(remote), path)
+        Self::with(meta, Source::Remote(remote), path, filters)
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -111,7 +123,8 @@ impl OpenSegment {
         let data = match self.meta.signal {
             Signal::Metrics => SegmentData::Metrics(SeriesSegment::new(file, &index)?),
             Signal::Logs | Signal::Spans | Signal::Calls => {
-                SegmentData::Rows(RowSegment::new(file, &index)?)
+                let rows = RowSegment::new(file, &index)?;
+                SegmentData::Rows(rows.with_filters(self.filters.clone(), self.meta.id))
             }
         };
         Ok(self.data.get_or_init(|| data))

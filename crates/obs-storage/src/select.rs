@@ -373,10 +373,6 @@ impl SelectLogs for Store {
         };
         let (start, end) = (start.max(min), end.min(max.saturating_add(1)));
         let mut step = LOG_WINDOW_NS;
-        // A search for an id reads little whatever the window.
-        if selection.trace_id.is_some() || !selection.needles.is_empty() {
-            step = step.saturating_mul(60);
-        }
         let (mut from, mut to) = (start, end);
         while from < to {
             let (a, b) = match selection.direction {

@@ -9,6 +9,7 @@ use crate::manifest::{self, Edit, Manifest, Tombstone};
 use crate::recover;
 use crate::retention::RetentionRule;
 use crate::segment::Operations;
+use crate::segment::bloom::FilterCache;
 use crate::segments::{OpenSegment, Tombstones};
 use crate::tier::{self, Remote, Tier, TierConfig, TierStats};
 use crate::vfs::Vfs;
@@ -189,6 +190,7 @@ pub(crate) struct Inner {
     /// Of the pool: recent data, in the head and being flushed.
     pub(crate) recent: MemoryShare,
     pub(crate) tier: Option<Arc<Tier>>,
+    pub(crate) filters: Arc<FilterCache>,
     /// Held while segments are replaced by others or move, which takes them all as they were at
     /// one moment. Before `manifest` in the order of locks.
     pub(crate) shaping: Mutex<()>,
@@ -198,6 +200,9 @@ pub(crate) struct Inner {
     pub(crate) left_alone: Mutex<HashSet<u64>>,
     pub(crate) stats: StoreStats,
 }
+
+/// Filters kept in memory: those of some five million lines.
+const FILTER_BYTES: u64 = 32 << 20;
 
 /// Heads that may wait while a flush is slow or fails; beyond it writes are refused.
 const OVERDUE_HEADS: usize = 2;
@@ -409,14 +414,16 @@ impl Store {
         let tier = config.tier.clone();
         let tier = tier.map(|t| Tier::open(t, vfs.clone(), &config).map(Arc::new));
         let tier = tier.transpose().map_err(io_at(&dir))?;
+        let filters = Arc::new(FilterCache::new(FILTER_BYTES));
         let open = |m: manifest::SegmentMeta| {
             let swept = state.swept.get(&m.id).copied().unwrap_or(0);
+            let filters = filters.clone();
             let s = match state.objects.get(&m.id) {
                 Some(key) if state.moved.contains(&m.id) => {
                     let remote = Remote::new(tier.clone(), &m, key.clone());
-                    OpenSegment::remote(m, remote)
+                    OpenSegment::remote(m, remote, filters)
                 }
-                _ => OpenSegment::new(vfs.clone(), &dir, m),
+                _ => OpenSegment::new(vfs.clone(), &dir, m, filters),
             };
             s.set_swept(swept);
             s
@@ -445,6 +452,7 @@ impl Store {
             space: Mutex::new(None),
             recent: config.memory.share(),
             tier,
+            filters,
             shaping: Mutex::new(()),
             retain_now: AtomicI64::new(i64::MIN),
             left_alone: Mutex::default(),

@@ -1,10 +1,13 @@
 //! Filters of the long words of a block of lines: which blocks a search for an id can skip.
 
 use crate::bin::{Decoder, Encoder, Malformed};
+use crate::lru::Lru;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Runs of letters and digits from this length on are in the filter.
 pub(crate) const WORD_BYTES_MIN: usize = 16;
-const BITS_PER_WORD: usize = 10;
+/// One block in a thousand is read for nothing.
+const BITS_PER_WORD: usize = 16;
 const PROBES: u32 = 6;
 
 /// The hash is part of the format: FNV-1a, mixed.
@@ -102,6 +105,33 @@ impl Builder {
 fn probes(h: u64, bits: usize) -> impl Iterator<Item = usize> {
     let (a, b) = (h as u32, (h >> 32) as u32 | 1);
     (0..PROBES).map(move |i| a.wrapping_add(b.wrapping_mul(i)) as usize % bits.max(1))
+}
+
+type FilterKey = (u64, usize);
+
+/// Filters that were read and checked, by segment and block: a search asks all of them.
+#[derive(Debug)]
+pub(crate) struct FilterCache(Mutex<Lru<FilterKey, Arc<[u8]>>>);
+
+impl FilterCache {
+    pub(crate) fn new(bytes_max: u64) -> Self {
+        Self(Mutex::new(Lru::new(bytes_max)))
+    }
+
+    /// Returns a block's filter, reading it if it is not here.
+    pub(crate) fn get<E>(
+        &self,
+        key: FilterKey,
+        read: impl FnOnce() -> Result<Vec<u8>, E>,
+    ) -> Result<Arc<[u8]>, E> {
+        let cache = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(f) = cache().get(&key) {
+            return Ok(f.clone());
+        }
+        let bytes: Arc<[u8]> = read()?.into();
+        cache().put(key, bytes.clone(), bytes.len() as u64);
+        Ok(bytes)
+    }
 }
 
 /// A filter being asked.

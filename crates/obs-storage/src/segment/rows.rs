@@ -3,7 +3,7 @@
 use crate::bin::{Decoder, Encoder, Malformed};
 use crate::records::Record;
 use crate::segment::attrs::{Sink, Source};
-use crate::segment::bloom::Filter;
+use crate::segment::bloom::{Filter, FilterCache};
 use crate::segment::columns::{get_ints, put_ints};
 use crate::segment::file::{BlockRef, IndexRef, SegmentFile, SegmentWriter};
 use crate::segment::parts::{PartCache, PartWriter, Parts};
@@ -12,6 +12,7 @@ use crate::vfs::Vfs;
 use obs_model::{Matcher, TraceId};
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Takes rows until it breaks.
 pub(crate) type VisitRow<'a, R> = &'a mut dyn FnMut(R) -> Result<ControlFlow<()>, SegmentError>;
@@ -245,6 +246,8 @@ pub(crate) struct RowSegment {
     parts: Parts,
     pub(crate) blocks: Vec<BlockMeta>,
     pages: Vec<(u32, BlockRef)>,
+    /// Where filters are kept, and the segment's number in it.
+    filters: Option<(Arc<FilterCache>, u64)>,
 }
 
 /// Receives what could not be read: a description and the range of times that is missing.
@@ -259,7 +262,14 @@ impl RowSegment {
             Ok((u32::try_from(d.uint()?).map_err(|_| d.bad())?, BlockRef::get(d)?))
         };
         let pages = (0..d.len()?).map(|_| page(&mut d)).collect::<Result<_, Malformed>>()?;
-        Ok(Self { file, parts, blocks, pages })
+        Ok(Self { file, parts, blocks, pages, filters: None })
+    }
+
+    /// Keeps filters in a cache from now on.
+    #[must_use]
+    pub(crate) fn with_filters(mut self, cache: Arc<FilterCache>, segment: u64) -> Self {
+        self.filters = Some((cache, segment));
+        self
     }
 
     /// Returns the references of everything that must be readable.
@@ -295,13 +305,18 @@ impl RowSegment {
         Some(out)
     }
 
-    fn passes_filter(&self, b: &BlockMeta, filter: &RowFilter<'_>) -> bool {
+    fn passes_filter(&self, number: usize, b: &BlockMeta, filter: &RowFilter<'_>) -> bool {
         let Some(at) = b.filter else { return true };
         if filter.needles.is_empty() && filter.trace.is_none() {
             return true;
         }
         // A damaged filter excludes nothing.
-        let Ok(bytes) = self.file.read(at) else { return true };
+        let read = || self.file.read(at);
+        let bytes = match &self.filters {
+            Some((cache, segment)) => cache.get((*segment, number), read),
+            None => read().map(Into::into),
+        };
+        let Ok(bytes) = bytes else { return true };
         let Ok(f) = Filter::read(&bytes) else { return true };
         let trace = filter.trace.map(|t| format!(" {t} "));
         filter.needles.iter().all(|n| f.may_contain(n.as_bytes()))
@@ -327,7 +342,7 @@ impl RowSegment {
         for n in numbers {
             let Some(b) = self.blocks.get(n) else { continue };
             let overlaps = b.max >= filter.start && (b.min < filter.end || filter.end == i64::MAX);
-            if !overlaps || !self.passes_filter(b, filter) {
+            if !overlaps || !self.passes_filter(n, b, filter) {
                 continue;
             }
             match self.scan_block(b, filter, &mut cache, visit) {
