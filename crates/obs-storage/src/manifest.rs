@@ -8,7 +8,7 @@ use crate::bin::{Decoder, Encoder, Malformed};
 use crate::segment::file::IndexRef;
 use crate::segment::{Operations, Signal};
 use crate::vfs::Vfs;
-use crate::wal::{self, FRAME_EDIT, MANIFEST_MAGIC, WalFile};
+use crate::wal::{self, FRAME_BYTES_MAX, FRAME_EDIT, MANIFEST_MAGIC, WalFile};
 use obs_model::{DeleteScope, MatchOp, MetricKind, MetricMetadata, TenantId, TraceId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -173,6 +173,8 @@ pub(crate) enum Edit {
     StoreId(u64),
     /// What retention by label decided about a segment: its number, and the decision's.
     Swept(u64, u64),
+    /// The state that begins a generation is in this many frames, this one included.
+    Frames(u64),
 }
 
 impl Edit {
@@ -226,6 +228,10 @@ impl Edit {
                 e.u8(11);
                 e.uint(*id);
             }
+            Self::Frames(n) => {
+                e.u8(13);
+                e.uint(*n);
+            }
             Self::Swept(id, decision) => {
                 e.u8(12);
                 e.uint(*id);
@@ -256,6 +262,7 @@ impl Edit {
             10 => Self::ObjectGone(d.uint()?),
             11 => Self::StoreId(d.uint()?),
             12 => Self::Swept(d.uint()?, d.uint()?),
+            13 => Self::Frames(d.uint()?),
             _ => return Err(d.bad()),
         })
     }
@@ -321,6 +328,7 @@ impl State {
                 self.objects.remove(&id);
             }
             Edit::StoreId(id) => self.store_id = Some(id),
+            Edit::Frames(_) => {}
             Edit::Swept(id, decision) => {
                 if self.segments.contains_key(&id) {
                     self.swept.insert(id, decision);
@@ -344,8 +352,10 @@ impl State {
     }
 }
 
-/// Sequence number of the edit that carries a generation's whole state.
+/// Sequence number of the first frame of a generation, which with those it names is the whole state.
 const SNAPSHOT: u64 = 0;
+/// Edits in one frame of the state: a frame has a largest size, and many segments a large state.
+const FRAME_EDITS: usize = 16;
 const COPIES: [&str; 2] = ["a", "b"];
 
 fn path(dir: &Path, generation: u64, copy: &str) -> PathBuf {
@@ -360,6 +370,30 @@ fn encode(seq: u64, edits: &[Edit]) -> Vec<u8> {
     let mut frame = Vec::new();
     wal::put_frame(&mut frame, FRAME_EDIT, &e.bytes);
     frame
+}
+
+/// Encodes a whole state; returns the frames and how many they are.
+fn encode_state(state: &State) -> (Vec<u8>, u64) {
+    let mut edits = state.edits();
+    let frames = edits.len().div_ceil(FRAME_EDITS).max(1) as u64;
+    edits.insert(0, Edit::Frames(frames));
+    let mut out = Vec::new();
+    let (first, rest) = edits.split_at(edits.len().min(FRAME_EDITS + 1));
+    out.extend(encode(SNAPSHOT, first));
+    for (n, part) in rest.chunks(FRAME_EDITS).enumerate() {
+        out.extend(encode(SNAPSHOT + 1 + n as u64, part));
+    }
+    (out, frames)
+}
+
+/// Returns whether the state that begins a generation is there whole.
+fn is_whole(edits: &BTreeMap<u64, Vec<Edit>>) -> bool {
+    let Some(first) = edits.get(&SNAPSHOT) else { return false };
+    match first.first() {
+        Some(Edit::Frames(n)) => (SNAPSHOT..SNAPSHOT + n).all(|seq| edits.contains_key(&seq)),
+        // As it was written before: all in one frame.
+        _ => true,
+    }
 }
 
 fn decode(payload: &[u8]) -> Result<(u64, Vec<Edit>), Malformed> {
@@ -399,6 +433,7 @@ fn generations(vfs: &dyn Vfs, dir: &Path) -> io::Result<Vec<u64>> {
 pub(crate) fn load(vfs: &dyn Vfs, dir: &Path) -> io::Result<Loaded> {
     let list = generations(vfs, dir)?;
     let mut damage = Vec::new();
+    let mut in_part: Option<(u64, BTreeMap<u64, Vec<Edit>>)> = None;
     for generation in list.iter().rev() {
         let mut edits: BTreeMap<u64, Vec<Edit>> = BTreeMap::new();
         for copy in COPIES {
@@ -428,18 +463,19 @@ pub(crate) fn load(vfs: &dyn Vfs, dir: &Path) -> io::Result<Loaded> {
                 damage.push((name.clone(), format!("{n} bytes from byte {at} are no whole edit")));
             }
         }
-        if !edits.contains_key(&SNAPSHOT) {
+        if !is_whole(&edits) {
             // A crash while this generation was begun: the one before it is still there.
+            if in_part.is_none() && !edits.is_empty() {
+                in_part = Some((*generation, edits));
+            }
             continue;
         }
-        let mut loaded = Loaded { generation: *generation, ..Loaded::default() };
-        let mut expected = SNAPSHOT;
-        for (seq, list) in edits {
-            loaded.lost |= seq != expected;
-            expected = seq + 1;
-            list.into_iter().for_each(|x| loaded.state.apply(x));
-        }
-        loaded.damage = damage;
+        return Ok(from_edits(*generation, edits, damage));
+    }
+    if let Some((generation, edits)) = in_part {
+        // Damage in both copies: what is left is better than nothing, and says what it is.
+        let mut loaded = from_edits(generation, edits, damage);
+        loaded.lost = true;
         return Ok(loaded);
     }
     if list.len() > 1 || damage.iter().any(|(_, what)| what != "missing") {
@@ -452,6 +488,21 @@ pub(crate) fn load(vfs: &dyn Vfs, dir: &Path) -> io::Result<Loaded> {
     }
     let generation = list.last().copied().unwrap_or(0);
     Ok(Loaded { generation, ..Loaded::default() })
+}
+
+fn from_edits(
+    generation: u64,
+    edits: BTreeMap<u64, Vec<Edit>>,
+    damage: Vec<(String, String)>,
+) -> Loaded {
+    let mut loaded = Loaded { generation, damage, ..Loaded::default() };
+    let mut expected = SNAPSHOT;
+    for (seq, list) in edits {
+        loaded.lost |= seq != expected;
+        expected = seq + 1;
+        list.into_iter().for_each(|x| loaded.state.apply(x));
+    }
+    loaded
 }
 
 /// Returns whether the data directory holds anything but a manifest.
@@ -482,7 +533,7 @@ pub(crate) fn standalone(mut state: State) -> Vec<(String, Vec<u8>)> {
     state.moved.clear();
     state.store_id = None;
     let mut bytes = MANIFEST_MAGIC.to_vec();
-    bytes.extend(encode(SNAPSHOT, &state.edits()));
+    bytes.extend(encode_state(&state).0);
     let path = |copy: &str| format!("manifest/{:010}.{copy}", 1);
     COPIES.iter().map(|copy| (path(copy), bytes.clone())).collect()
 }
@@ -506,7 +557,7 @@ impl Manifest {
         // A generation whose files exist was begun by a process that died: never reuse names.
         let used = generations(vfs, &self.dir)?;
         let generation = used.last().copied().unwrap_or(0).max(self.generation) + 1;
-        let snapshot = encode(SNAPSHOT, &self.state.edits());
+        let (snapshot, frames) = encode_state(&self.state);
         let mut files = Vec::new();
         for copy in COPIES {
             let path = path(&self.dir, generation, copy);
@@ -516,7 +567,7 @@ impl Manifest {
         }
         self.files = files;
         self.generation = generation;
-        self.next_seq = SNAPSHOT + 1;
+        self.next_seq = SNAPSHOT + frames;
         self.snapshot_bytes = snapshot.len() as u64;
         for old in used.into_iter().filter(|g| *g < generation) {
             for copy in COPIES {
@@ -536,6 +587,11 @@ impl Manifest {
             self.begin(vfs)?;
         }
         let frame = encode(self.next_seq, &edits);
+        if frame.len() > FRAME_BYTES_MAX {
+            // It could not be read back. Nothing was written.
+            let text = format!("an edit of the manifest has {} bytes", frame.len());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
         for f in &mut self.files {
             if let Err(e) = f.commit(&frame) {
                 // What this edit became is unknown; a new generation states what is.
@@ -574,6 +630,36 @@ mod tests {
             index: IndexRef::default(),
             operations: Operations::from([("s".into(), "o".into(), 2)]),
         }
+    }
+
+    #[test]
+    fn a_state_of_any_size_is_read_back_whole() {
+        // More names than one frame may hold, as spans with ids in their names make them.
+        let name =
+            |i: u64, n: u64| (format!("service-{n}"), format!("{i}-{n}-{}", "x".repeat(20_000)), 1);
+        let dir = tempfile::tempdir().unwrap();
+        let mut m = Manifest::open(&OsVfs, dir.path(), Loaded::default()).unwrap();
+        for i in 0..150 {
+            let operations = (0..50).map(|n| name(i, n)).collect();
+            m.commit(&OsVfs, vec![Edit::Add(SegmentMeta { operations, ..meta(i + 1) })]).unwrap();
+        }
+        let loaded = load(&OsVfs, dir.path()).unwrap();
+        assert!(!loaded.lost && loaded.damage.is_empty());
+        drop(Manifest::open(&OsVfs, dir.path(), loaded).unwrap());
+        let again = load(&OsVfs, dir.path()).unwrap();
+        assert!(!again.lost && again.damage.is_empty());
+        assert_eq!(again.state.segments, m.state.segments);
+        // One frame of the state gone from both copies costs its segments and is told.
+        for copy in COPIES {
+            let file = path(dir.path(), again.generation, copy);
+            let mut bytes = std::fs::read(&file).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            std::fs::write(&file, bytes).unwrap();
+        }
+        let left = load(&OsVfs, dir.path()).unwrap();
+        assert!(left.lost);
+        assert_eq!(left.state.segments.len(), 150 - FRAME_EDITS);
     }
 
     #[test]

@@ -291,10 +291,13 @@ fn number(
 /// metadata and operations. The records themselves are all added.
 pub(crate) fn apply_records(t: &mut crate::head::TenantHead, records: Records) -> u64 {
     const METADATA_MAX: usize = 20_000;
+    /// Of one metric: all of them go into one edit of the manifest.
+    const TEXT_BYTES_MAX: usize = 4 << 10;
     let mut dropped = 0;
     for m in records.metadata {
         let known = &mut t.metrics.metadata;
-        if known.len() < METADATA_MAX || known.contains_key(&m.name) {
+        let is_short = m.name.len() + m.help.len() + m.unit.len() <= TEXT_BYTES_MAX;
+        if is_short && (known.len() < METADATA_MAX || known.contains_key(&m.name)) {
             known.insert(m.name.clone(), m);
         } else {
             dropped += 1;

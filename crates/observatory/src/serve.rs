@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -120,6 +120,7 @@ async fn serve(config: Config, demo: bool, reload_prices: ReloadPrices) -> Resul
     publish_limits(&config, ingest.telemetry());
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
+    let signals = Signals::new()?;
     let endpoints = listen(&config, &state, &stop, &mut tasks).await?;
     tasks.spawn(tick(
         store.clone(),
@@ -146,7 +147,7 @@ async fn serve(config: Config, demo: bool, reload_prices: ReloadPrices) -> Resul
         let address = *otlp.context("--demo needs the otlp-http or the ui listener")?;
         tasks.spawn(demo::run(address, stop.clone()));
     }
-    wait_for_signal(&state).await?;
+    signals.wait(&state).await;
     tracing::info!("draining");
     state.draining.store(true, Ordering::Relaxed);
     stop.cancel();
@@ -412,21 +413,35 @@ fn publish_usage(store: &Store, memory: &MemoryPool, t: &Telemetry) {
 }
 
 /// Returns on SIGTERM or SIGINT; SIGHUP reloads.
-async fn wait_for_signal(state: &AppState) -> Result<()> {
-    let install = |kind| signal(kind).context("failed to listen for signals");
-    let (mut term, mut int, mut hup) = (
-        install(SignalKind::terminate())?,
-        install(SignalKind::interrupt())?,
-        install(SignalKind::hangup())?,
-    );
-    loop {
-        tokio::select! {
-            _ = term.recv() => return Ok(()),
-            _ = int.recv() => return Ok(()),
-            _ = hup.recv() => match (state.reload)() {
-                Ok(()) => tracing::info!("configuration reloaded"),
-                Err(e) => tracing::error!(error = %e, "configuration was not reloaded; the old one stays"),
-            },
+/// The signals that end or reload the server. Made before anybody is told that it runs: the
+/// default action of a signal that comes too early would be to die.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    reload: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let install = |kind| signal(kind).context("failed to listen for signals");
+        Ok(Self {
+            terminate: install(SignalKind::terminate())?,
+            interrupt: install(SignalKind::interrupt())?,
+            reload: install(SignalKind::hangup())?,
+        })
+    }
+
+    /// Reloads as often as asked, and returns when the server is to end.
+    async fn wait(mut self, state: &AppState) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.reload.recv() => match (state.reload)() {
+                    Ok(()) => tracing::info!("configuration reloaded"),
+                    Err(e) => tracing::error!(error = %e, "configuration was not reloaded; the old one stays"),
+                },
+            }
         }
     }
 }

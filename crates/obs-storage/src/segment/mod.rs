@@ -69,6 +69,7 @@ pub(crate) type Operations = BTreeSet<(String, String, i32)>;
 pub(crate) struct KnownOperations {
     all: Operations,
     by_service: foldhash::HashMap<String, usize>,
+    bytes: usize,
 }
 
 impl KnownOperations {
@@ -84,12 +85,15 @@ impl KnownOperations {
     pub(crate) fn add(&mut self, o: (String, String, i32)) -> bool {
         const ALL_MAX: usize = 4_000;
         const SERVICE_MAX: usize = 1_000;
+        const BYTES_MAX: usize = 64 << 10;
         if self.all.contains(&o) {
             return true;
         }
         let of_service = self.by_service.get(&o.0).copied().unwrap_or(0);
-        let fits = self.all.len() < ALL_MAX && of_service < SERVICE_MAX;
+        let bytes = self.bytes + o.0.len() + o.1.len();
+        let fits = self.all.len() < ALL_MAX && of_service < SERVICE_MAX && bytes <= BYTES_MAX;
         if fits {
+            self.bytes = bytes;
             self.by_service.insert(o.0.clone(), of_service + 1);
             self.all.insert(o);
         }
