@@ -494,13 +494,7 @@ impl Parser {
     }
 
     fn matching(&mut self) -> Parsed<Matching> {
-        let mut m = Matching {
-            cardinality: Cardinality::OneToOne,
-            on: false,
-            labels: Vec::new(),
-            include: Vec::new(),
-        };
-        m.on = self.keyword("on");
+        let mut m = Matching { on: self.keyword("on"), ..Matching::default() };
         if m.on || self.keyword("ignoring") {
             m.labels = self.label_list()?;
             for (word, cardinality) in
@@ -655,6 +649,7 @@ impl Parser {
         Ok(Expr::Selector(Selector {
             matchers,
             offset_ms: 0,
+            offset_expr: None,
             at: None,
             pos: pos(at, self.start()),
         }))

@@ -53,13 +53,10 @@ impl Histogram {
         (f64::from(index) * (-f64::from(self.schema)).exp2()).exp2()
     }
 
-    fn lower_bound(&self, index: i32) -> f64 {
+    /// Returns the lower bound of positive bucket `index`, minus infinity for the first custom one.
+    pub fn lower_bound(&self, index: i32) -> f64 {
         if self.schema == CUSTOM_BUCKETS_SCHEMA && index == 0 {
-            // As Prometheus: the first custom bucket starts at zero unless its bound is negative.
-            return match self.custom_bounds.first() {
-                Some(first) if *first <= 0.0 => f64::NEG_INFINITY,
-                _ => 0.0,
-            };
+            return f64::NEG_INFINITY;
         }
         self.upper_bound(index - 1)
     }
@@ -86,11 +83,12 @@ impl Histogram {
             });
         }
         for &(i, count) in &self.positive {
+            let (lower, upper) = (self.lower_bound(i), self.upper_bound(i));
             out.push(HistogramBucket {
-                lower: self.lower_bound(i),
-                upper: self.upper_bound(i),
-                lower_inclusive: self.schema == CUSTOM_BUCKETS_SCHEMA && i == 0,
-                upper_inclusive: true,
+                lower,
+                upper,
+                lower_inclusive: lower < 0.0,
+                upper_inclusive: upper > 0.0,
                 count,
             });
         }
@@ -146,16 +144,35 @@ impl Histogram {
         limit
     }
 
-    /// Adds `factor` times another histogram. Returns false, leaving this one untouched, when
-    /// exponential and custom buckets (or different custom bounds) meet.
+    /// Merges custom buckets until only `bounds` are left, which must be among its own.
+    fn keep_bounds(&mut self, bounds: &[f64]) {
+        let mut out: Vec<(i32, f64)> = Vec::new();
+        for &(i, c) in &self.positive {
+            let upper = self.upper_bound(i);
+            let index = bounds.partition_point(|b| *b < upper) as i32;
+            match out.last_mut() {
+                Some((last, sum)) if *last == index => *sum += c,
+                _ => out.push((index, c)),
+            }
+        }
+        self.positive = out;
+        self.custom_bounds = bounds.to_vec();
+    }
+
+    /// Adds `factor` times another histogram. Custom buckets meet at the bounds that both have.
+    /// Returns false, leaving this one untouched, when exponential and custom buckets meet.
     pub fn add_scaled(&mut self, other: &Self, factor: f64) -> bool {
         let custom = self.schema == CUSTOM_BUCKETS_SCHEMA;
-        if custom != (other.schema == CUSTOM_BUCKETS_SCHEMA)
-            || (custom && self.custom_bounds != other.custom_bounds)
-        {
+        if custom != (other.schema == CUSTOM_BUCKETS_SCHEMA) {
             return false;
         }
         let mut other = other.clone();
+        if custom && self.custom_bounds != other.custom_bounds {
+            let mut both = self.custom_bounds.clone();
+            both.retain(|b| other.custom_bounds.contains(b));
+            self.keep_bounds(&both);
+            other.keep_bounds(&both);
+        }
         if !custom {
             let schema = self.schema.min(other.schema);
             self.reduce_to(schema);
@@ -188,6 +205,11 @@ impl Histogram {
         true
     }
 
+    /// Returns whether all that was observed is the same, whatever is known of resets.
+    pub fn is_equal(&self, other: &Self) -> bool {
+        Self { reset_hint: other.reset_hint, ..self.clone() } == *other
+    }
+
     /// Multiplies all counts and the sum.
     pub fn scale(&mut self, factor: f64) {
         self.zero_count *= factor;
@@ -195,6 +217,21 @@ impl Histogram {
         self.sum *= factor;
         for (_, c) in self.positive.iter_mut().chain(&mut self.negative) {
             *c *= factor;
+        }
+    }
+
+    /// Divides all counts and the sum. Nothing is known of the buckets after a division by zero:
+    /// none are left.
+    pub fn divide(&mut self, by: f64) {
+        if by == 0.0 {
+            self.positive.clear();
+            self.negative.clear();
+        }
+        self.zero_count /= by;
+        self.count /= by;
+        self.sum /= by;
+        for (_, c) in self.positive.iter_mut().chain(&mut self.negative) {
+            *c /= by;
         }
     }
 

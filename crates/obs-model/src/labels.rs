@@ -8,6 +8,12 @@ use std::sync::{Arc, LazyLock};
 /// The label that holds the metric name.
 pub const METRIC_NAME: &str = "__name__";
 
+/// Returns whether a label is about the metric itself: its name, type or unit. What changes a
+/// series' meaning drops these together.
+pub fn is_metadata(name: &str) -> bool {
+    matches!(name, METRIC_NAME | "__type__" | "__unit__")
+}
+
 /// Keyed for the process: label sets come from strangers.
 static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
@@ -144,12 +150,12 @@ impl Labels {
         self.text.is_empty()
     }
 
-    /// Returns the set without the metric name.
+    /// Returns the set without the metric name, and what is said of the metric beside its name.
     pub fn without_name(&self) -> Self {
-        if self.get(METRIC_NAME).is_empty() {
-            self.clone()
+        if self.iter().any(|(n, _)| is_metadata(n)) {
+            self.filter(|n| !is_metadata(n))
         } else {
-            self.filter(|n| n != METRIC_NAME)
+            self.clone()
         }
     }
 

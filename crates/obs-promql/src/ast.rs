@@ -44,8 +44,34 @@ pub struct Selector {
     pub matchers: Vec<Matcher>,
     /// Milliseconds, positive into the past.
     pub offset_ms: i64,
+    /// Set until the offset is known, when it depends on the query.
+    pub offset_expr: Option<DurationExpr>,
     pub at: Option<At>,
     pub pos: Pos,
+}
+
+/// A duration that is computed, in seconds.
+#[derive(Debug, Clone, PartialEq)]
+pub enum DurationExpr {
+    Seconds(f64),
+    /// `step()`: the query's step.
+    Step,
+    /// `range()`: from the query's start to its end.
+    Range,
+    Negate(Box<Self>),
+    Binary(DurationOp, Box<Self>, Box<Self>),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DurationOp {
+    Add,
+    Sub,
+    Mul,
+    Div,
+    Mod,
+    Pow,
+    Min,
+    Max,
 }
 
 impl Selector {
@@ -75,11 +101,19 @@ pub enum BinaryOp {
     And,
     Or,
     Unless,
+    /// `</`: a histogram's observations below a value.
+    TrimUpper,
+    /// `>/`: a histogram's observations above a value.
+    TrimLower,
 }
 
 impl BinaryOp {
     pub const fn is_comparison(self) -> bool {
         matches!(self, Self::Eq | Self::Ne | Self::Lt | Self::Le | Self::Gt | Self::Ge)
+    }
+
+    pub const fn is_trim(self) -> bool {
+        matches!(self, Self::TrimUpper | Self::TrimLower)
     }
 
     pub const fn is_set(self) -> bool {
@@ -104,13 +138,16 @@ impl BinaryOp {
             Self::And => "and",
             Self::Or => "or",
             Self::Unless => "unless",
+            Self::TrimUpper => "</",
+            Self::TrimLower => ">/",
         }
     }
 }
 
 /// Which side of a binary operation may repeat.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Cardinality {
+    #[default]
     OneToOne,
     /// `group_left`.
     ManyToOne,
@@ -119,7 +156,7 @@ pub enum Cardinality {
 }
 
 /// How the series of two vectors find each other.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct Matching {
     pub cardinality: Cardinality,
     /// True for `on`, false for `ignoring` (and for no clause, with no labels).
@@ -127,6 +164,9 @@ pub struct Matching {
     pub labels: Vec<String>,
     /// Labels that `group_left`/`group_right` copy from the "one" side.
     pub include: Vec<String>,
+    /// Values that stand for a missing sample of the left and of the right side.
+    pub fill_left: Option<f64>,
+    pub fill_right: Option<f64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -143,6 +183,8 @@ pub enum AggregateOp {
     Bottomk,
     Quantile,
     CountValues,
+    Limitk,
+    LimitRatio,
 }
 
 impl AggregateOp {
@@ -160,14 +202,51 @@ impl AggregateOp {
             "bottomk" => Self::Bottomk,
             "quantile" => Self::Quantile,
             "count_values" => Self::CountValues,
+            "limitk" => Self::Limitk,
+            "limit_ratio" => Self::LimitRatio,
             _ => return None,
         })
+    }
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sum => "sum",
+            Self::Avg => "avg",
+            Self::Min => "min",
+            Self::Max => "max",
+            Self::Count => "count",
+            Self::Group => "group",
+            Self::Stddev => "stddev",
+            Self::Stdvar => "stdvar",
+            Self::Topk => "topk",
+            Self::Bottomk => "bottomk",
+            Self::Quantile => "quantile",
+            Self::CountValues => "count_values",
+            Self::Limitk => "limitk",
+            Self::LimitRatio => "limit_ratio",
+        }
+    }
+
+    /// Returns whether native histograms among the samples are passed over.
+    pub const fn ignores_histograms(self) -> bool {
+        matches!(
+            self,
+            Self::Min
+                | Self::Max
+                | Self::Stddev
+                | Self::Stdvar
+                | Self::Topk
+                | Self::Bottomk
+                | Self::Quantile
+        )
     }
 
     /// Returns the type of the parameter before the vector, if the operator takes one.
     pub const fn parameter(self) -> Option<ValueType> {
         match self {
-            Self::Topk | Self::Bottomk | Self::Quantile => Some(ValueType::Scalar),
+            Self::Topk | Self::Bottomk | Self::Quantile | Self::Limitk | Self::LimitRatio => {
+                Some(ValueType::Scalar)
+            }
             Self::CountValues => Some(ValueType::String),
             _ => None,
         }
@@ -190,6 +269,8 @@ pub enum Expr {
     Matrix {
         selector: Selector,
         range_ms: i64,
+        /// Set until the range is known, when it depends on the query.
+        range_expr: Option<DurationExpr>,
         pos: Pos,
     },
     Subquery {
@@ -197,6 +278,9 @@ pub enum Expr {
         range_ms: i64,
         step_ms: Option<i64>,
         offset_ms: i64,
+        range_expr: Option<DurationExpr>,
+        step_expr: Option<DurationExpr>,
+        offset_expr: Option<DurationExpr>,
         at: Option<At>,
         pos: Pos,
     },
@@ -297,19 +381,24 @@ functions! {
     "ceil"(V) => V; "changes"(M) => V; "clamp"(V, S, S) => V; "clamp_max"(V, S) => V;
     "clamp_min"(V, S) => V; "cos"(V) => V; "cosh"(V) => V; "count_over_time"(M) => V;
     "day_of_month"(V) opt 1 => V; "day_of_week"(V) opt 1 => V; "day_of_year"(V) opt 1 => V;
-    "days_in_month"(V) opt 1 => V; "deg"(V) => V; "delta"(M) => V; "deriv"(M) => V; "exp"(V) => V;
+    "days_in_month"(V) opt 1 => V; "deg"(V) => V; "delta"(M) => V; "deriv"(M) => V;
+    "double_exponential_smoothing"(M, S, S) => V; "end"() => S; "exp"(V) => V; "first_over_time"(M) => V;
     "floor"(V) => V; "histogram_avg"(V) => V; "histogram_count"(V) => V;
-    "histogram_fraction"(S, S, V) => V; "histogram_quantile"(S, V) => V; "histogram_sum"(V) => V;
-    "hour"(V) opt 1 => V; "idelta"(M) => V; "increase"(M) => V; "irate"(M) => V;
-    "label_join"(V, T, T, T) opt VARIADIC => V; "label_replace"(V, T, T, T, T) => V;
-    "last_over_time"(M) => V; "ln"(V) => V; "log10"(V) => V; "log2"(V) => V;
-    "max_over_time"(M) => V; "min_over_time"(M) => V; "minute"(V) opt 1 => V; "month"(V) opt 1 => V;
-    "pi"() => S; "predict_linear"(M, S) => V; "present_over_time"(M) => V;
-    "quantile_over_time"(S, M) => V; "rad"(V) => V; "rate"(M) => V; "resets"(M) => V;
-    "round"(V, S) opt 1 => V; "scalar"(V) => S; "sgn"(V) => V; "sin"(V) => V; "sinh"(V) => V;
-    "sort"(V) => V; "sort_desc"(V) => V; "sqrt"(V) => V; "stddev_over_time"(M) => V;
-    "stdvar_over_time"(M) => V; "sum_over_time"(M) => V; "tan"(V) => V; "tanh"(V) => V;
-    "time"() => S; "timestamp"(V) => V; "vector"(S) => V; "year"(V) opt 1 => V;
+    "histogram_fraction"(S, S, V) => V; "histogram_quantile"(S, V) => V;
+    "histogram_quantiles"(V, T, S) opt VARIADIC => V; "histogram_stddev"(V) => V;
+    "histogram_stdvar"(V) => V; "histogram_sum"(V) => V; "hour"(V) opt 1 => V; "idelta"(M) => V;
+    "increase"(M) => V; "irate"(M) => V; "label_join"(V, T, T, T) opt VARIADIC => V;
+    "label_replace"(V, T, T, T, T) => V; "last_over_time"(M) => V; "ln"(V) => V; "log10"(V) => V;
+    "log2"(V) => V; "mad_over_time"(M) => V; "max_over_time"(M) => V; "min_over_time"(M) => V;
+    "minute"(V) opt 1 => V; "month"(V) opt 1 => V; "pi"() => S; "predict_linear"(M, S) => V;
+    "present_over_time"(M) => V; "quantile_over_time"(S, M) => V; "rad"(V) => V; "range"() => S; "rate"(M) => V;
+    "resets"(M) => V; "round"(V, S) opt 1 => V; "scalar"(V) => S; "sgn"(V) => V; "sin"(V) => V;
+    "sinh"(V) => V; "sort"(V) => V; "sort_by_label"(V, T) opt VARIADIC => V;
+    "sort_by_label_desc"(V, T) opt VARIADIC => V; "sort_desc"(V) => V; "sqrt"(V) => V; "start"() => S;
+    "stddev_over_time"(M) => V; "stdvar_over_time"(M) => V; "step"() => S; "sum_over_time"(M) => V; "tan"(V) => V;
+    "tanh"(V) => V; "time"() => S; "timestamp"(V) => V; "ts_of_first_over_time"(M) => V;
+    "ts_of_last_over_time"(M) => V; "ts_of_max_over_time"(M) => V; "ts_of_min_over_time"(M) => V;
+    "vector"(S) => V; "year"(V) opt 1 => V;
 }
 
 impl Function {
@@ -319,24 +408,4 @@ impl Function {
 }
 
 /// Names that Prometheus knows and we do not answer yet; refused with a text that says so.
-pub static NOT_YET: &[&str] = &[
-    "anchored",
-    "double_exponential_smoothing",
-    "first_over_time",
-    "histogram_quantiles",
-    "histogram_stddev",
-    "histogram_stdvar",
-    "holt_winters",
-    "info",
-    "limit_ratio",
-    "limitk",
-    "mad_over_time",
-    "max_of",
-    "min_of",
-    "sort_by_label",
-    "sort_by_label_desc",
-    "ts_of_first_over_time",
-    "ts_of_last_over_time",
-    "ts_of_max_over_time",
-    "ts_of_min_over_time",
-];
+pub static NOT_YET: &[&str] = &["anchored", "info"];

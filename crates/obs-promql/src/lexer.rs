@@ -23,8 +23,8 @@ pub(crate) struct LexError {
 }
 
 const OPERATORS: [&str; 26] = [
-    "==", "!=", "=~", "!~", "<=", ">=", "=", "<", ">", "+", "-", "*", "/", "%", "^", "(", ")", "{",
-    "}", "[", "]", ",", ":", "@", "</", ">/",
+    "==", "!=", "=~", "!~", "<=", ">=", "</", ">/", "=", "<", ">", "+", "-", "*", "/", "%", "^",
+    "(", ")", "{", "}", "[", "]", ",", ":", "@",
 ];
 
 fn is_ident_start(c: char) -> bool {
@@ -134,12 +134,19 @@ fn string(rest: &str, at: usize) -> Result<(String, usize), LexError> {
             continue;
         }
         let Some((_, escape)) = chars.next() else { break };
-        let mut code = |first: &str, n: usize, radix: u32| -> Option<char> {
+        let mut number = |first: &str, n: usize, radix: u32| -> Option<u32> {
             let mut digits = first.to_owned();
             for _ in 0..n {
                 digits.push(chars.next()?.1);
             }
-            char::from_u32(u32::from_str_radix(&digits, radix).ok()?)
+            u32::from_str_radix(&digits, radix).ok()
+        };
+        // A byte past ASCII is no character: it shows as the replacement character, as it would
+        // anywhere else, and no name with it is valid.
+        let byte = |n: u32| match n {
+            0..0x80 => char::from_u32(n),
+            0x80..0x100 => Some(char::REPLACEMENT_CHARACTER),
+            _ => None,
         };
         let unescaped = match escape {
             'a' => Some('\u{7}'),
@@ -150,10 +157,10 @@ fn string(rest: &str, at: usize) -> Result<(String, usize), LexError> {
             't' => Some('\t'),
             'v' => Some('\u{b}'),
             '\\' => Some('\\'),
-            'x' => code("", 2, 16),
-            'u' => code("", 4, 16),
-            'U' => code("", 8, 16),
-            '0'..='7' => code(&escape.to_string(), 2, 8),
+            'x' => number("", 2, 16).and_then(byte),
+            'u' => number("", 4, 16).and_then(char::from_u32),
+            'U' => number("", 8, 16).and_then(char::from_u32),
+            '0'..='7' => number(&escape.to_string(), 2, 8).and_then(byte),
             q if q == quote => Some(q),
             _ => None,
         };

@@ -7,6 +7,7 @@
 
 pub mod ast;
 pub mod duration;
+mod duration_expr;
 mod eval;
 mod lexer;
 mod parser;

@@ -1,8 +1,8 @@
 //! Recursive-descent parser and type check.
 
 use crate::ast::{
-    AggregateOp, At, BinaryOp, Cardinality, Expr, Function, Grouping, Matching, NOT_YET, Pos,
-    Selector, VARIADIC, ValueType,
+    AggregateOp, At, BinaryOp, Cardinality, DurationExpr, DurationOp, Expr, Function, Grouping,
+    Matching, NOT_YET, Pos, Selector, VARIADIC, ValueType,
 };
 use crate::lexer::{LexError, Token, lex};
 use obs_model::{METRIC_NAME, MatchOp, Matcher};
@@ -88,6 +88,8 @@ fn binary_op(token: &Token) -> Option<(BinaryOp, u8)> {
         "/" => (BinaryOp::Div, 5),
         "%" => (BinaryOp::Mod, 5),
         "atan2" => (BinaryOp::Atan2, 5),
+        "</" => (BinaryOp::TrimUpper, 3),
+        ">/" => (BinaryOp::TrimLower, 3),
         "^" => (BinaryOp::Pow, 6),
         _ => return None,
     })
@@ -180,13 +182,12 @@ impl Parser {
         if bool_modifier && !op.is_comparison() {
             return self.fail(at, "bool modifier can only be used on comparison operators");
         }
-        let on = self.keyword("on");
-        if !on && !self.keyword("ignoring") {
-            return Ok((bool_modifier, None));
+        let mut m = Matching { on: self.keyword("on"), ..Matching::default() };
+        if !m.on && !self.keyword("ignoring") {
+            let filled = self.fill(op, &mut m)?;
+            return Ok((bool_modifier, filled.then_some(m)));
         }
-        let labels = self.label_list()?;
-        let mut m =
-            Matching { cardinality: Cardinality::OneToOne, on, labels, include: Vec::new() };
+        m.labels = self.label_list()?;
         let at = self.pos().start;
         for (word, cardinality) in
             [("group_left", Cardinality::ManyToOne), ("group_right", Cardinality::OneToMany)]
@@ -208,12 +209,49 @@ impl Parser {
             return self
                 .fail(at, format!("label {both:?} must not occur in ON and GROUP clause at once"));
         }
-        if matches!(self.peek(), Token::Ident(w) if w.starts_with("fill"))
-            && matches!(self.peek_second(), Token::Op("("))
-        {
-            return self.fail(self.pos().start, "fill modifiers are not supported yet");
-        }
+        self.fill(op, &mut m)?;
         Ok((bool_modifier, Some(m)))
+    }
+
+    /// Parses `fill(x)`, `fill_left(x)` and `fill_right(x)`; returns whether there was any.
+    fn fill(&mut self, op: BinaryOp, m: &mut Matching) -> Parsed<bool> {
+        let mut any = false;
+        while let Token::Ident(word) = self.peek()
+            && matches!(self.peek_second(), Token::Op("("))
+            && let lower @ ("fill" | "fill_left" | "fill_right") =
+                word.to_ascii_lowercase().as_str()
+        {
+            let (left, right) = (lower != "fill_right", lower != "fill_left");
+            let at = self.pos().start;
+            self.at += 2;
+            let negative = self.eat("-");
+            if !negative {
+                self.eat("+");
+            }
+            let value = match self.next() {
+                Token::Number(n) => n,
+                Token::Duration(ms) => ms as f64 / 1000.0,
+                Token::Ident(w) if w.eq_ignore_ascii_case("inf") => f64::INFINITY,
+                Token::Ident(w) if w.eq_ignore_ascii_case("nan") => f64::NAN,
+                _ => {
+                    self.at -= 1;
+                    return Err(self.unexpected("fill modifier, expected number"));
+                }
+            };
+            self.expect(")", "fill modifier")?;
+            if op.is_set() {
+                return self.fail(at, "filling in missing series not allowed for set operators");
+            }
+            let value = if negative { -value } else { value };
+            if left {
+                m.fill_left = Some(value);
+            }
+            if right {
+                m.fill_right = Some(value);
+            }
+            any = true;
+        }
+        Ok(any)
     }
 
     fn binary(
@@ -249,19 +287,13 @@ impl Parser {
         {
             return self.fail(op_pos.start, "vector matching only allowed between instant vectors");
         }
-        let none = Matching {
-            cardinality: Cardinality::OneToOne,
-            on: false,
-            labels: Vec::new(),
-            include: Vec::new(),
-        };
         let pos = Pos { start: lhs.pos().start, end: rhs.pos().end };
         Ok(Expr::Binary {
             op,
             lhs: Box::new(lhs),
             rhs: Box::new(rhs),
             bool_modifier,
-            matching: matching.unwrap_or(none),
+            matching: matching.unwrap_or_default(),
             pos,
         })
     }
@@ -505,7 +537,7 @@ impl Parser {
                 .fail(pos.start, "vector selector must contain at least one non-empty matcher");
         }
         let pos = Pos { start: pos.start, end: self.last_end() };
-        Ok(Expr::Selector(Selector { matchers, offset_ms: 0, at: None, pos }))
+        Ok(Expr::Selector(Selector { matchers, offset_ms: 0, offset_expr: None, at: None, pos }))
     }
 
     /// Parses `[range]`, `[range:step]`, `offset` and `@` after an expression.
@@ -521,12 +553,8 @@ impl Parser {
                     return self.fail(start, "offset may not be set multiple times");
                 }
                 has_offset = true;
-                let negative = self.eat("-");
-                if !negative {
-                    self.eat("+");
-                }
-                let ms = self.duration("offset")?;
-                self.set_modifiers(&mut e, start, Some(if negative { -ms } else { ms }), None)?;
+                let offset = self.duration_operand("offset")?;
+                self.set_modifiers(&mut e, start, Some(offset), None)?;
             } else if self.eat("@") {
                 let at = self.at_modifier()?;
                 self.set_modifiers(&mut e, start, None, Some(at))?;
@@ -540,14 +568,87 @@ impl Parser {
         }
     }
 
-    fn duration(&mut self, context: &str) -> Parsed<i64> {
+    /// Parses a sum of durations, or tighter operators from `min` on.
+    fn duration(&mut self, context: &str, min: u8) -> Parsed<DurationExpr> {
+        self.depth += 1;
+        if self.depth > DEPTH_MAX {
+            let text = format!("duration is nested deeper than {DEPTH_MAX} levels");
+            return self.fail(self.pos().start, text);
+        }
+        let mut lhs = self.duration_operand(context)?;
+        loop {
+            let (op, precedence) = match self.peek() {
+                Token::Op("+") => (DurationOp::Add, 1),
+                Token::Op("-") => (DurationOp::Sub, 1),
+                Token::Op("*") => (DurationOp::Mul, 2),
+                Token::Op("/") => (DurationOp::Div, 2),
+                Token::Op("%") => (DurationOp::Mod, 2),
+                Token::Op("^") => (DurationOp::Pow, 4),
+                _ => break,
+            };
+            if precedence < min {
+                break;
+            }
+            self.at += 1;
+            // `^` associates to the right, all else to the left.
+            let next = if op == DurationOp::Pow { precedence } else { precedence + 1 };
+            let rhs = self.duration(context, next)?;
+            lhs = DurationExpr::Binary(op, Box::new(lhs), Box::new(rhs));
+        }
+        self.depth -= 1;
+        Ok(lhs)
+    }
+
+    /// Parses one duration: a literal, a sign before one, parentheses, or a function.
+    fn duration_operand(&mut self, context: &str) -> Parsed<DurationExpr> {
         let at = self.pos().start;
         match self.next() {
-            Token::Duration(ms) => Ok(ms),
+            Token::Duration(ms) => Ok(DurationExpr::Seconds(ms as f64 / 1000.0)),
             // Plain numbers are seconds, as everywhere in Prometheus 3.
-            Token::Number(n) if n.is_finite() && n.abs() < 9e12 => Ok((n * 1000.0) as i64),
-            Token::Op("(") | Token::Ident(_) => {
-                self.fail(at, format!("duration expressions are not supported yet in {context}"))
+            Token::Number(n) if n.is_finite() && n.abs() < 9e12 => Ok(DurationExpr::Seconds(n)),
+            Token::Op("-") => {
+                // Binds like the sign of a number, but looser than `^` inside parentheses.
+                let inner = if context == "offset" {
+                    self.duration_operand(context)
+                } else {
+                    self.duration(context, 3)
+                };
+                Ok(DurationExpr::Negate(Box::new(inner?)))
+            }
+            Token::Op("+") => self.duration_operand(context),
+            Token::Op("(") => {
+                let inner = self.duration("duration expression", 0)?;
+                self.expect(")", "duration expression")?;
+                Ok(inner)
+            }
+            Token::Ident(word) => {
+                let lower = word.to_ascii_lowercase();
+                let op = match lower.as_str() {
+                    "step" | "range" => None,
+                    "min" | "min_of" => Some(DurationOp::Min),
+                    "max" | "max_of" => Some(DurationOp::Max),
+                    _ => {
+                        return self.fail(
+                            at,
+                            format!(
+                                "unexpected identifier {word:?} in {context}, expected duration"
+                            ),
+                        );
+                    }
+                };
+                self.expect("(", "duration expression")?;
+                let value = match op {
+                    None if lower == "step" => DurationExpr::Step,
+                    None => DurationExpr::Range,
+                    Some(op) => {
+                        let a = self.duration("duration expression", 0)?;
+                        self.expect(",", "duration expression")?;
+                        let b = self.duration("duration expression", 0)?;
+                        DurationExpr::Binary(op, Box::new(a), Box::new(b))
+                    }
+                };
+                self.expect(")", "duration expression")?;
+                Ok(value)
             }
             _ => {
                 self.at -= 1;
@@ -556,22 +657,36 @@ impl Parser {
         }
     }
 
-    fn brackets(&mut self, e: Expr, start: usize) -> Parsed<Expr> {
-        let range_ms = self.duration("range")?;
-        if range_ms <= 0 {
+    /// Returns milliseconds now, or the expression if they depend on the query.
+    fn settle(&self, e: DurationExpr, at: usize) -> Parsed<(i64, Option<DurationExpr>)> {
+        match e.constant() {
+            Some(Ok(ms)) => Ok((ms, None)),
+            Some(Err(text)) => self.fail(at, text),
+            None => Ok((0, Some(e))),
+        }
+    }
+
+    /// Parses a duration in brackets, which must be positive.
+    fn range(&mut self, context: &str, start: usize) -> Parsed<(i64, Option<DurationExpr>)> {
+        let e = self.duration(context, 0)?;
+        let (ms, open) = self.settle(e, start)?;
+        if open.is_none() && ms <= 0 {
             return self.fail(start, "duration must be greater than 0");
         }
+        Ok((ms, open))
+    }
+
+    fn brackets(&mut self, e: Expr, start: usize) -> Parsed<Expr> {
+        let (range_ms, range_expr) = self.range("range", start)?;
         let pos = |p: &Self| Pos { start: e.pos().start, end: p.last_end() };
         if self.eat(":") {
-            let step_ms = if matches!(self.peek(), Token::Op("]")) {
-                None
+            let (step_ms, step_expr) = if matches!(self.peek(), Token::Op("]")) {
+                (None, None)
             } else {
-                Some(self.duration("subquery step")?)
+                let (ms, open) = self.range("subquery step", start)?;
+                (Some(ms), open)
             };
             self.expect("]", "subquery selector")?;
-            if step_ms.is_some_and(|s| s <= 0) {
-                return self.fail(start, "duration must be greater than 0");
-            }
             if e.value_type() != ValueType::Vector {
                 let got = e.value_type().describe();
                 return self.fail(
@@ -585,6 +700,9 @@ impl Parser {
                 range_ms,
                 step_ms,
                 offset_ms: 0,
+                range_expr,
+                step_expr,
+                offset_expr: None,
                 at: None,
                 pos,
             });
@@ -592,10 +710,10 @@ impl Parser {
         self.expect("]", "matrix selector")?;
         let pos = pos(self);
         match e {
-            Expr::Selector(s) if s.offset_ms != 0 || s.at.is_some() => {
+            Expr::Selector(s) if s.offset_ms != 0 || s.offset_expr.is_some() || s.at.is_some() => {
                 self.fail(start, "no offset or @ modifiers allowed before range")
             }
-            Expr::Selector(selector) => Ok(Expr::Matrix { selector, range_ms, pos }),
+            Expr::Selector(selector) => Ok(Expr::Matrix { selector, range_ms, range_expr, pos }),
             _ => self.fail(start, "ranges only allowed for vector selectors"),
         }
     }
@@ -627,19 +745,21 @@ impl Parser {
         &self,
         e: &mut Expr,
         start: usize,
-        offset: Option<i64>,
+        offset: Option<DurationExpr>,
         new_at: Option<At>,
     ) -> Parsed<()> {
-        let (offset_ms, at) = match e {
-            Expr::Selector(s) | Expr::Matrix { selector: s, .. } => (&mut s.offset_ms, &mut s.at),
-            Expr::Subquery { offset_ms, at, .. } => (offset_ms, at),
+        let (offset_ms, offset_expr, at) = match e {
+            Expr::Selector(s) | Expr::Matrix { selector: s, .. } => {
+                (&mut s.offset_ms, &mut s.offset_expr, &mut s.at)
+            }
+            Expr::Subquery { offset_ms, offset_expr, at, .. } => (offset_ms, offset_expr, at),
             _ => {
                 let what = if offset.is_some() { "offset" } else { "@" };
                 return self.fail(start, format!("{what} modifier must be preceded by an instant vector selector or range vector selector or a subquery"));
             }
         };
         if let Some(o) = offset {
-            *offset_ms = o;
+            (*offset_ms, *offset_expr) = self.settle(o, start)?;
         }
         if let Some(a) = new_at {
             if at.is_some() {
@@ -684,7 +804,7 @@ mod tests {
                 "foo +\n  bar[5m]",
                 "2:3: parse error: binary expression must contain only scalar and instant vector types",
             ),
-            ("limitk(1, foo)", r#"1:1: parse error: function "limitk" is not supported yet"#),
+            ("info(foo)", r#"1:1: parse error: function "info" is not supported yet"#),
             ("foo{a=~\"(\"}", "1:5: parse error: invalid regular expression \"(\": "),
             ("foo $", "1:5: parse error: unexpected character: '$'"),
             ("(foo)[5m]", "1:6: parse error: ranges only allowed for vector selectors"),

@@ -265,7 +265,7 @@ async fn other_doors_refuse_clearly_too() {
     );
     let gets: &[(&str, &str, u16, &str)] = &[
         ("prometheus", "/api/v1/query?query=rate(up)", 400, "expected type range vector"),
-        ("prometheus", "/api/v1/query?query=limitk(1,up)", 400, "not supported yet"),
+        ("prometheus", "/api/v1/query?query=info(up)", 400, "not supported yet"),
         (
             "prometheus",
             "/api/v1/query_range?query=up&start=0&end=100000&step=1",

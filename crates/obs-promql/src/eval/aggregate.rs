@@ -1,10 +1,13 @@
 //! Aggregation operators.
 
 use crate::ast::{AggregateOp, Grouping, Pos};
+use crate::eval::format::format_histogram;
+use crate::eval::vector_functions::is_valid_name;
 use crate::eval::{Column, Evaluated, Evaluator, Slot, Value, execution, format_float};
-use obs_model::{Histogram, Labels, METRIC_NAME, SampleValue};
+use obs_model::{Histogram, Labels, SampleValue, is_metadata};
 use std::cmp::Ordering;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Kahan–Neumaier sum, as Prometheus adds floats.
 #[derive(Debug, Clone, Copy, Default)]
@@ -40,10 +43,49 @@ struct Group {
     /// Running mean and squared distance (Welford), for standard deviation.
     mean: f64,
     squares: f64,
-    histogram: Option<Histogram>,
+    /// The sum in units that cannot overflow.
+    scaled: KahanSum,
+    list: Vec<Arc<Histogram>>,
     floats: u32,
     histograms: u32,
-    broken: bool,
+}
+
+/// Floats times this add up without overflow; a power of two, so that nothing is lost.
+const SMALL: f64 = 5.421_010_862_427_522e-20;
+
+/// Adds histograms, or averages them; `None` when their buckets cannot meet. Counts and sums that
+/// overflow still have a mean.
+pub(crate) fn add_histograms(list: &[Arc<Histogram>], average: bool) -> Option<Histogram> {
+    let (first, rest) = list.split_first()?;
+    let n = list.len() as f64;
+    let add = |factor: f64| {
+        let mut total = (**first).clone();
+        total.scale(factor);
+        for h in rest {
+            if !total.add_scaled(h, factor) {
+                return None;
+            }
+        }
+        // What cancels out must not leave its rounding behind.
+        let exact = |part: fn(&Histogram) -> f64| {
+            let mut sum = KahanSum::default();
+            list.iter().for_each(|h| sum.add(part(h) * factor));
+            sum.value()
+        };
+        (total.count, total.sum) = (exact(|h| h.count), exact(|h| h.sum));
+        Some(total)
+    };
+    let mut total = add(1.0)?;
+    if average {
+        let is_over = |f: f64| f.is_infinite();
+        let buckets = total.positive.iter().chain(&total.negative);
+        if is_over(total.count) || is_over(total.sum) || buckets.map(|b| b.1).any(is_over) {
+            total = add(1.0 / n)?;
+        } else {
+            total.divide(n);
+        }
+    }
+    Some(total)
 }
 
 impl Group {
@@ -58,6 +100,7 @@ impl Group {
                     self.extreme = *f;
                 }
                 self.sum.add(*f);
+                self.scaled.add(*f * SMALL);
                 let n = f64::from(self.floats);
                 let delta = f - self.mean;
                 self.mean += delta / n;
@@ -65,16 +108,15 @@ impl Group {
             }
             SampleValue::Histogram(h) => {
                 self.histograms += 1;
-                match &mut self.histogram {
-                    None => self.histogram = Some((**h).clone()),
-                    Some(sum) => self.broken |= !sum.add_scaled(h, 1.0),
+                if matches!(op, AggregateOp::Sum | AggregateOp::Avg) {
+                    self.list.push(h.clone());
                 }
             }
         }
         self.count += 1.0;
     }
 
-    fn finish(mut self, op: AggregateOp) -> Slot {
+    fn finish(self, op: AggregateOp) -> Slot {
         if self.count == 0.0 {
             return None;
         }
@@ -83,14 +125,12 @@ impl Group {
             AggregateOp::Count => return float(self.count),
             AggregateOp::Group => return float(1.0),
             AggregateOp::Sum | AggregateOp::Avg => {
-                if self.floats > 0 && self.histograms > 0 || self.broken {
+                if self.floats > 0 && self.histograms > 0 {
                     return None;
                 }
-                if let Some(mut h) = self.histogram.take() {
-                    if op == AggregateOp::Avg {
-                        h.scale(1.0 / self.count);
-                    }
-                    return Some(SampleValue::Histogram(h.into()));
+                if self.histograms > 0 {
+                    let total = add_histograms(&self.list, op == AggregateOp::Avg)?;
+                    return Some(SampleValue::Histogram(total.into()));
                 }
             }
             _ if self.floats == 0 => return None,
@@ -100,9 +140,7 @@ impl Group {
         float(match op {
             AggregateOp::Sum => self.sum.value(),
             // A sum that overflowed still has a mean.
-            AggregateOp::Avg if self.sum.value().is_infinite() && self.mean.is_finite() => {
-                self.mean
-            }
+            AggregateOp::Avg if self.sum.value().is_infinite() => self.scaled.value() / n / SMALL,
             AggregateOp::Avg => self.sum.value() / n,
             AggregateOp::Stddev => (self.squares / n).sqrt(),
             AggregateOp::Stdvar => self.squares / n,
@@ -132,13 +170,67 @@ pub(crate) fn quantile(q: f64, values: &mut [f64]) -> f64 {
     at(lower) * (1.0 - weight) + at(upper) * weight
 }
 
+/// Checks the parameter of an operator that counts series.
+fn check_count(k: &[f64]) -> Evaluated<()> {
+    if k.iter().any(|k| k.is_nan()) {
+        return execution("Parameter value is NaN");
+    }
+    match k.iter().find(|k| k.abs() > 9.2e18) {
+        Some(bad) => execution(format!("Scalar value {} overflows int64", format_float(*bad))),
+        None => Ok(()),
+    }
+}
+
+type Groups = Vec<(Labels, Vec<Column>)>;
+
+/// Keeps the samples that `keep` lets through, told the step and how many of the group it let
+/// through at it before.
+fn keep_samples(
+    groups: Groups,
+    mut keep: impl FnMut(&Column, usize, usize) -> bool,
+) -> Vec<Column> {
+    let mut out = Vec::new();
+    for (_, members) in groups {
+        let mut kept = vec![0; members.first().map_or(0, |c| c.values.len())];
+        for mut c in members {
+            for step in 0..c.values.len() {
+                let is_there = c.values.get(step).is_some_and(Option::is_some);
+                let Some(n) = kept.get_mut(step) else { continue };
+                if is_there && keep(&c, step, *n) {
+                    *n += 1;
+                } else if let Some(slot) = c.values.get_mut(step) {
+                    *slot = None;
+                }
+            }
+            if c.values.iter().any(Option::is_some) {
+                out.push(c);
+            }
+        }
+    }
+    out
+}
+
+fn limit_k(k: &[f64], groups: Groups) -> Evaluated<Vec<Column>> {
+    check_count(k)?;
+    let at = |step: usize| k.get(step).copied().unwrap_or(0.0).max(0.0) as usize;
+    Ok(keep_samples(groups, |_, step, kept| kept < at(step)))
+}
+
+/// Where a series lies between 0 and 1 by a hash of its labels, the same in every query.
+fn place(labels: &Labels) -> f64 {
+    let mut bytes = Vec::new();
+    for (name, value) in labels.iter() {
+        for text in [name, value] {
+            bytes.extend_from_slice(text.as_bytes());
+            bytes.push(0xff);
+        }
+    }
+    xxhash_rust::xxh3::xxh3_64(&bytes) as f64 / u64::MAX as f64
+}
+
 fn group_labels(labels: &Labels, g: &Grouping) -> Labels {
     let listed = |n: &str| g.labels.iter().any(|l| l == n);
-    if g.without {
-        labels.filter(|n| n != METRIC_NAME && !listed(n))
-    } else {
-        labels.filter(listed)
-    }
+    if g.without { labels.filter(|n| !is_metadata(n) && !listed(n)) } else { labels.filter(listed) }
 }
 
 impl Evaluator<'_> {
@@ -148,7 +240,14 @@ impl Evaluator<'_> {
         param: Option<(Value, Pos)>,
         grouping: &Grouping,
         columns: Vec<Column>,
+        pos: Pos,
     ) -> Evaluated<Vec<Column>> {
+        let has_histogram =
+            |c: &Column| c.values.iter().any(|v| matches!(v, Some(SampleValue::Histogram(_))));
+        if op.ignores_histograms() && columns.iter().any(has_histogram) {
+            let text = format!("ignored histogram in {} aggregation", op.as_str());
+            self.annotations.info(text, pos);
+        }
         // Groups in order of first appearance, so that results are stable.
         let mut index: HashMap<Labels, usize> = HashMap::new();
         let mut groups: Vec<(Labels, Vec<Column>)> = Vec::new();
@@ -171,6 +270,10 @@ impl Evaluator<'_> {
             }
             (AggregateOp::CountValues, Some((Value::String(label), _))) => {
                 self.count_values(&label, groups)
+            }
+            (AggregateOp::Limitk, Some((Value::Scalar(k), _))) => limit_k(&k, groups),
+            (AggregateOp::LimitRatio, Some((Value::Scalar(r), pos))) => {
+                self.limit_ratio(&r, pos, groups)
             }
             (_, None) => Ok(self.fold(op, groups)),
             _ => execution("aggregation parameter has the wrong type"),
@@ -238,9 +341,7 @@ impl Evaluator<'_> {
         k: &[f64],
         groups: Vec<(Labels, Vec<Column>)>,
     ) -> Evaluated<Vec<Column>> {
-        if let Some(bad) = k.iter().find(|k| k.is_nan() || k.abs() > 9.2e18) {
-            return execution(format!("Scalar value {} overflows int64", format_float(*bad)));
-        }
+        check_count(k)?;
         let mut out = Vec::new();
         for (_, members) in groups {
             let mut kept = vec![vec![None; self.steps.count]; members.len()];
@@ -282,27 +383,47 @@ impl Evaluator<'_> {
         Ok(out)
     }
 
+    fn limit_ratio(&mut self, r: &[f64], pos: Pos, groups: Groups) -> Evaluated<Vec<Column>> {
+        if r.iter().any(|r| r.is_nan()) {
+            return execution("Ratio value is NaN");
+        }
+        if let Some(bad) = r.iter().find(|r| r.abs() > 1.0) {
+            let (got, cap) = (format_float(*bad), format_float(bad.signum()));
+            let text =
+                format!("ratio value should be between -1 and 1, got {got}, capping to {cap}");
+            self.annotations.warn(text, pos);
+        }
+        let at = |step: usize| r.get(step).copied().unwrap_or(0.0).clamp(-1.0, 1.0);
+        Ok(keep_samples(groups, |c, step, _| {
+            let (r, place) = (at(step), place(&c.labels));
+            // A negative ratio takes exactly the others.
+            if r >= 0.0 { place < r || r == 1.0 } else { place >= 1.0 + r }
+        }))
+    }
+
     fn count_values(
         &self,
         label: &str,
         groups: Vec<(Labels, Vec<Column>)>,
     ) -> Evaluated<Vec<Column>> {
-        if label.is_empty() {
-            return execution("invalid label name \"\"");
+        if !is_valid_name(label) {
+            return execution(format!("invalid label name {label:?}"));
         }
         let mut out: Vec<Column> = Vec::new();
+        // Groups whose labels meet through the label that is set count together.
+        let mut index: HashMap<Labels, usize> = HashMap::new();
         for (labels, members) in groups {
-            let mut index: HashMap<String, usize> = HashMap::new();
             let first = out.len();
             for c in &members {
                 for step in 0..self.steps.count {
-                    let Some(f) = c.float(step) else { continue };
-                    let text = format_float(f);
-                    let at = *index.entry(text.clone()).or_insert_with(|| {
-                        out.push(Column {
-                            labels: labels.with(label, &text),
-                            values: vec![None; self.steps.count],
-                        });
+                    let text = match c.values.get(step) {
+                        Some(Some(SampleValue::Float(f))) => format_float(*f),
+                        Some(Some(SampleValue::Histogram(h))) => format_histogram(h),
+                        _ => continue,
+                    };
+                    let labels = labels.with(label, &text);
+                    let at = *index.entry(labels.clone()).or_insert_with(|| {
+                        out.push(Column { labels, values: vec![None; self.steps.count] });
                         out.len() - 1
                     });
                     if let Some(slot) = out.get_mut(at).and_then(|c| c.values.get_mut(step)) {

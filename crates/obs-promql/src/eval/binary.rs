@@ -1,6 +1,7 @@
 //! Binary operators and vector matching.
 
 use crate::ast::{BinaryOp, Cardinality, Matching, Pos};
+use crate::eval::trim::trim;
 use crate::eval::{Column, Evaluated, Evaluator, Slot, Value, execution};
 use obs_model::{Labels, SampleValue};
 use std::collections::HashMap;
@@ -21,7 +22,11 @@ fn floats(op: BinaryOp, l: f64, r: f64) -> (f64, bool) {
         BinaryOp::Le => (l, l <= r),
         BinaryOp::Gt => (l, l > r),
         BinaryOp::Ge => (l, l >= r),
-        BinaryOp::And | BinaryOp::Or | BinaryOp::Unless => (l, false),
+        BinaryOp::And
+        | BinaryOp::Or
+        | BinaryOp::Unless
+        | BinaryOp::TrimUpper
+        | BinaryOp::TrimLower => (l, false),
     }
 }
 
@@ -79,6 +84,13 @@ impl Evaluator<'_> {
             None
         };
         match (l, r) {
+            (SampleValue::Histogram(h), SampleValue::Float(f)) if op.is_trim() => {
+                let kept = trim(h, *f, op == BinaryOp::TrimUpper);
+                Some((SampleValue::Histogram(kept.into()), true))
+            }
+            (SampleValue::Float(_), SampleValue::Float(_)) if op.is_trim() => {
+                illegal(self, "float", "float")
+            }
             (SampleValue::Float(a), SampleValue::Float(b)) => {
                 let (v, keep) = floats(op, *a, *b);
                 Some((SampleValue::Float(v), keep))
@@ -89,7 +101,11 @@ impl Evaluator<'_> {
                     || (op == BinaryOp::Div && matches!(l, SampleValue::Histogram(_))) =>
             {
                 let mut h = (**h).clone();
-                h.scale(if op == BinaryOp::Mul { *f } else { 1.0 / f });
+                if op == BinaryOp::Mul {
+                    h.scale(*f)
+                } else {
+                    h.divide(*f)
+                }
                 Some((SampleValue::Histogram(h.into()), true))
             }
             (SampleValue::Histogram(a), SampleValue::Histogram(b)) => match op {
@@ -100,8 +116,8 @@ impl Evaluator<'_> {
                     }
                     Some((SampleValue::Histogram(sum.into()), true))
                 }
-                BinaryOp::Eq => Some((l.clone(), a == b)),
-                BinaryOp::Ne => Some((l.clone(), a != b)),
+                BinaryOp::Eq => Some((l.clone(), a.is_equal(b))),
+                BinaryOp::Ne => Some((l.clone(), !a.is_equal(b))),
                 _ => illegal(self, "histogram", "histogram"),
             },
             (SampleValue::Float(_), _) => illegal(self, "float", "histogram"),
@@ -146,7 +162,7 @@ impl Evaluator<'_> {
                     Some(if op.is_comparison() && !bool_modifier { v } else { result })
                 }));
             }
-            let labels = if op.is_comparison() && !bool_modifier {
+            let labels = if (op.is_comparison() && !bool_modifier) || op.is_trim() {
                 c.labels
             } else {
                 c.labels.without_name()
@@ -167,7 +183,7 @@ impl Evaluator<'_> {
             let mut by_key: HashMap<Labels, Vec<bool>> = HashMap::new();
             for c in columns {
                 let seen = by_key
-                    .entry(signature(&c.labels, matching))
+                    .entry(set_signature(&c.labels, matching))
                     .or_insert_with(|| vec![false; self.steps.count]);
                 for (flag, slot) in seen.iter_mut().zip(&c.values) {
                     *flag |= slot.is_some();
@@ -182,7 +198,7 @@ impl Evaluator<'_> {
             columns
                 .into_iter()
                 .map(|mut c| {
-                    let flags = other.get(&signature(&c.labels, matching));
+                    let flags = other.get(&set_signature(&c.labels, matching));
                     for (i, slot) in c.values.iter_mut().enumerate() {
                         let there = flags.and_then(|f| f.get(i)).copied().unwrap_or(false);
                         if there != keep_if_present {
@@ -231,51 +247,91 @@ impl Evaluator<'_> {
         for c in one {
             ones.entry(signature(&c.labels, matching)).or_default().push(c);
         }
-        let mut out: HashMap<Labels, usize> = HashMap::new();
-        let mut columns: Vec<Column> = Vec::new();
-        // For one-to-one: which (group, step) already has a match on the "many" side.
+        let mut joined = Joined { index: HashMap::new(), columns: Vec::new() };
+        // Which (group, step) has a sample on the "many" side.
         let mut matched: HashMap<Labels, Vec<bool>> = HashMap::new();
+        // As in Prometheus: with `group_right` the sides are swapped before they are filled.
+        let (fill_many, fill_one) = (matching.fill_left, matching.fill_right);
+        let steps = self.steps.count;
         for m in many {
             let key = signature(&m.labels, matching);
-            let Some(partners) = ones.get(&key) else { continue };
+            let partners = ones.get(&key).map_or(&[][..], Vec::as_slice);
+            if partners.is_empty() && fill_one.is_none() {
+                continue;
+            }
+            let seen = matched.entry(key.clone()).or_insert_with(|| vec![false; steps]);
             for (step, slot) in m.values.iter().enumerate() {
                 let Some(value) = slot else { continue };
-                let mut there =
-                    partners.iter().filter_map(|c| Some((c, c.values.get(step)?.as_ref()?)));
-                let Some((partner, other)) = there.next() else { continue };
+                let mut there = partners
+                    .iter()
+                    .filter_map(|c| Some((&c.labels, c.values.get(step)?.as_ref()?)));
+                let (none, filled);
+                let (partner, other) = match (there.next(), fill_one) {
+                    (Some(found), _) => found,
+                    (None, Some(fill)) => {
+                        (none, filled) = (Labels::default(), SampleValue::Float(fill));
+                        (&none, &filled)
+                    }
+                    (None, None) => continue,
+                };
                 if let Some((second, _)) = there.next() {
-                    return duplicate(&key, &partner.labels, &second.labels, swapped);
+                    return duplicate(&key, partner, second, swapped);
                 }
                 let (l, r) = if swapped { (other, value) } else { (value, other) };
-                if matching.cardinality == Cardinality::OneToOne {
-                    let seen =
-                        matched.entry(key.clone()).or_insert_with(|| vec![false; self.steps.count]);
-                    if let Some(flag) = seen.get_mut(step)
-                        && std::mem::replace(flag, true)
-                    {
-                        return execution(
-                            "multiple matches for labels: many-to-one matching must be explicit (group_left/group_right)",
-                        );
-                    }
+                let was_seen = seen.get_mut(step).is_some_and(|flag| std::mem::replace(flag, true));
+                if was_seen && matching.cardinality == Cardinality::OneToOne {
+                    return execution(
+                        "multiple matches for labels: many-to-one matching must be explicit (group_left/group_right)",
+                    );
                 }
                 let Some(result) = self.slot(op, l, r, bool_modifier, pos) else { continue };
                 let result = if op.is_comparison() && !bool_modifier { l.clone() } else { result };
-                let labels = result_labels(op, bool_modifier, matching, &m.labels, &partner.labels);
-                let index = *out.entry(labels.clone()).or_insert_with(|| {
-                    columns.push(Column { labels, values: vec![None; self.steps.count] });
-                    columns.len() - 1
-                });
-                if let Some(place) = columns.get_mut(index).and_then(|c| c.values.get_mut(step)) {
-                    if place.is_some() {
-                        return execution(
-                            "multiple matches for labels: grouping labels must ensure unique matches",
-                        );
-                    }
-                    *place = Some(result);
+                let labels = result_labels(op, bool_modifier, matching, &m.labels, partner);
+                joined.put(labels, step, result, steps)?;
+            }
+        }
+        let Some(fill) = fill_many.map(SampleValue::Float) else { return Ok(joined.columns) };
+        for (key, list) in ones {
+            for c in list {
+                for (step, slot) in c.values.iter().enumerate() {
+                    let seen = matched.get(&key).and_then(|m| m.get(step)).copied();
+                    let Some(other) = slot.as_ref().filter(|_| seen != Some(true)) else {
+                        continue;
+                    };
+                    let (l, r) = if swapped { (other, &fill) } else { (&fill, other) };
+                    let Some(result) = self.slot(op, l, r, bool_modifier, pos) else { continue };
+                    let result =
+                        if op.is_comparison() && !bool_modifier { l.clone() } else { result };
+                    let labels = result_labels(op, bool_modifier, matching, &key, &c.labels);
+                    joined.put(labels, step, result, steps)?;
                 }
             }
         }
-        Ok(columns)
+        Ok(joined.columns)
+    }
+}
+
+/// Results of a binary operation by their labels.
+struct Joined {
+    index: HashMap<Labels, usize>,
+    columns: Vec<Column>,
+}
+
+impl Joined {
+    fn put(&mut self, labels: Labels, step: usize, v: SampleValue, steps: usize) -> Evaluated<()> {
+        let index = *self.index.entry(labels.clone()).or_insert_with(|| {
+            self.columns.push(Column { labels, values: vec![None; steps] });
+            self.columns.len() - 1
+        });
+        if let Some(place) = self.columns.get_mut(index).and_then(|c| c.values.get_mut(step)) {
+            if place.is_some() {
+                return execution(
+                    "multiple matches for labels: grouping labels must ensure unique matches",
+                );
+            }
+            *place = Some(v);
+        }
+        Ok(())
     }
 }
 
@@ -295,6 +351,15 @@ fn signature(labels: &Labels, matching: &Matching) -> Labels {
     }
 }
 
+/// What set operators compare: a series' type and unit do not tell it from another.
+fn set_signature(labels: &Labels, matching: &Matching) -> Labels {
+    if matching.on {
+        signature(labels, matching)
+    } else {
+        signature(&labels.without_name(), matching)
+    }
+}
+
 fn result_labels(
     op: BinaryOp,
     bool_modifier: bool,
@@ -302,8 +367,8 @@ fn result_labels(
     many: &Labels,
     one: &Labels,
 ) -> Labels {
-    let base =
-        if op.is_comparison() && !bool_modifier { many.clone() } else { many.without_name() };
+    let keeps_name = (op.is_comparison() && !bool_modifier) || op.is_trim();
+    let base = if keeps_name { many.clone() } else { many.without_name() };
     if matching.cardinality == Cardinality::OneToOne {
         let listed = |n: &str| matching.labels.iter().any(|l| l == n);
         return if matching.on { base.filter(listed) } else { base.filter(|n| !listed(n)) };

@@ -1,5 +1,7 @@
 //! Numbers as Prometheus' JSON prints them.
 
+use obs_model::Histogram;
+
 /// Formats a float like Go's `strconv.FormatFloat(f, 'f', -1, 64)`, with an exponent below 1e-6
 /// and from 1e21, `NaN`, `+Inf` and `-Inf`.
 pub fn format_float(f: f64) -> String {
@@ -17,6 +19,31 @@ pub fn format_float(f: f64) -> String {
         return format!("{mantissa}e{sign}{digits:0>2}");
     }
     format!("{f}")
+}
+
+/// Formats a native histogram as Prometheus' `FloatHistogram.String` does.
+pub(crate) fn format_histogram(h: &Histogram) -> String {
+    let mut out = format!("{{count:{}, sum:{}", format_general(h.count), format_general(h.sum));
+    for b in h.buckets() {
+        let (open, close) =
+            (if b.lower_inclusive { '[' } else { '(' }, if b.upper_inclusive { ']' } else { ')' });
+        let (lower, upper, n) =
+            (format_general(b.lower), format_general(b.upper), format_general(b.count));
+        out.push_str(&format!(", {open}{lower},{upper}{close}:{n}"));
+    }
+    out.push('}');
+    out
+}
+
+/// Formats a float like Go's `%g`: an exponent below 1e-4 and from 1e21.
+fn format_general(f: f64) -> String {
+    let magnitude = f.abs();
+    if magnitude != 0.0 && magnitude < 1e-4 {
+        let text = format!("{f:e}");
+        let (mantissa, exponent) = text.split_once("e-").unwrap_or((&text, "0"));
+        return format!("{mantissa}e-{exponent:0>2}");
+    }
+    format_float(f)
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! Quantiles and fractions of classic and native histograms.
 
 use crate::ast::Pos;
+use crate::eval::aggregate::KahanSum;
+use crate::eval::trim::linear_mean;
 use crate::eval::{Column, Evaluated, Evaluator, format_float};
-use obs_model::{
-    CUSTOM_BUCKETS_SCHEMA, Histogram, HistogramBucket, Labels, METRIC_NAME, SampleValue,
-};
+use obs_model::{CUSTOM_BUCKETS_SCHEMA, Histogram, HistogramBucket, Labels, SampleValue};
 use std::collections::HashMap;
 
 /// A classic bucket: upper bound and cumulative count.
@@ -147,12 +147,17 @@ fn native_rank(value: f64, h: &Histogram) -> f64 {
     let mut rank = 0.0;
     for b in h.buckets() {
         let (mut lower, mut upper) = (b.lower, b.upper);
-        if !custom && lower < 0.0 && upper > 0.0 {
+        if lower < 0.0 && upper > 0.0 {
             if h.negative.is_empty() && !h.positive.is_empty() {
                 lower = 0.0;
             } else if h.positive.is_empty() && !h.negative.is_empty() {
                 upper = 0.0;
             }
+        }
+        // Nothing is known of where in an open bucket its observations are: at its finite end.
+        if lower == f64::NEG_INFINITY && value < upper && value > lower {
+            rank += b.count;
+            continue;
         }
         if value >= upper {
             rank += b.count;
@@ -177,7 +182,10 @@ fn classic_rank(value: f64, buckets: &[Bucket]) -> f64 {
             lower = f64::NEG_INFINITY;
         }
         if value < b.le {
-            if value <= lower || lower == f64::NEG_INFINITY || b.le == f64::INFINITY {
+            if lower == f64::NEG_INFINITY && value > lower {
+                return b.count;
+            }
+            if value <= lower || b.le == f64::INFINITY {
                 return below;
             }
             return below + (b.count - below) * (value - lower) / (b.le - lower);
@@ -215,7 +223,7 @@ impl Evaluator<'_> {
                     }
                     Some(SampleValue::Float(count)) => {
                         let Some(le) = le else { continue };
-                        let key = c.labels.filter(|n| n != "le" && n != METRIC_NAME);
+                        let key = c.labels.filter(|n| n != "le");
                         let at = *index.entry(key.clone()).or_insert_with(|| {
                             groups.push((key, vec![Vec::new(); self.steps.count]));
                             groups.len() - 1
@@ -227,18 +235,30 @@ impl Evaluator<'_> {
                     None => {}
                 }
             }
-            out.push(Column { labels: c.labels.without_name(), values: natives });
+            out.push(Column { labels: c.labels, values: natives });
         }
+        let natives: HashMap<Labels, usize> =
+            out.iter().enumerate().map(|(i, c)| (c.labels.clone(), i)).collect();
         for (labels, steps) in groups {
-            let value = |(step, mut buckets): (usize, Vec<Bucket>)| {
-                if buckets.is_empty() {
-                    None
-                } else {
-                    Some(SampleValue::Float(classic(step, &mut buckets)))
+            let mut native = natives.get(&labels).and_then(|i| out.get_mut(*i));
+            let mut values = Vec::with_capacity(steps.len());
+            for (step, mut buckets) in steps.into_iter().enumerate() {
+                // Both kinds of the same histogram: neither can be trusted to be the one meant.
+                let both = native.as_mut().and_then(|n| n.values.get_mut(step));
+                if !buckets.is_empty() && both.is_some_and(|slot| slot.take().is_some()) {
+                    let name = labels.metric_name();
+                    let text = format!(
+                        "vector contains a mix of classic and native histograms for metric name {name:?}"
+                    );
+                    self.annotations.warn(text, pos);
+                    buckets.clear();
                 }
-            };
-            out.push(Column { labels, values: steps.into_iter().enumerate().map(value).collect() });
+                let some = !buckets.is_empty();
+                values.push(some.then(|| SampleValue::Float(classic(step, &mut buckets))));
+            }
+            out.push(Column { labels, values });
         }
+        out.iter_mut().for_each(|c| c.labels = c.labels.without_name());
         super::merge_same_labels(out)
     }
 
@@ -297,11 +317,32 @@ impl Evaluator<'_> {
     }
 }
 
+/// Variance around the mean, each observation taken for the middle of its bucket.
+fn variance(h: &Histogram) -> f64 {
+    let mean = h.sum / h.count;
+    let custom = h.schema == CUSTOM_BUCKETS_SCHEMA;
+    let mut sum = KahanSum::default();
+    for b in h.buckets() {
+        let middle = if custom {
+            let lower = if b.lower.is_infinite() && b.upper > 0.0 { 0.0 } else { b.lower };
+            linear_mean(lower, b.upper)
+        } else if b.lower <= 0.0 && b.upper >= 0.0 {
+            0.0
+        } else {
+            (b.lower * b.upper).sqrt().copysign(b.upper)
+        };
+        sum.add(b.count * (middle - mean).powi(2));
+    }
+    sum.value() / h.count
+}
+
 /// `histogram_count`, `histogram_sum` and `histogram_avg` of native histograms; floats vanish.
 pub(crate) fn part(name: &str, h: &Histogram) -> f64 {
     match name {
         "histogram_count" => h.count,
         "histogram_sum" => h.sum,
+        "histogram_stddev" => variance(h).sqrt(),
+        "histogram_stdvar" => variance(h),
         _ => h.sum / h.count,
     }
 }

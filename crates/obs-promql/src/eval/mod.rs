@@ -10,12 +10,14 @@ mod format;
 mod histograms;
 mod range_functions;
 mod selector;
+mod trim;
 mod vector_functions;
 
 pub use annotations::Annotations;
 pub use format::format_float;
 
 use crate::ast::{At, Expr, Selector};
+use crate::duration_expr::{Frame, resolve};
 use obs_model::{
     Budget, Labels, Sample, SampleValue, SelectError, SelectSeries, Series, TenantId, TimestampMs,
 };
@@ -124,7 +126,8 @@ pub(crate) struct Evaluator<'a> {
     pub(crate) annotations: &'a mut Annotations,
     pub(crate) steps: Steps,
     /// Start and end of the whole query, for `@ start()` and `@ end()`.
-    bounds: (i64, i64),
+    pub(crate) bounds: (i64, i64),
+    pub(crate) frame: Frame,
 }
 
 /// Evaluates an expression at one instant.
@@ -139,6 +142,8 @@ pub fn evaluate_instant(
     options: QueryOptions,
     budget: &Budget,
 ) -> Result<(Output, Annotations), EvalError> {
+    let frame = Frame { step_ms: 0, range_ms: 0 };
+    let expr = &resolved(expr, frame)?;
     let steps = Steps { start: time.millis(), step: 1, count: 1 };
     let mut annotations = Annotations::default();
     let mut ev = Evaluator {
@@ -149,6 +154,7 @@ pub fn evaluate_instant(
         annotations: &mut annotations,
         steps,
         bounds: (steps.start, steps.start),
+        frame,
     };
     let sample = |value| Sample { timestamp: time, value };
     let output = if expr.value_type() == crate::ast::ValueType::Matrix {
@@ -181,6 +187,9 @@ pub fn evaluate_range(
     options: QueryOptions,
     budget: &Budget,
 ) -> Result<(Output, Annotations), EvalError> {
+    let range_ms = end.millis().saturating_sub(start.millis());
+    let frame = Frame { step_ms, range_ms };
+    let expr = &resolved(expr, frame)?;
     let count = (end.millis().saturating_sub(start.millis()).max(0) / step_ms.max(1)) as usize + 1;
     let steps = Steps { start: start.millis(), step: step_ms.max(1), count };
     let mut annotations = Annotations::default();
@@ -192,6 +201,7 @@ pub fn evaluate_range(
         annotations: &mut annotations,
         steps,
         bounds: (start.millis(), end.millis()),
+        frame,
     };
     let columns = match ev.eval(expr)? {
         Value::Scalar(v) => {
@@ -220,6 +230,13 @@ pub fn evaluate_range(
         .collect();
     series.sort_by(|a, b| a.labels.cmp(&b.labels));
     Ok((Output::Matrix(series), annotations))
+}
+
+/// Returns the expression with its durations computed.
+fn resolved(expr: &Expr, frame: Frame) -> Evaluated<Expr> {
+    let mut expr = expr.clone();
+    resolve(&mut expr, frame).map_err(EvalError::Execution)?;
+    Ok(expr)
 }
 
 /// Returns the value of an expression that reads no series, for tests of the parser.
@@ -262,7 +279,7 @@ impl Evaluator<'_> {
                     .map(|p| Ok::<_, EvalError>((self.eval(p)?, p.pos())))
                     .transpose()?;
                 let columns = self.vector(inner)?;
-                self.aggregate(*op, param, grouping, columns).map(Value::Vector)
+                self.aggregate(*op, param, grouping, columns, inner.pos()).map(Value::Vector)
             }
             Expr::Call { function, args, pos } => self.call(function.name, args, *pos),
             Expr::Matrix { .. } | Expr::Subquery { .. } => {

@@ -1,14 +1,17 @@
 //! Functions of range vectors.
 
 use crate::ast::{Expr, Pos};
-use crate::eval::aggregate::{KahanSum, quantile};
+use crate::eval::aggregate::{KahanSum, add_histograms, quantile};
 use crate::eval::selector::RangeVector;
 use crate::eval::{Column, Evaluated, Evaluator, Slot, format_float, merge_same_labels};
-use obs_model::{Histogram, Labels, Sample, SampleValue};
+use obs_model::{Histogram, Labels, ResetHint, Sample, SampleValue};
+use std::sync::Arc;
 
 fn float(s: &Sample) -> Option<f64> {
     if let SampleValue::Float(f) = s.value { Some(f) } else { None }
 }
+
+const MIXED_BUCKETS: &str = "vector contains a mix of histograms with exponential and custom buckets schemas for metric name";
 
 /// A window of floats: (time ms, value).
 type Points = Vec<(i64, f64)>;
@@ -83,20 +86,21 @@ fn extrapolated(
         }
         (SampleValue::Histogram(a), SampleValue::Histogram(b)) => {
             let mut delta = (**b).clone();
-            if !delta.add_scaled(a, -1.0) {
-                return Err(
-                    "vector contains histograms with incompatible custom buckets for metric name",
-                );
+            // Reset right after it, the first sample counts for nothing, whatever its buckets are.
+            let second = samples.get(1).map(|s| &s.value);
+            let starts_over =
+                counter && matches!(second, Some(SampleValue::Histogram(h)) if h.is_reset_after(a));
+            if !starts_over && !delta.add_scaled(a, -1.0) {
+                return Err(MIXED_BUCKETS);
             }
             let mut previous: &Histogram = a;
-            for s in samples.iter().skip(1) {
+            for (i, s) in samples.iter().enumerate().skip(1) {
                 let SampleValue::Histogram(h) = &s.value else {
                     return Err("encountered a mix of histograms and floats for metric name");
                 };
-                if counter && h.is_reset_after(previous) && !delta.add_scaled(previous, 1.0) {
-                    return Err(
-                        "vector contains histograms with incompatible custom buckets for metric name",
-                    );
+                let is_reset = counter && h.is_reset_after(previous) && !(i == 1 && starts_over);
+                if is_reset && !delta.add_scaled(previous, 1.0) {
+                    return Err(MIXED_BUCKETS);
                 }
                 previous = h;
             }
@@ -122,6 +126,49 @@ fn instant_delta(points: &Points, rate: bool) -> Option<f64> {
     // A counter that fell was reset to zero in between.
     let delta = if rate && b < a { *b } else { b - a };
     Some(if rate { delta / ((t1 - t0) as f64 / 1000.0) } else { delta })
+}
+
+/// Returns whether one of the last two samples of a window is a histogram.
+fn has_histogram(samples: &[Sample]) -> bool {
+    samples.iter().any(|s| matches!(s.value, SampleValue::Histogram(_)))
+}
+
+/// `irate` and `idelta` of histograms.
+fn histogram_delta(samples: &[Sample], rate: bool) -> Result<Slot, &'static str> {
+    let [.., before, last] = samples else { return Ok(None) };
+    let seconds = (last.timestamp.millis() - before.timestamp.millis()) as f64 / 1000.0;
+    match (&before.value, &last.value) {
+        (SampleValue::Histogram(a), SampleValue::Histogram(b)) => {
+            let mut delta = (**b).clone();
+            if (!rate || !b.is_reset_after(a)) && !delta.add_scaled(a, -1.0) {
+                return Err(MIXED_BUCKETS);
+            }
+            if rate {
+                delta.scale(1.0 / seconds);
+            }
+            delta.reset_hint = ResetHint::Gauge;
+            Ok(Some(SampleValue::Histogram(delta.into())))
+        }
+        (SampleValue::Float(a), SampleValue::Float(b)) => {
+            let times = (before.timestamp.millis(), last.timestamp.millis());
+            let points = vec![(times.0, *a), (times.1, *b)];
+            Ok(instant_delta(&points, rate).map(SampleValue::Float))
+        }
+        _ => Err("encountered a mix of histograms and floats for metric name"),
+    }
+}
+
+/// How often a series changed, or was reset; from a float to a histogram and back is either.
+fn transitions(samples: &[Sample], resets: bool) -> f64 {
+    let hit = |a: &SampleValue, b: &SampleValue| match (a, b) {
+        (SampleValue::Float(a), SampleValue::Float(b)) if resets => b < a,
+        (SampleValue::Float(a), SampleValue::Float(b)) => a != b && !(a.is_nan() && b.is_nan()),
+        (SampleValue::Histogram(a), SampleValue::Histogram(b)) if resets => b.is_reset_after(a),
+        (SampleValue::Histogram(a), SampleValue::Histogram(b)) => !a.is_equal(b),
+        _ => true,
+    };
+    let pairs = samples.windows(2);
+    pairs.filter(|w| matches!(w, [a, b] if hit(&a.value, &b.value))).count() as f64
 }
 
 /// Least squares: slope per second, and the value at `at` ms.
@@ -170,6 +217,28 @@ fn fold(points: &Points, better: impl Fn(f64, f64) -> bool) -> Option<f64> {
     points.iter().map(|p| p.1).reduce(pick)
 }
 
+/// Time in seconds of the last point that no other beats; NaN loses against any number.
+fn extreme_time(points: &Points, better: impl Fn(f64, f64) -> bool) -> Option<f64> {
+    let pick = |best: (i64, f64), p: (i64, f64)| {
+        if better(p.1, best.1) || best.1.is_nan() { p } else { best }
+    };
+    points.iter().copied().reduce(pick).map(|p| p.0 as f64 / 1000.0)
+}
+
+/// Holt's linear method: level and trend, each smoothed by its factor.
+fn smoothed_level(points: &Points, (factor, trend_factor): (f64, f64)) -> Option<f64> {
+    let [first, second, ..] = points.as_slice() else { return None };
+    let (mut before, mut level, mut trend) = (0.0, first.1, second.1 - first.1);
+    for (i, (_, v)) in points.iter().enumerate().skip(1) {
+        if i > 1 {
+            trend = trend_factor * (level - before) + (1.0 - trend_factor) * trend;
+        }
+        let next = factor * v + (1.0 - factor) * (level + trend);
+        (before, level) = (level, next);
+    }
+    Some(level)
+}
+
 /// Functions that look at the floats of a window only.
 fn of_floats(name: &str, points: &Points, param: f64, window_end: i64) -> Option<f64> {
     if points.is_empty() {
@@ -196,6 +265,14 @@ fn of_floats(name: &str, points: &Points, param: f64, window_end: i64) -> Option
         }
         "changes" => changes(|a, b| a != b && !(a.is_nan() && b.is_nan())),
         "resets" => changes(|a, b| b < a),
+        "mad_over_time" => {
+            let mut values: Vec<f64> = points.iter().map(|p| p.1).collect();
+            let median = quantile(0.5, &mut values);
+            values.iter_mut().for_each(|v| *v = (*v - median).abs());
+            quantile(0.5, &mut values)
+        }
+        "ts_of_min_over_time" => extreme_time(points, |a, b| a <= b)?,
+        "ts_of_max_over_time" => extreme_time(points, |a, b| a >= b)?,
         "deriv" => regression(points, i64::MIN)?.0,
         "predict_linear" => {
             let (slope, value) = regression(points, window_end)?;
@@ -207,33 +284,35 @@ fn of_floats(name: &str, points: &Points, param: f64, window_end: i64) -> Option
 
 /// Functions of a window of histograms only.
 fn of_histograms(name: &str, samples: &[Sample]) -> Slot {
-    let histograms: Vec<&Histogram> = samples
+    let list: Vec<Arc<Histogram>> = samples
         .iter()
-        .filter_map(|s| if let SampleValue::Histogram(h) = &s.value { Some(&**h) } else { None })
+        .filter_map(
+            |s| if let SampleValue::Histogram(h) = &s.value { Some(h.clone()) } else { None },
+        )
         .collect();
-    let (first, rest) = histograms.split_first()?;
-    match name {
-        "sum_over_time" | "avg_over_time" => {
-            let mut total = (*first).clone();
-            for h in rest {
-                if !total.add_scaled(h, 1.0) {
-                    return None;
-                }
-            }
-            if name == "avg_over_time" {
-                total.scale(1.0 / histograms.len() as f64);
-            }
-            Some(SampleValue::Histogram(total.into()))
-        }
-        "changes" => Some(SampleValue::Float(
-            histograms.windows(2).filter(|w| matches!(w, [a, b] if a != b)).count() as f64,
-        )),
-        "resets" => Some(SampleValue::Float(
-            histograms.windows(2).filter(|w| matches!(w, [a, b] if b.is_reset_after(a))).count()
-                as f64,
-        )),
-        _ => None,
+    if !matches!(name, "sum_over_time" | "avg_over_time") {
+        return None;
     }
+    let total = add_histograms(&list, name == "avg_over_time")?;
+    Some(SampleValue::Histogram(total.into()))
+}
+
+/// Functions that pass over histograms among floats, and say so.
+fn ignores_histograms(name: &str) -> bool {
+    matches!(
+        name,
+        "min_over_time"
+            | "max_over_time"
+            | "stddev_over_time"
+            | "stdvar_over_time"
+            | "quantile_over_time"
+            | "mad_over_time"
+            | "deriv"
+            | "predict_linear"
+            | "double_exponential_smoothing"
+            | "ts_of_min_over_time"
+            | "ts_of_max_over_time"
+    )
 }
 
 const COUNTER_SUFFIXES: [&str; 4] = ["_total", "_sum", "_count", "_bucket"];
@@ -255,15 +334,30 @@ impl Evaluator<'_> {
             Some(p) => self.scalar(p)?,
             None => vec![f64::NAN; self.steps.count],
         };
+        let second = match args.get(2) {
+            Some(p) => self.scalar(p)?,
+            None => vec![f64::NAN; self.steps.count],
+        };
+        if name == "double_exponential_smoothing" {
+            for (what, factor) in [("smoothing", &params), ("trend", &second)] {
+                if let Some(bad) = factor.iter().find(|f| !(**f > 0.0 && **f < 1.0)) {
+                    let short = if what == "smoothing" { "sf" } else { "tf" };
+                    return super::execution(format!(
+                        "invalid {what} factor. Expected: 0 < {short} < 1, got: {bad:.6}"
+                    ));
+                }
+            }
+        }
+        let params: Vec<(f64, f64)> = params.into_iter().zip(second).collect();
         if name == "quantile_over_time"
-            && let Some(bad) = params.iter().find(|q| !(0.0..=1.0).contains(*q))
+            && let Some((bad, _)) = params.iter().find(|(q, _)| !(0.0..=1.0).contains(q))
         {
             let text =
                 format!("quantile value should be between 0 and 1, got {}", format_float(*bad));
             self.annotations.warn(text, args.first().map_or(pos, Expr::pos));
         }
         let mut columns = self.windows(name, &ranges, &params, range_arg)?;
-        if !matches!(name, "last_over_time") {
+        if !matches!(name, "last_over_time" | "first_over_time") {
             for c in &mut columns {
                 c.labels = c.labels.without_name();
             }
@@ -275,7 +369,7 @@ impl Evaluator<'_> {
         &mut self,
         name: &str,
         ranges: &RangeVector,
-        params: &[f64],
+        params: &[(f64, f64)],
         arg: &Expr,
     ) -> Evaluated<Vec<Column>> {
         let blank = || vec![None; self.steps.count];
@@ -287,6 +381,7 @@ impl Evaluator<'_> {
             .map(|s| Column { labels: s.labels.clone(), values: blank() })
             .collect();
         let mut problems: Vec<(usize, &'static str)> = Vec::new();
+        let mut ignored: Vec<usize> = Vec::new();
         let mut points = Points::new();
         let budget = self.budget;
         ranges.each_window(|series, step, samples| {
@@ -294,6 +389,8 @@ impl Evaluator<'_> {
             let end = ranges.ends.get(step).copied().unwrap_or(0);
             let window = Window { start: end - ranges.range_ms, end };
             let float_result = |f: f64| Some(SampleValue::Float(f));
+            let time_of = |s: &Sample| float_result(s.timestamp.millis() as f64 / 1000.0);
+            let param = params.get(step).copied().unwrap_or((f64::NAN, f64::NAN));
             let slot = match name {
                 "rate" | "increase" | "delta" => {
                     extrapolated(samples, window, name != "delta", name == "rate").unwrap_or_else(
@@ -303,7 +400,19 @@ impl Evaluator<'_> {
                         },
                     )
                 }
+                "irate" | "idelta" if has_histogram(samples) => {
+                    histogram_delta(samples, name == "irate").unwrap_or_else(|problem| {
+                        problems.push((series, problem));
+                        None
+                    })
+                }
+                "changes" | "resets" if has_histogram(samples) => {
+                    float_result(transitions(samples, name == "resets"))
+                }
                 "last_over_time" => samples.last().map(|s| s.value.clone()),
+                "first_over_time" => samples.first().map(|s| s.value.clone()),
+                "ts_of_first_over_time" => samples.first().and_then(&time_of),
+                "ts_of_last_over_time" => samples.last().and_then(time_of),
                 "count_over_time" => float_result(samples.len() as f64),
                 "present_over_time" => float_result(1.0),
                 _ => {
@@ -324,8 +433,15 @@ impl Evaluator<'_> {
                         ));
                         None
                     } else {
-                        of_floats(name, &points, params.get(step).copied().unwrap_or(f64::NAN), at)
-                            .and_then(float_result)
+                        if points.len() < samples.len() && ignores_histograms(name) {
+                            ignored.push(series);
+                        }
+                        let value = if name == "double_exponential_smoothing" {
+                            smoothed_level(&points, param)
+                        } else {
+                            of_floats(name, &points, param.0, at)
+                        };
+                        value.and_then(float_result)
                     }
                 }
             };
@@ -334,6 +450,13 @@ impl Evaluator<'_> {
             }
             Ok::<_, obs_model::SelectError>(())
         })?;
+        for series in ignored {
+            let metric = ranges.series.get(series).map_or("", |s| s.labels.metric_name());
+            let text = format!(
+                "ignored histograms in a range containing both floats and histograms for metric name {metric:?}"
+            );
+            self.annotations.info(text, arg.pos());
+        }
         for (series, problem) in problems {
             let metric = ranges.series.get(series).map_or("", |s| s.labels.metric_name());
             self.annotations.warn(format!("{problem} {metric:?}"), arg.pos());

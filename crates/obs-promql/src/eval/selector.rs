@@ -2,7 +2,9 @@
 
 use crate::ast::{Expr, Selector};
 use crate::eval::{Column, Evaluated, Evaluator, Steps, Value, execution};
-use obs_model::{Labels, Sample, SampleValue, Series, SeriesSelection, TimestampMs};
+use obs_model::{
+    Histogram, Labels, ResetHint, Sample, SampleValue, Series, SeriesSelection, TimestampMs,
+};
 
 /// Series with the samples that the windows of all steps may need, and the windows.
 pub(crate) struct RangeVector {
@@ -136,7 +138,16 @@ impl Evaluator<'_> {
                     Value::String(_) => return execution("subquery over a string"),
                 };
                 let point = |(t, v): (i64, Option<SampleValue>)| {
-                    Some(Sample { timestamp: TimestampMs::from_millis(t), value: v? })
+                    let value = match v? {
+                        // A sample may be there twice, and the one before it may not.
+                        SampleValue::Histogram(h) if h.reset_hint != ResetHint::Gauge => {
+                            let reset_hint = ResetHint::Unknown;
+                            let h = Histogram { reset_hint, ..(*h).clone() };
+                            SampleValue::Histogram(h.into())
+                        }
+                        other => other,
+                    };
+                    Some(Sample { timestamp: TimestampMs::from_millis(t), value })
                 };
                 let series = columns.into_iter().map(|c| Series {
                     labels: c.labels,

@@ -5,6 +5,7 @@ use crate::eval::{
     Column, Evaluated, Evaluator, Slot, Value, execution, histograms, merge_same_labels,
 };
 use obs_model::{Labels, METRIC_NAME, MatchOp, Matcher, SampleValue};
+use std::cmp::Ordering;
 use std::collections::HashMap;
 
 /// Labels of `absent()`'s result: the equality matchers, except of names that appear twice.
@@ -17,6 +18,11 @@ pub(crate) fn absent_labels(matchers: &[Matcher]) -> Labels {
         m.op == MatchOp::Equal && m.name != METRIC_NAME && seen.get(m.name.as_str()) == Some(&1)
     };
     Labels::from_pairs(matchers.iter().filter(plain).map(|m| (&m.name, &m.value)))
+}
+
+/// Returns whether a text can be a label's name: any that is text and not empty.
+pub(crate) fn is_valid_name(name: &str) -> bool {
+    !name.is_empty() && !name.contains(char::REPLACEMENT_CHARACTER)
 }
 
 /// Broken-down UTC time of a Unix timestamp in seconds.
@@ -122,6 +128,33 @@ fn map_floats(columns: Vec<Column>, f: impl Fn(usize, f64) -> Slot) -> Evaluated
     merge_same_labels(columns.into_iter().map(map).collect())
 }
 
+/// Compares texts with the numbers in them by value: `a2` before `a10`.
+fn natural_order(a: &str, b: &str) -> Ordering {
+    let (mut a, mut b) = (a, b);
+    while !a.is_empty() && !b.is_empty() {
+        let digits = |s: &str| s.bytes().take_while(u8::is_ascii_digit).count();
+        let (da, db) = (digits(a), digits(b));
+        if da > 0 && db > 0 {
+            let (na, ra) = a.split_at(da);
+            let (nb, rb) = b.split_at(db);
+            let (ta, tb) = (na.trim_start_matches('0'), nb.trim_start_matches('0'));
+            let order = ta.len().cmp(&tb.len()).then(ta.cmp(tb)).then(da.cmp(&db));
+            if order.is_ne() {
+                return order;
+            }
+            (a, b) = (ra, rb);
+            continue;
+        }
+        let (ca, cb) = (a.chars().next(), b.chars().next());
+        if ca != cb {
+            return ca.cmp(&cb);
+        }
+        let n = ca.map_or(1, char::len_utf8);
+        (a, b) = (a.get(n..).unwrap_or_default(), b.get(n..).unwrap_or_default());
+    }
+    a.len().cmp(&b.len())
+}
+
 impl Evaluator<'_> {
     pub(crate) fn call(&mut self, name: &str, args: &[Expr], pos: Pos) -> Evaluated<Value> {
         let float = |f: f64| Some(SampleValue::Float(f));
@@ -129,6 +162,15 @@ impl Evaluator<'_> {
         match (name, first) {
             ("time", _) => {
                 Ok(Value::Scalar(self.steps.times().map(|t| t as f64 / 1000.0).collect()))
+            }
+            ("start" | "end" | "step" | "range", _) => {
+                let ms = match name {
+                    "start" => self.bounds.0,
+                    "end" => self.bounds.1,
+                    "step" => self.frame.step_ms,
+                    _ => self.frame.range_ms,
+                };
+                Ok(Value::Scalar(vec![ms as f64 / 1000.0; self.steps.count]))
             }
             ("pi", _) => Ok(Value::Scalar(vec![std::f64::consts::PI; self.steps.count])),
             ("vector", Some(arg)) => {
@@ -138,10 +180,9 @@ impl Evaluator<'_> {
             ("scalar", Some(arg)) => {
                 let columns = self.vector(arg)?;
                 let only = |step| {
-                    let mut there =
-                        columns.iter().filter(|c| matches!(c.values.get(step), Some(Some(_))));
+                    let mut there = columns.iter().filter_map(|c| c.float(step));
                     match (there.next(), there.next()) {
-                        (Some(c), None) => c.float(step).unwrap_or(f64::NAN),
+                        (Some(f), None) => f,
                         _ => f64::NAN,
                     }
                 };
@@ -168,6 +209,12 @@ impl Evaluator<'_> {
                     Some(upper) => self.histogram_fraction(&lower, &upper, columns, pos),
                 }
                 .map(Value::Vector)
+            }
+            ("histogram_quantiles", Some(arg)) => {
+                self.histogram_quantiles(arg, args).map(Value::Vector)
+            }
+            ("sort_by_label" | "sort_by_label_desc", Some(arg)) => {
+                self.sort_by_label(name == "sort_by_label_desc", arg, args).map(Value::Vector)
             }
             ("label_replace", Some(arg)) => self.label_replace(arg, args).map(Value::Vector),
             ("label_join", Some(arg)) => self.label_join(arg, args).map(Value::Vector),
@@ -253,7 +300,8 @@ impl Evaluator<'_> {
                 });
                 Ok(columns)
             }
-            "histogram_count" | "histogram_sum" | "histogram_avg" => {
+            "histogram_count" | "histogram_sum" | "histogram_avg" | "histogram_stddev"
+            | "histogram_stdvar" => {
                 let map = |c: Column| {
                     let value = |v: &Slot| match v {
                         Some(SampleValue::Histogram(h)) => float(histograms::part(name, h)),
@@ -268,6 +316,44 @@ impl Evaluator<'_> {
             }
             _ => map_floats(columns, |_, f| math(name, f).and_then(float)),
         }
+    }
+
+    fn sort_by_label(
+        &mut self,
+        descending: bool,
+        arg: &Expr,
+        args: &[Expr],
+    ) -> Evaluated<Vec<Column>> {
+        let names =
+            args.iter().skip(1).map(|a| self.string(Some(a))).collect::<Evaluated<Vec<_>>>()?;
+        let mut columns = self.vector(arg)?;
+        columns.sort_by(|a, b| {
+            let by_name = |n: &String| natural_order(a.labels.get(n), b.labels.get(n));
+            let order = names.iter().map(by_name).find(|o| o.is_ne());
+            let order = order.unwrap_or_else(|| a.labels.cmp(&b.labels));
+            if descending { order.reverse() } else { order }
+        });
+        Ok(columns)
+    }
+
+    /// One series a quantile, told apart by a label.
+    fn histogram_quantiles(&mut self, arg: &Expr, args: &[Expr]) -> Evaluated<Vec<Column>> {
+        let label = self.string(args.get(1))?;
+        let columns = self.vector(arg)?;
+        let mut out = Vec::new();
+        for q in args.iter().skip(2) {
+            let values = self.scalar(q)?;
+            let mut text = values.first().copied().map_or_else(String::new, super::format_float);
+            // As label values of `le` and `quantile` are written: a whole number has a fraction.
+            if text.bytes().all(|b| b.is_ascii_digit() || b == b'-') {
+                text.push_str(".0");
+            }
+            for mut c in self.histogram_quantile(&values, columns.clone(), q.pos())? {
+                c.labels = c.labels.with(&label, &text);
+                out.push(c);
+            }
+        }
+        merge_same_labels(out)
     }
 
     /// Of a plain selector the time of the sample itself, of anything else the evaluation time.
@@ -309,7 +395,7 @@ impl Evaluator<'_> {
         let Ok(regex) = regex else {
             return execution(format!("invalid regular expression in label_replace(): {pattern}"));
         };
-        if target.is_empty() {
+        if !is_valid_name(&target) {
             return execution(format!(
                 "invalid destination label name in label_replace(): {target}"
             ));
