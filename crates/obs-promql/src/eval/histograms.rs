@@ -346,3 +346,23 @@ pub(crate) fn part(name: &str, h: &Histogram) -> f64 {
         _ => h.sum / h.count,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_infinite_sum_spreads_without_end() {
+        let h = Histogram {
+            schema: 3,
+            zero_threshold: 0.0,
+            zero_count: 1.0,
+            count: 4.0,
+            sum: f64::INFINITY,
+            positive: vec![(13, 1.0), (54, 1.0)],
+            negative: vec![(24, 1.0)],
+            ..Histogram::default()
+        };
+        assert_eq!(variance(&h), f64::INFINITY);
+    }
+}
