@@ -180,6 +180,8 @@ try {
     await axe('palette');
     await page.keyboard.press('Enter');
     await page.waitForURL(/\/traces\?service=evaluator/);
+    // Keys typed while the palette closes are still its own.
+    await search.waitFor({ state: 'hidden' });
     await page.keyboard.press('g');
     await page.keyboard.press('o');
     await page.waitForURL((u) => u.pathname === '/logs');
