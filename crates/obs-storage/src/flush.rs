@@ -134,7 +134,7 @@ fn push_by_day(
 }
 
 /// Decoded rows held at once while a flush writes them; bytes.
-const SLICE_BYTES: usize = 12 << 20;
+const SLICE_BYTES: usize = 8 << 20;
 
 fn write_rows<R: Row>(
     maker: &Maker<'_>,

@@ -204,8 +204,8 @@ pub(crate) struct Inner {
 /// Filters kept in memory: those of some five million lines.
 const FILTER_BYTES: u64 = 32 << 20;
 
-/// Heads that may wait while a flush is slow or fails; beyond it writes are refused.
-const OVERDUE_HEADS: usize = 2;
+/// Half heads that may wait while a flush is slow or fails; beyond it writes are refused.
+const OVERDUE_HALVES: usize = 3;
 
 impl Inner {
     pub(crate) fn wal_dir(&self) -> PathBuf {
@@ -277,7 +277,7 @@ impl Inner {
     /// takes longer: the share of memory that writes may fill meanwhile is larger then.
     fn overdue_bytes(&self) -> usize {
         const MOST: i64 = 256 << 20;
-        let heads = self.config.head_bytes_max.saturating_mul(OVERDUE_HEADS);
+        let heads = (self.config.head_bytes_max / 2).saturating_mul(OVERDUE_HALVES);
         let is_first = self.stats.flushes.load(Ordering::Relaxed) == 0;
         if !is_first || self.config.inline {
             return heads;
