@@ -17,6 +17,18 @@ pub(crate) fn routes() -> Router<AppState> {
         .route("/metrics", get(metrics))
 }
 
+/// What is served while the log is read at start: the process is alive, and nothing is ready.
+pub fn starting() -> Router {
+    let not_yet = || async {
+        let text = "the server is starting: it reads its log; retry later\n";
+        (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], text)
+    };
+    Router::new()
+        .route("/health/live", get(|| async { "alive" }))
+        .route("/-/healthy", get(|| async { "alive" }))
+        .fallback(not_yet)
+}
+
 /// Why the server should get no traffic, if so.
 fn not_ready(state: &AppState) -> Option<String> {
     if state.is_draining() {

@@ -25,6 +25,7 @@ mod tenant;
 mod traces;
 mod ui;
 
+pub use health::starting;
 pub use otlp_grpc::serve_grpc;
 pub use router::{Listener, router};
 pub use state::{AdminApi, AppState, ServerLimits};

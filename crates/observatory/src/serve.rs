@@ -93,7 +93,13 @@ type ReloadPrices = Arc<dyn Fn(&Ingest) -> Result<(), String> + Send + Sync>;
 
 async fn serve(config: Config, demo: bool, reload_prices: ReloadPrices) -> Result<()> {
     let dir = config.store.dir.clone();
-    let store = open_store(&config)?;
+    let mut signals = Signals::new()?;
+    let sockets = bind(&config).await?;
+    let store = tokio::select! {
+        opened = open_behind(&sockets, &config) => opened?,
+        // What was read so far is in the log still.
+        () = signals.end() => return Ok(()),
+    };
     report_recovery(&store);
     let telemetry = Telemetry::new().context("failed to register metrics")?;
     let ingest =
@@ -120,8 +126,7 @@ async fn serve(config: Config, demo: bool, reload_prices: ReloadPrices) -> Resul
     publish_limits(&config, ingest.telemetry());
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
-    let signals = Signals::new()?;
-    let endpoints = listen(&config, &state, &stop, &mut tasks).await?;
+    let endpoints = listen(sockets, &config, &state, &stop, &mut tasks)?;
     tasks.spawn(tick(
         store.clone(),
         config.store.memory.clone(),
@@ -192,32 +197,68 @@ fn report_recovery(store: &Store) {
     );
 }
 
-async fn listen(
+type Sockets = Vec<(Listener, std::net::TcpListener)>;
+
+async fn bind(config: &Config) -> Result<Sockets> {
+    let mut out = Vec::new();
+    for (listener, address) in &config.listen {
+        let Address::At(address) = address else { continue };
+        let name = listener.name();
+        let socket = TcpListener::bind(address).await.and_then(TcpListener::into_std);
+        let socket = socket.with_context(|| format!("failed to listen on {address} for {name}; move it with --listen {name}=HOST:PORT or {name}=off"))?;
+        out.push((*listener, socket));
+    }
+    Ok(out)
+}
+
+/// Opens the store. Meanwhile every listener says that the server is alive and not ready: reading a
+/// long log takes a while, and whoever looks after the process must not take that for death.
+async fn open_behind(sockets: &Sockets, config: &Config) -> Result<Store> {
+    /// How long answers that are under way then may take.
+    const LINGER: Duration = Duration::from_secs(1);
+    let done = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    for (_, socket) in sockets {
+        let socket = socket.try_clone().and_then(TcpListener::from_std);
+        let socket = socket.context("failed to share a listener")?;
+        let server = axum::serve(socket, obs_server::starting());
+        tasks.spawn(server.with_graceful_shutdown(done.clone().cancelled_owned()).into_future());
+    }
+    let config = config.clone();
+    let opened = tokio::task::spawn_blocking(move || open_store(&config)).await;
+    done.cancel();
+    let all = async { while tasks.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(LINGER, all).await;
+    opened.context("failed to open the store")?
+}
+
+fn listen(
+    sockets: Sockets,
     config: &Config,
     state: &AppState,
     stop: &CancellationToken,
     tasks: &mut JoinSet<()>,
 ) -> Result<BTreeMap<&'static str, SocketAddr>> {
     let mut endpoints = BTreeMap::new();
-    for (listener, address) in &config.listen {
-        let Address::At(address) = address else { continue };
+    for (listener, socket) in sockets {
         let name = listener.name();
-        let socket = TcpListener::bind(address).await.with_context(|| format!("failed to listen on {address} for {name}; move it with --listen {name}=HOST:PORT or {name}=off"))?;
-        endpoints.insert(name, socket.local_addr().context("failed to read the own address")?);
+        let socket = TcpListener::from_std(socket).context("failed to use a listener")?;
+        let address = socket.local_addr().context("failed to read the own address")?;
+        endpoints.insert(name, address);
         let (mut state, stop) = (state.clone(), stop.clone());
         state.admin_api = match config.admin_api {
             Some(true) => AdminApi::On,
             None if address.ip().is_loopback() => AdminApi::Local,
             None | Some(false) => AdminApi::Off,
         };
-        if *listener == Listener::OtlpGrpc {
+        if listener == Listener::OtlpGrpc {
             tasks.spawn(async move {
                 if let Err(e) = serve_grpc(state, socket, stop).await {
                     tracing::error!(listener = name, error = %e, "listener failed");
                 }
             });
         } else {
-            let routes = router(*listener, state);
+            let routes = router(listener, state);
             tasks.spawn(async move {
                 let server =
                     axum::serve(socket, routes).with_graceful_shutdown(stop.cancelled_owned());
@@ -429,6 +470,14 @@ impl Signals {
             interrupt: install(SignalKind::interrupt())?,
             reload: install(SignalKind::hangup())?,
         })
+    }
+
+    /// Returns when the server is to end.
+    async fn end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 
     /// Reloads as often as asked, and returns when the server is to end.

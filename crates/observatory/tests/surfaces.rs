@@ -238,3 +238,52 @@ async fn reload_takes_new_prices_and_keeps_old_ones_when_they_are_broken() {
     server.signal("HUP");
     eventually("the reload", || async { (version().await == "three").then_some(()) }).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_reads_its_log_is_alive_and_not_ready() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, file) = (dir.path().join("data"), dir.path().join("c.yaml"));
+    std::fs::write(&file, "data:\n  head_bytes: 4000000000\n  disk_reserve_bytes: 0\n").unwrap();
+    let config = ["--config", file.to_str().unwrap()];
+    let server = Server::start(&data, &config);
+    let client = obs_objects::http_client();
+    // A log that takes a while to read.
+    for batch in 0..24 {
+        let now = now_ns();
+        let line = |i: u64| format!(r#"["{}","{batch} {i} {}"]"#, now + i, "x".repeat(200));
+        let lines: Vec<String> = (0..5000).map(line).collect();
+        let body =
+            format!(r#"{{"streams":[{{"stream":{{"a":"b"}},"values":[{}]}}]}}"#, lines.join(","));
+        let push = client.post(server.url("loki", "/loki/api/v1/push"));
+        let answer = push.header("content-type", "application/json").body(body).send().await;
+        assert_eq!(answer.unwrap().status(), 204);
+    }
+    server.kill();
+    // Known before the server says it.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let ui = format!("ui=127.0.0.1:{port}");
+    let base = format!("http://127.0.0.1:{port}");
+    let looking = tokio::spawn(async move {
+        let mut seen = (0, 0);
+        loop {
+            let get = |path: &str| client.get(format!("{base}{path}")).send();
+            let Ok(ready) = get("/health/ready").await else { continue };
+            if ready.status() == 200 {
+                return seen;
+            }
+            assert_eq!(
+                (ready.status().as_u16(), &ready.headers()["retry-after"]),
+                (503, &"1".parse().unwrap())
+            );
+            seen.0 += 1;
+            if let Ok(live) = get("/health/live").await {
+                assert_eq!(live.status(), 200);
+                seen.1 += 1;
+            }
+        }
+    });
+    let server = Server::start(&data, &[&config[..], &["--listen", &ui]].concat());
+    let (not_ready, alive) = looking.await.unwrap();
+    assert!(not_ready > 0 && alive > 0, "{not_ready} {alive}");
+    drop(server);
+}
