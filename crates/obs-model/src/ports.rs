@@ -254,6 +254,18 @@ pub struct LogSelection<'a> {
     pub needles: &'a [String],
 }
 
+impl LogSelection<'_> {
+    /// Everything, oldest first.
+    pub const ALL: LogSelection<'static> = LogSelection {
+        matchers: &[],
+        start: TimestampNs::MIN,
+        end: TimestampNs::MAX,
+        direction: Direction::Forward,
+        trace_id: None,
+        needles: &[],
+    };
+}
+
 /// What the visitor of a scan says: go on or stop.
 pub type Visit<'a, T> = &'a mut dyn FnMut(&Arc<T>) -> ControlFlow<()>;
 
@@ -293,6 +305,10 @@ pub struct SpanSelection {
 }
 
 impl SpanSelection {
+    /// Everything.
+    pub const ALL: Self =
+        Self { start: TimestampNs::MIN, end: TimestampNs::MAX, service: None, operation: None };
+
     /// Returns whether a span is in the selection.
     pub fn contains(&self, span: &Span) -> bool {
         span.start >= self.start
@@ -385,6 +401,14 @@ pub trait ReadAt: Send + Sync {
     /// # Errors
     /// Those of the operating system; a short file is `UnexpectedEof`.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
+}
+
+impl ReadAt for Vec<u8> {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let from = usize::try_from(offset).ok().and_then(|at| self.get(at..at + buf.len()));
+        buf.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
 }
 
 /// An object store: whole files by key, such as S3. Calls block; they are made off the runtime.

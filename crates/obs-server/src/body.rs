@@ -65,6 +65,20 @@ impl From<AppendError> for Refusal {
     }
 }
 
+/// Refuses, and counts, a request that is over a limit of its tenant; bytes.
+pub(crate) fn too_large(
+    state: &AppState,
+    tenant: &TenantId,
+    what: &str,
+    limit: &str,
+    max: usize,
+) -> Refusal {
+    state.ingest.telemetry().rejected.with_label_values(&["any", limit]).inc();
+    let text =
+        format!("{what}; limits.{limit} of tenant {tenant} is {max} bytes: send smaller batches");
+    Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, text)
+}
+
 /// Reads a refused body to its end and forgets it: a client that is still sending when the
 /// connection closes would not see the answer.
 async fn discard(body: Body, bytes_max: usize) {
@@ -88,13 +102,7 @@ pub(crate) async fn read(
         return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "server is shutting down"));
     }
     let (bytes_max, expanded_max) = state.limits.bytes_of(tenant);
-    let too_large = |what: &str, limit: &str, max: usize| {
-        state.ingest.telemetry().rejected.with_label_values(&["any", limit]).inc();
-        let text = format!(
-            "{what}; limits.{limit} of tenant {tenant} is {max} bytes: send smaller batches"
-        );
-        Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, text)
-    };
+    let too_large = |what: &str, limit, max| too_large(state, tenant, what, limit, max);
     /// What compressed telemetry expands to, seldom more.
     const RATIO: usize = 20;
     let length = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());

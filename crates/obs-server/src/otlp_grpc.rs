@@ -1,7 +1,7 @@
 //! OTLP over gRPC.
 
 use crate::admission::Held;
-use crate::body::{RETRY_AFTER_SECONDS, Refusal};
+use crate::body::{RETRY_AFTER_SECONDS, Refusal, too_large};
 use crate::otlp_http::{self, Partial};
 use crate::state::AppState;
 use http::StatusCode;
@@ -55,10 +55,8 @@ async fn admit<T: Message>(state: &AppState, r: &Request<T>) -> Result<(TenantId
     let tenant = tenant(state, r)?;
     let (bytes, (_, max)) = (r.get_ref().encoded_len(), state.limits.bytes_of(&tenant));
     if bytes > max {
-        state.ingest.telemetry().rejected.with_label_values(&["any", "decompressed_bytes"]).inc();
-        return Err(Status::resource_exhausted(format!(
-            "request of tenant {tenant} is larger than {max} bytes (limits.decompressed_bytes); send smaller batches"
-        )));
+        let what = "request is larger than allowed";
+        return Err(status(&too_large(state, &tenant, what, "decompressed_bytes", max)));
     }
     let held = Held::new(state, bytes).await.map_err(|e| status(&e))?;
     Ok((tenant, held.turn(state).await.map_err(|e| status(&e))?))

@@ -103,14 +103,7 @@ fn fill(store: &Store) {
 
 fn count_lines(store: &Store, needle: &str) -> usize {
     let needles = [needle.to_owned()];
-    let selection = LogSelection {
-        matchers: &[],
-        start: TimestampNs::MIN,
-        end: TimestampNs::MAX,
-        direction: Direction::Forward,
-        trace_id: None,
-        needles: &needles,
-    };
+    let selection = LogSelection { needles: &needles, ..LogSelection::ALL };
     let mut n = 0;
     store
         .select_logs(

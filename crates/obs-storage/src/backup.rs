@@ -2,21 +2,9 @@
 
 use crate::manifest;
 use crate::store::Store;
-use obs_model::{
-    DeleteScope, Maintain, MaintainFuture, ReadAt, SnapshotFile, TenantId, TimestampNs,
-};
+use obs_model::{DeleteScope, Maintain, MaintainFuture, SnapshotFile, TenantId, TimestampNs};
 use std::io;
 use std::sync::PoisonError;
-
-struct Bytes(Vec<u8>);
-
-impl ReadAt for Bytes {
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let from = usize::try_from(offset).ok().and_then(|at| self.0.get(at..at + buf.len()));
-        buf.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
-    }
-}
 
 impl Store {
     /// Returns the segments and a manifest that names exactly these. Files are opened while no
@@ -36,7 +24,7 @@ impl Store {
         // Last: a copy that was cut short has no manifest and cannot pass for a whole one.
         for (path, bytes) in manifest::standalone(state) {
             let len = bytes.len() as u64;
-            out.push(SnapshotFile { path, len, content: Box::new(Bytes(bytes)) });
+            out.push(SnapshotFile { path, len, content: Box::new(bytes) });
         }
         Ok(out)
     }

@@ -67,17 +67,16 @@ impl PageCache {
         self.known().bytes()
     }
 
-    /// Returns a page if it is here.
-    pub(crate) fn get(&self, key: Key) -> Option<Vec<u8>> {
-        let len = *self.known().get(&key)?;
-        let mut out = vec![0; usize::try_from(len).ok()?];
-        match self.vfs.open(&self.path(key)).and_then(|f| f.read_at(0, &mut out)) {
-            Ok(()) => Some(out),
-            Err(_) => {
-                self.forget(key);
-                None
-            }
+    /// Reads from a page of `whole` bytes if it is here; one cut short by a crash is not.
+    pub(crate) fn read(&self, key: Key, whole: u64, offset: u64, buf: &mut [u8]) -> bool {
+        let is_whole = self.known().get(&key) == Some(&whole);
+        let path = self.path(key);
+        let mut read = || self.vfs.open(&path)?.read_at(offset, buf);
+        let done = is_whole && read().is_ok();
+        if !done {
+            self.forget(key);
         }
+        done
     }
 
     /// Keeps a page, if there is room on the disk.
@@ -123,6 +122,11 @@ mod tests {
     use super::*;
     use crate::vfs::OsVfs;
 
+    fn get(cache: &PageCache, key: Key) -> Option<Vec<u8>> {
+        let mut out = vec![0; 10];
+        cache.read(key, 10, 0, &mut out).then_some(out)
+    }
+
     #[test]
     fn the_pages_used_last_stay_also_over_a_restart() {
         let dir = tempfile::tempdir().unwrap();
@@ -131,10 +135,10 @@ mod tests {
         for page in 0..3 {
             cache.put((1, page), &[page as u8; 10]);
         }
-        assert_eq!(cache.get((1, 0)), Some(vec![0; 10]));
+        assert_eq!(get(&cache, (1, 0)), Some(vec![0; 10]));
         cache.put((2, 0), &[9; 10]);
-        assert_eq!((cache.get((1, 1)), cache.bytes()), (None, 30));
-        assert_eq!(cache.get((1, 0)), Some(vec![0; 10]));
+        assert_eq!((get(&cache, (1, 1)), cache.bytes()), (None, 30));
+        assert_eq!(get(&cache, (1, 0)), Some(vec![0; 10]));
         // Larger than everything: not kept, nothing thrown out for it.
         cache.put((3, 0), &[0; 31]);
         assert_eq!(cache.bytes(), 30);
@@ -142,7 +146,7 @@ mod tests {
         assert_eq!(cache.bytes(), 10);
         std::fs::write(dir.path().join("cache/strange"), b"x").unwrap();
         let again = open();
-        assert_eq!((again.get((2, 0)), again.bytes()), (Some(vec![9; 10]), 10));
+        assert_eq!((get(&again, (2, 0)), again.bytes()), (Some(vec![9; 10]), 10));
         assert!(!dir.path().join("cache/strange").exists());
     }
 }

@@ -85,18 +85,21 @@ fn longest(rules: &[RetentionRule], s: &OpenSegment) -> Option<Duration> {
     age_of(rules, s).map(|age| by_label.map_or(age, |l| l.max(age)))
 }
 
+/// Returns whether all of a segment is older than an age.
+pub(crate) fn is_over(s: &OpenSegment, age: Option<Duration>, now: TimestampNs) -> bool {
+    age.is_some_and(|age| {
+        let age = i64::try_from(age.as_nanos()).unwrap_or(i64::MAX);
+        s.end_ns() < now.nanos().saturating_sub(age)
+    })
+}
+
 /// Returns which segments the rules no longer keep.
 fn expired(
     rules: &[RetentionRule],
     segments: &[Arc<OpenSegment>],
     now: TimestampNs,
 ) -> HashSet<u64> {
-    let is_old = |s: &&Arc<OpenSegment>| {
-        longest(rules, s).is_some_and(|age| {
-            let age = i64::try_from(age.as_nanos()).unwrap_or(i64::MAX);
-            s.end_ns() < now.nanos().saturating_sub(age)
-        })
-    };
+    let is_old = |s: &&Arc<OpenSegment>| is_over(s, longest(rules, s), now);
     let mut out: HashSet<u64> = segments.iter().filter(is_old).map(|s| s.meta.id).collect();
     for rule in rules {
         // Bytes are counted for rules without labels only: `max_bytes` is absent in the others.

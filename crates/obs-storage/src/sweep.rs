@@ -5,7 +5,7 @@
 //! manifest notes what was decided, so that it is not read for that again.
 
 use crate::records::Record;
-use crate::retention::{RetentionRule, age_of, covering};
+use crate::retention::{RetentionRule, age_of, covering, is_over};
 use crate::segment::Signal;
 use crate::segment::logs::streams_of;
 use crate::segment::rows::{Row, RowFilter};
@@ -14,7 +14,6 @@ use crate::segments::{OpenSegment, SegmentData};
 use obs_model::{Labels, LlmCall, Matcher, Span, TimestampNs};
 use std::hash::Hasher as _;
 use std::ops::ControlFlow;
-use std::time::Duration;
 
 /// What has expired in one segment: of the first selector that matches a row, or of the rest.
 #[derive(Debug)]
@@ -23,13 +22,6 @@ pub(crate) struct Sweep {
     rest: bool,
     /// Tells decisions apart.
     pub(crate) number: u64,
-}
-
-fn is_over(s: &OpenSegment, age: Option<Duration>, now: TimestampNs) -> bool {
-    age.is_some_and(|age| {
-        let age = i64::try_from(age.as_nanos()).unwrap_or(i64::MAX);
-        s.end_ns() < now.nanos().saturating_sub(age)
-    })
 }
 
 impl Sweep {

@@ -266,23 +266,18 @@ impl ReadFile for RemoteFile {
             let at = offset + done as u64;
             let page = at / PAGE_BYTES;
             let counter = |n: &AtomicU64| n.fetch_add(1, Ordering::Relaxed);
-            // A page cut short by a crash is none.
             let whole = PAGE_BYTES.min(r.len - page * PAGE_BYTES);
-            let kept = tier.cache.get((r.segment, page)).filter(|b| b.len() as u64 == whole);
-            let bytes = if let Some(b) = kept {
+            let from = at - page * PAGE_BYTES;
+            let n = ((whole - from) as usize).min(buf.len() - done);
+            let to = buf.get_mut(done..done + n).ok_or(io::ErrorKind::UnexpectedEof)?;
+            if tier.cache.read((r.segment, page), whole, from, to) {
                 counter(&tier.stats.hits);
-                b
             } else {
                 counter(&tier.stats.misses);
-                tier.cache.forget((r.segment, page));
-                self.fetch(page)?
-            };
-            let from = (at - page * PAGE_BYTES) as usize;
-            let part = bytes.get(from..).filter(|p| !p.is_empty());
-            let part = part.ok_or(io::ErrorKind::UnexpectedEof)?;
-            let to = buf.get_mut(done..).unwrap_or_default();
-            let n = part.len().min(to.len());
-            to.iter_mut().zip(part).for_each(|(to, from)| *to = *from);
+                let bytes = self.fetch(page)?;
+                let part = bytes.get(from as usize..from as usize + n);
+                to.copy_from_slice(part.ok_or(io::ErrorKind::UnexpectedEof)?);
+            }
             done += n;
         }
         Ok(())

@@ -164,14 +164,7 @@ fn a_directory_of_version_2_is_read_to_the_last_bit() {
     assert!(!report.is_damaged(), "{:?}", report.findings);
     let store = open(dir.path());
     let (tenant, budget) = (TenantId::default(), Budget::new(i64::MAX, i64::MAX));
-    let all = LogSelection {
-        matchers: &[],
-        start: TimestampNs::MIN,
-        end: TimestampNs::MAX,
-        direction: Direction::Forward,
-        trace_id: None,
-        needles: &[],
-    };
+    let all = LogSelection::ALL;
     let mut n = 0;
     store
         .select_logs(&tenant, &all, &budget, &mut |r| {

@@ -78,14 +78,7 @@ fn samples(store: &Store, tenant: &TenantId, name: &str) -> Vec<(i64, f64)> {
 }
 
 fn lines(store: &Store, tenant: &TenantId) -> Vec<String> {
-    let selection = LogSelection {
-        matchers: &[],
-        start: TimestampNs::MIN,
-        end: TimestampNs::MAX,
-        direction: Direction::Forward,
-        trace_id: None,
-        needles: &[],
-    };
+    let selection = LogSelection::ALL;
     let mut out = Vec::new();
     store
         .select_logs(tenant, &selection, &Budget::new(i64::MAX, i64::MAX), &mut |r| {
@@ -97,8 +90,7 @@ fn lines(store: &Store, tenant: &TenantId) -> Vec<String> {
 }
 
 fn spans(store: &Store, tenant: &TenantId) -> usize {
-    let (start, end) = (TimestampNs::MIN, TimestampNs::MAX);
-    let selection = SpanSelection { start, end, service: None, operation: None };
+    let selection = SpanSelection::ALL;
     let mut n = 0;
     store
         .select_spans(tenant, &selection, &Budget::new(i64::MAX, i64::MAX), &mut |_| {

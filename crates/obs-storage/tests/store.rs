@@ -227,14 +227,7 @@ async fn damage_in_a_segment_is_found_and_never_read_as_data() {
     std::fs::write(&path, bytes).unwrap();
     assert!(verify(dir.path(), &OsVfs, &obs_storage::Elsewhere::Nothing).unwrap().is_damaged());
     let store = open(dir.path());
-    let sel = LogSelection {
-        matchers: &[],
-        start: TimestampNs::MIN,
-        end: TimestampNs::MAX,
-        direction: Direction::Forward,
-        trace_id: None,
-        needles: &[],
-    };
+    let sel = LogSelection::ALL;
     let budget = budget();
     let mut rows = 0;
     store

@@ -166,24 +166,12 @@ fn read(store: &Store) -> Result<Shown, SelectError> {
             }
         }
     }
-    let logs = LogSelection {
-        matchers: &[],
-        start: TimestampNs::MIN,
-        end: TimestampNs::MAX,
-        direction: Direction::Forward,
-        trace_id: None,
-        needles: &[],
-    };
+    let logs = LogSelection::ALL;
     store.select_logs(&tenant, &logs, &budget, &mut |r| {
         out.logs.push(r.clone());
         ControlFlow::Continue(())
     })?;
-    let spans = SpanSelection {
-        start: TimestampNs::MIN,
-        end: TimestampNs::MAX,
-        service: None,
-        operation: None,
-    };
+    let spans = SpanSelection::ALL;
     store.select_spans(&tenant, &spans, &budget, &mut |s| {
         out.spans.push(s.clone());
         ControlFlow::Continue(())

@@ -3,9 +3,8 @@
 use crate::sim::Rng;
 use anyhow::{Context as _, Result, bail, ensure};
 use obs_model::{
-    Append as _, Attributes, Budget, Direction, Labels, LogRecord, LogSelection, Sample,
-    SelectLogs as _, SelectSeries as _, SeriesSelection, TenantId, TimestampMs, TimestampNs,
-    WriteBatch,
+    Append as _, Attributes, Budget, Labels, LogRecord, LogSelection, Sample, SelectLogs as _,
+    SelectSeries as _, SeriesSelection, TenantId, TimestampMs, TimestampNs, WriteBatch,
 };
 use obs_storage::vfs::OsVfs;
 use obs_storage::{Store, StoreConfig};
@@ -54,14 +53,7 @@ fn batch(n: u64) -> WriteBatch {
 /// Returns the numbers of the batches whose log record is there, and of those whose sample is.
 fn read(store: &Store) -> Result<(BTreeSet<u64>, BTreeSet<u64>)> {
     let (tenant, budget) = (TenantId::default(), Budget::new(i64::MAX, i64::MAX));
-    let selection = LogSelection {
-        matchers: &[],
-        start: TimestampNs::MIN,
-        end: TimestampNs::MAX,
-        direction: Direction::Forward,
-        trace_id: None,
-        needles: &[],
-    };
+    let selection = LogSelection::ALL;
     let mut logs = BTreeSet::new();
     let mut wrong = None;
     store.select_logs(&tenant, &selection, &budget, &mut |r| {

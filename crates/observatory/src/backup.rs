@@ -120,15 +120,6 @@ impl ReadAt for Spooled {
     }
 }
 
-struct InMemory(Vec<u8>);
-
-impl ReadAt for InMemory {
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let mut from = self.0.get(usize::try_from(offset).unwrap_or(usize::MAX)..).unwrap_or(&[]);
-        from.read_exact(buf)
-    }
-}
-
 fn backup_to_objects(a: &BackupArgs, objects: Arc<dyn Objects>) -> Result<ExitCode> {
     let there = objects.list("").with_context(|| format!("failed to list {}", a.to))?;
     if let Some((first, _)) = there.first() {
@@ -159,7 +150,7 @@ fn backup_to_objects(a: &BackupArgs, objects: Arc<dyn Objects>) -> Result<ExitCo
     let report = obs_storage::verify(&spool.0, &OsVfs, &Elsewhere::All(objects.clone()))?;
     check(&report)?;
     let list = serde_json::to_vec_pretty(&List { version: 1, files })?;
-    objects.put(LIST, list.len() as u64, &InMemory(list)).context("failed to send the list")?;
+    objects.put(LIST, list.len() as u64, &list).context("failed to send the list")?;
     tell(&a.to, &report, &a.output);
     Ok(ExitCode::SUCCESS)
 }

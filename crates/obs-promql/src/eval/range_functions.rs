@@ -117,24 +117,18 @@ fn extrapolated(
     }
 }
 
-/// `irate` and `idelta`: the last two samples.
-fn instant_delta(points: &Points, rate: bool) -> Option<f64> {
-    let [.., (t0, a), (t1, b)] = points.as_slice() else { return None };
+/// The difference of two floats, of a counter a second when `rate`.
+fn instant_delta((t0, a): (i64, f64), (t1, b): (i64, f64), rate: bool) -> Option<f64> {
     if t0 == t1 {
         return None;
     }
     // A counter that fell was reset to zero in between.
-    let delta = if rate && b < a { *b } else { b - a };
+    let delta = if rate && b < a { b } else { b - a };
     Some(if rate { delta / ((t1 - t0) as f64 / 1000.0) } else { delta })
 }
 
-/// Returns whether one of the last two samples of a window is a histogram.
-fn has_histogram(samples: &[Sample]) -> bool {
-    samples.iter().any(|s| matches!(s.value, SampleValue::Histogram(_)))
-}
-
-/// `irate` and `idelta` of histograms.
-fn histogram_delta(samples: &[Sample], rate: bool) -> Result<Slot, &'static str> {
+/// `irate` and `idelta`: the last two samples.
+fn last_delta(samples: &[Sample], rate: bool) -> Result<Slot, &'static str> {
     let [.., before, last] = samples else { return Ok(None) };
     let seconds = (last.timestamp.millis() - before.timestamp.millis()) as f64 / 1000.0;
     match (&before.value, &last.value) {
@@ -151,8 +145,7 @@ fn histogram_delta(samples: &[Sample], rate: bool) -> Result<Slot, &'static str>
         }
         (SampleValue::Float(a), SampleValue::Float(b)) => {
             let times = (before.timestamp.millis(), last.timestamp.millis());
-            let points = vec![(times.0, *a), (times.1, *b)];
-            Ok(instant_delta(&points, rate).map(SampleValue::Float))
+            Ok(instant_delta((times.0, *a), (times.1, *b), rate).map(SampleValue::Float))
         }
         _ => Err("encountered a mix of histograms and floats for metric name"),
     }
@@ -245,12 +238,7 @@ fn of_floats(name: &str, points: &Points, param: f64, window_end: i64) -> Option
         return None;
     }
     let n = points.len() as f64;
-    let changes = |hit: fn(f64, f64) -> bool| {
-        points.windows(2).filter(|w| matches!(w, [a, b] if hit(a.1, b.1))).count() as f64
-    };
     Some(match name {
-        "irate" => instant_delta(points, true)?,
-        "idelta" => instant_delta(points, false)?,
         "avg_over_time" => {
             let s = sum(points);
             if s.is_finite() { s / n } else { points.iter().map(|p| p.1 / n).sum() }
@@ -263,8 +251,6 @@ fn of_floats(name: &str, points: &Points, param: f64, window_end: i64) -> Option
         "quantile_over_time" => {
             quantile(param, &mut points.iter().map(|p| p.1).collect::<Vec<_>>())
         }
-        "changes" => changes(|a, b| a != b && !(a.is_nan() && b.is_nan())),
-        "resets" => changes(|a, b| b < a),
         "mad_over_time" => {
             let mut values: Vec<f64> = points.iter().map(|p| p.1).collect();
             let median = quantile(0.5, &mut values);
@@ -400,15 +386,13 @@ impl Evaluator<'_> {
                         },
                     )
                 }
-                "irate" | "idelta" if has_histogram(samples) => {
-                    histogram_delta(samples, name == "irate").unwrap_or_else(|problem| {
+                "irate" | "idelta" => {
+                    last_delta(samples, name == "irate").unwrap_or_else(|problem| {
                         problems.push((series, problem));
                         None
                     })
                 }
-                "changes" | "resets" if has_histogram(samples) => {
-                    float_result(transitions(samples, name == "resets"))
-                }
+                "changes" | "resets" => float_result(transitions(samples, name == "resets")),
                 "last_over_time" => samples.last().map(|s| s.value.clone()),
                 "first_over_time" => samples.first().map(|s| s.value.clone()),
                 "ts_of_first_over_time" => samples.first().and_then(&time_of),
