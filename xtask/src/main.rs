@@ -17,10 +17,13 @@ const LAYERS: &[(&str, u8)] = &[
     ("obs-llm", 1),
     ("obs-promql", 1),
     ("obs-ui", 1),
+    ("obs-template", 1),
     ("obs-logql", 2),
     ("obs-traceql", 2),
     ("obs-sql", 2),
     ("obs-ingest", 2),
+    ("obs-collect", 2),
+    ("obs-rules", 3),
     ("obs-server", 4),
     ("observatory", 5),
 ];

@@ -648,9 +648,11 @@ impl Parser {
         let matchers = vec![Matcher::equal(METRIC_NAME, name)];
         Ok(Expr::Selector(Selector {
             matchers,
+            is_named: true,
             offset_ms: 0,
             offset_expr: None,
             at: None,
+            extension: None,
             pos: pos(at, self.start()),
         }))
     }

@@ -42,12 +42,24 @@ pub enum At {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Selector {
     pub matchers: Vec<Matcher>,
+    /// Whether the metric's name stands before the braces.
+    pub is_named: bool,
     /// Milliseconds, positive into the past.
     pub offset_ms: i64,
     /// Set until the offset is known, when it depends on the query.
     pub offset_expr: Option<DurationExpr>,
     pub at: Option<At>,
+    pub extension: Option<Extension>,
     pub pos: Pos,
+}
+
+/// How a selector looks past the edges of its window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extension {
+    /// Takes the last sample before the window for the value at its start.
+    Anchored,
+    /// Interpolates at both edges.
+    Smoothed,
 }
 
 /// A duration that is computed, in seconds.
@@ -387,7 +399,7 @@ functions! {
     "histogram_fraction"(S, S, V) => V; "histogram_quantile"(S, V) => V;
     "histogram_quantiles"(V, T, S) opt VARIADIC => V; "histogram_stddev"(V) => V;
     "histogram_stdvar"(V) => V; "histogram_sum"(V) => V; "hour"(V) opt 1 => V; "idelta"(M) => V;
-    "increase"(M) => V; "irate"(M) => V; "label_join"(V, T, T, T) opt VARIADIC => V;
+    "increase"(M) => V; "info"(V, V) opt 1 => V; "irate"(M) => V; "label_join"(V, T, T, T) opt VARIADIC => V;
     "label_replace"(V, T, T, T, T) => V; "last_over_time"(M) => V; "ln"(V) => V; "log10"(V) => V;
     "log2"(V) => V; "mad_over_time"(M) => V; "max_over_time"(M) => V; "min_over_time"(M) => V;
     "minute"(V) opt 1 => V; "month"(V) opt 1 => V; "pi"() => S; "predict_linear"(M, S) => V;
@@ -406,6 +418,3 @@ impl Function {
         FUNCTIONS.iter().find(|f| f.name == name)
     }
 }
-
-/// Names that Prometheus knows and we do not answer yet; refused with a text that says so.
-pub static NOT_YET: &[&str] = &["anchored", "info"];

@@ -35,6 +35,31 @@ pub fn parse_ms(text: &str) -> Option<i64> {
     Some(total)
 }
 
+/// Writes milliseconds as Prometheus does: `1h30m`, weeks and years only where they fit exactly.
+pub fn format_ms(ms: i64) -> String {
+    const UNITS: [(&str, i64, bool); 7] = [
+        ("y", 31_536_000_000, true),
+        ("w", 604_800_000, true),
+        ("d", 86_400_000, false),
+        ("h", 3_600_000, false),
+        ("m", 60_000, false),
+        ("s", 1000, false),
+        ("ms", 1, false),
+    ];
+    if ms == 0 {
+        return "0s".into();
+    }
+    let mut out = if ms < 0 { "-".to_owned() } else { String::new() };
+    let mut left = ms.saturating_abs();
+    for (unit, size, exact) in UNITS {
+        if left >= size && !(exact && left % size != 0) {
+            out.push_str(&format!("{}{unit}", left / size));
+            left %= size;
+        }
+    }
+    out
+}
+
 /// Parses an HTTP API duration: a PromQL duration or a number of seconds.
 pub fn parse_api_ms(text: &str) -> Option<i64> {
     if let Ok(seconds) = text.parse::<f64>() {
@@ -47,6 +72,15 @@ pub fn parse_api_ms(text: &str) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn durations_are_written_as_prometheus_does() {
+        let cases =
+            [(0, "0s"), (604_800_000, "1w"), (691_200_000, "8d"), (90_061_001, "1d1h1m1s1ms")];
+        for (ms, want) in cases {
+            assert_eq!(format_ms(ms), want);
+        }
+    }
 
     #[test]
     fn durations() {

@@ -11,8 +11,10 @@ mod duration_expr;
 mod eval;
 mod lexer;
 mod parser;
+mod printer;
 
 pub use eval::{
     Annotations, EvalError, Output, QueryOptions, evaluate_instant, evaluate_range, format_float,
 };
 pub use parser::{ParseError, parse};
+pub use printer::pretty;

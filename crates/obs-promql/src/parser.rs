@@ -3,8 +3,8 @@
 mod durations;
 
 use crate::ast::{
-    AggregateOp, At, BinaryOp, Cardinality, DurationExpr, Expr, Function, Grouping, Matching,
-    NOT_YET, Pos, Selector, VARIADIC, ValueType,
+    AggregateOp, At, BinaryOp, Cardinality, DurationExpr, Expr, Extension, Function, Grouping,
+    Matching, Pos, Selector, VARIADIC, ValueType,
 };
 use crate::lexer::{LexError, Token, lex};
 use obs_model::{METRIC_NAME, MatchOp, Matcher};
@@ -38,7 +38,7 @@ pub fn parse(text: &str) -> Result<Expr, ParseError> {
         return Err(fail(0, format!("query is longer than {TEXT_BYTES_MAX} bytes")));
     }
     let tokens = lex(text).map_err(|e| fail(e.at, e.message))?;
-    let mut p = Parser { tokens, at: 0, depth: 0 };
+    let mut p = Parser { tokens, at: 0, depth: 0, any_matchers: false };
     let run = |p: &mut Parser| {
         if *p.peek() == Token::Eof {
             return Err(LexError { at: 0, message: "no expression found in input".into() });
@@ -53,6 +53,8 @@ struct Parser {
     tokens: Vec<(Token, Pos)>,
     at: usize,
     depth: usize,
+    /// Whether a selector may match everything.
+    any_matchers: bool,
 }
 
 type Parsed<T> = Result<T, LexError>;
@@ -357,9 +359,6 @@ impl Parser {
             return self.aggregate(op, pos);
         }
         if called || grouped {
-            if NOT_YET.contains(&lower.as_str()) {
-                return self.fail(pos.start, format!("function {lower:?} is not supported yet"));
-            }
             let Some(function) = Function::find(&word) else {
                 return self.fail(pos.start, format!("unknown function with name {word:?}"));
             };
@@ -373,7 +372,19 @@ impl Parser {
     }
 
     fn call(&mut self, function: &'static Function, pos: Pos) -> Parsed<Expr> {
+        // `info` takes any label matchers, also those that match nothing.
+        let is_info = std::mem::replace(&mut self.any_matchers, function.name == "info");
         let args = self.arguments()?;
+        self.any_matchers = is_info;
+        if function.name == "info"
+            && let Some(second) = args.get(1)
+            && !matches!(second, Expr::Selector(s) if !s.is_named)
+        {
+            return self.fail(
+                second.pos().start,
+                "expected label selectors only, got vector selector instead",
+            );
+        }
         let most = function.args.len();
         let least = if function.optional == VARIADIC { most - 1 } else { most - function.optional };
         let too_many = function.optional != VARIADIC && args.len() > most;
@@ -477,7 +488,7 @@ impl Parser {
 
     fn selector(&mut self, name: Option<String>, pos: Pos) -> Parsed<Expr> {
         let mut matchers = Vec::new();
-        let mut named = name.is_some();
+        let (is_word, mut named) = (name.is_some(), name.is_some());
         if let Some(name) = name {
             matchers.push(Matcher::equal(METRIC_NAME, name));
         }
@@ -534,12 +545,20 @@ impl Parser {
                 }
             }
         }
-        if !matchers.iter().any(|m| !m.matches("")) {
+        if !self.any_matchers && !matchers.iter().any(|m| !m.matches("")) {
             return self
                 .fail(pos.start, "vector selector must contain at least one non-empty matcher");
         }
         let pos = Pos { start: pos.start, end: self.last_end() };
-        Ok(Expr::Selector(Selector { matchers, offset_ms: 0, offset_expr: None, at: None, pos }))
+        Ok(Expr::Selector(Selector {
+            matchers,
+            is_named: is_word,
+            offset_ms: 0,
+            offset_expr: None,
+            at: None,
+            extension: None,
+            pos,
+        }))
     }
 
     /// Parses `[range]`, `[range:step]`, `offset` and `@` after an expression.
@@ -561,12 +580,34 @@ impl Parser {
                 let at = self.at_modifier()?;
                 self.set_modifiers(&mut e, start, None, Some(at))?;
             } else {
-                if matches!(self.peek(), Token::Ident(w) if w == "anchored" || w == "smoothed") {
-                    return self
-                        .fail(start, format!("{} is not supported yet", describe(self.peek())));
-                }
-                return Ok(e);
+                let extension = match self.peek() {
+                    Token::Ident(w) if w.eq_ignore_ascii_case("anchored") => Extension::Anchored,
+                    Token::Ident(w) if w.eq_ignore_ascii_case("smoothed") => Extension::Smoothed,
+                    _ => return Ok(e),
+                };
+                self.at += 1;
+                self.extend(&mut e, extension)?;
             }
+        }
+    }
+
+    fn extend(&self, e: &mut Expr, extension: Extension) -> Parsed<()> {
+        let at = e.pos().start;
+        let word = if extension == Extension::Anchored { "anchored" } else { "smoothed" };
+        match e {
+            Expr::Selector(s) | Expr::Matrix { selector: s, .. } => match s.extension {
+                Some(other) if other != extension => {
+                    self.fail(at, "anchored and smoothed modifiers cannot be used together")
+                }
+                _ => {
+                    s.extension = Some(extension);
+                    Ok(())
+                }
+            },
+            Expr::Subquery { .. } => {
+                self.fail(at, format!("{word} modifier is not supported for subqueries"))
+            }
+            _ => self.fail(at, format!("{word} modifier not implemented")),
         }
     }
 
@@ -698,7 +739,14 @@ mod tests {
                 "foo +\n  bar[5m]",
                 "2:3: parse error: binary expression must contain only scalar and instant vector types",
             ),
-            ("info(foo)", r#"1:1: parse error: function "info" is not supported yet"#),
+            (
+                "info(foo, bar)",
+                "1:11: parse error: expected label selectors only, got vector selector instead",
+            ),
+            (
+                "foo[5m] anchored smoothed",
+                "1:1: parse error: anchored and smoothed modifiers cannot be used together",
+            ),
             ("foo{a=~\"(\"}", "1:5: parse error: invalid regular expression \"(\": "),
             ("foo $", "1:5: parse error: unexpected character: '$'"),
             ("(foo)[5m]", "1:6: parse error: ranges only allowed for vector selectors"),

@@ -10,9 +10,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Requests worked on at once: enough for the log to sync many together.
 const TURNS: usize = 64;
-/// Requests that wait for memory or a turn; more are refused right away, as a long line only makes
-/// every answer late.
-const LINE: usize = 256;
+/// Requests whose body is read or that wait for memory or a turn; more are refused right away, as a
+/// long line only makes every answer late.
+const LINE: usize = 128;
 /// How long a request waits.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How much more memory decoded records take than their bytes.
@@ -40,12 +40,11 @@ impl Admission {
         }
     }
 
-    /// Takes permits at once, or waits in line for them.
-    async fn wait(&self, from: &Arc<Semaphore>, permits: u32) -> Option<OwnedSemaphorePermit> {
+    /// Takes permits at once, or waits for them.
+    async fn wait(from: &Arc<Semaphore>, permits: u32) -> Option<OwnedSemaphorePermit> {
         if let Ok(p) = from.clone().try_acquire_many_owned(permits) {
             return Some(p);
         }
-        let _place = self.line.clone().try_acquire_owned().ok()?;
         let turn = from.clone().acquire_many_owned(permits);
         tokio::time::timeout(PATIENCE, turn).await.ok()?.ok()
     }
@@ -57,6 +56,8 @@ pub(crate) struct Held {
     permit: OwnedSemaphorePermit,
     share: MemoryShare,
     _turn: Option<OwnedSemaphorePermit>,
+    /// Held until the turn comes.
+    place: Option<OwnedSemaphorePermit>,
 }
 
 fn refuse(state: &AppState, what: &str) -> Refusal {
@@ -75,15 +76,30 @@ impl Held {
         // The largest request still passes, alone.
         let wanted = (expanded.saturating_mul(DECODED) >> 10).clamp(16, a.memory_kib.max(16));
         let permits = u32::try_from(wanted).unwrap_or(u32::MAX);
-        let permit = a.wait(&a.memory, permits).await.ok_or_else(|| refuse(state, "memory"))?;
+        // Whoever is in line gets a turn, unless the wait is long: most refusals are said here,
+        // before the body is read.
+        let place = a.line.clone().try_acquire_owned().map_err(|_| refuse(state, "turns"))?;
+        let permit = Admission::wait(&a.memory, permits).await;
+        let permit = permit.ok_or_else(|| refuse(state, "memory"))?;
         let share = a.pool.try_take(wanted << 10).ok_or_else(|| refuse(state, "memory"))?;
-        Ok(Self { permit, share, _turn: None })
+        Ok(Self { permit, share, _turn: None, place: Some(place) })
+    }
+
+    /// Gives the place in line to others while a slow body arrives.
+    pub(crate) fn leave_line(&mut self) {
+        self.place = None;
     }
 
     /// Waits for the turn to be worked on, when the body is there.
     pub(crate) async fn turn(mut self, state: &AppState) -> Result<Self, Refusal> {
         let a = &state.admission;
-        self._turn = Some(a.wait(&a.turns, 1).await.ok_or_else(|| refuse(state, "turns"))?);
+        if self.place.is_none() {
+            let place = a.line.clone().try_acquire_owned();
+            self.place = Some(place.map_err(|_| refuse(state, "turns"))?);
+        }
+        let turn = Admission::wait(&a.turns, 1).await;
+        self._turn = Some(turn.ok_or_else(|| refuse(state, "turns"))?);
+        self.place = None;
         Ok(self)
     }
 

@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use obs_codec::compression::{DecompressError, decompress};
+use obs_codec::compression::{DecompressError, decompress, snappy};
 use obs_model::{AppendError, TenantId};
 use std::time::Duration;
 
@@ -105,6 +105,8 @@ pub(crate) async fn read(
     let too_large = |what: &str, limit, max| too_large(state, tenant, what, limit, max);
     /// What compressed telemetry expands to, seldom more.
     const RATIO: usize = 20;
+    /// Bodies that take longer do not keep others waiting.
+    const HASTE: Duration = Duration::from_millis(200);
     let length = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
     let length: usize = length.unwrap_or(usize::MAX).min(bytes_max);
     let is_packed = always_packed || headers.contains_key(header::CONTENT_ENCODING);
@@ -117,7 +119,14 @@ pub(crate) async fn read(
             return Err(refusal);
         }
     };
-    let collected = Limited::new(body, bytes_max).collect().await;
+    let mut arriving = std::pin::pin!(Limited::new(body, bytes_max).collect());
+    let collected = match tokio::time::timeout(HASTE, &mut arriving).await {
+        Ok(collected) => collected,
+        Err(_) => {
+            held.leave_line();
+            arriving.await
+        }
+    };
     let bytes = collected.map_err(|e| {
         if e.is::<LengthLimitError>() {
             too_large("request body is larger than allowed", "body_bytes", bytes_max)
@@ -154,6 +163,21 @@ pub(crate) async fn read(
     })?;
     held.shrink(bytes.len());
     Ok((bytes, held))
+}
+
+/// Expands a raw snappy block, the form of remote write and Loki push.
+pub(crate) fn unsnap(
+    state: &AppState,
+    tenant: &TenantId,
+    bytes: &[u8],
+) -> Result<Vec<u8>, Refusal> {
+    let (_, max) = state.limits.bytes_of(tenant);
+    snappy(bytes, max).map_err(|e| match e {
+        DecompressError::TooLarge { .. } => {
+            too_large(state, tenant, &e.to_string(), "decompressed_bytes", max)
+        }
+        _ => Refusal::bad(e.to_string()),
+    })
 }
 
 /// Returns the media type without parameters, in lower case.

@@ -80,10 +80,7 @@ async fn push_inner(state: &AppState, headers: &HeaderMap, body: Body) -> Result
         "application/json" => obs_codec::loki::decode_json(&bytes),
         // Loki takes anything else for protobuf, which is always snappy-compressed.
         "application/x-protobuf" | "" => {
-            let (_, max) = state.limits.bytes_of(&tenant);
-            let raw = obs_codec::compression::snappy(&bytes, max)
-                .map_err(|e| Refusal::bad(e.to_string()))?;
-            obs_codec::loki::decode_protobuf(&raw)
+            obs_codec::loki::decode_protobuf(&body::unsnap(state, &tenant, &bytes)?)
         }
         other => {
             return Err(Refusal::new(

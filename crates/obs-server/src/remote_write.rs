@@ -46,9 +46,7 @@ async fn write_inner(state: &AppState, headers: &HeaderMap, body: Body) -> Resul
     let (mut bytes, _held) = body::read(state, &tenant, headers, body, true).await?;
     if headers.get(header::CONTENT_ENCODING).is_none() {
         // Senders that leave the header out still compress.
-        let (_, max) = state.limits.bytes_of(&tenant);
-        bytes =
-            obs_codec::compression::snappy(&bytes, max).map_err(|e| Refusal::bad(e.to_string()))?;
+        bytes = body::unsnap(state, &tenant, &bytes)?;
     }
     let ingest = &state.ingest;
     let decoded =

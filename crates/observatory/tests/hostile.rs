@@ -265,7 +265,7 @@ async fn other_doors_refuse_clearly_too() {
     );
     let gets: &[(&str, &str, u16, &str)] = &[
         ("prometheus", "/api/v1/query?query=rate(up)", 400, "expected type range vector"),
-        ("prometheus", "/api/v1/query?query=info(up)", 400, "not supported yet"),
+        ("prometheus", "/api/v1/query?query=info(up,up)", 400, "label selectors only"),
         (
             "prometheus",
             "/api/v1/query_range?query=up&start=0&end=100000&step=1",
@@ -301,6 +301,17 @@ async fn other_doors_refuse_clearly_too() {
         let body = answer.text().await.unwrap();
         assert_eq!(got, *status, "{path}: {body}");
         assert!(body.contains(text), "{path}: {body}");
+    }
+    // A snappy block that says it holds 100 MiB.
+    let swollen = vec![0x80, 0x80, 0x80, 0x32, 0];
+    for (listener, path) in [("prometheus", "/api/v1/write"), ("loki", "/loki/api/v1/push")] {
+        let sent = client
+            .post(server.url(listener, path))
+            .header("content-type", "application/x-protobuf")
+            .body(swollen.clone());
+        let answer = sent.send().await.unwrap();
+        assert_eq!(answer.status(), 413, "{path}");
+        assert!(answer.text().await.unwrap().contains("decompressed_bytes"), "{path}");
     }
     let bad_tenant = client
         .get(server.url("prometheus", "/api/v1/labels"))

@@ -36,7 +36,7 @@ pub(crate) fn format_histogram(h: &Histogram) -> String {
 }
 
 /// Formats a float like Go's `%g`: an exponent below 1e-4 and from 1e21.
-fn format_general(f: f64) -> String {
+pub(crate) fn format_general(f: f64) -> String {
     let magnitude = f.abs();
     if magnitude != 0.0 && magnitude < 1e-4 {
         let text = format!("{f:e}");

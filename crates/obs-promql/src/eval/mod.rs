@@ -6,8 +6,10 @@
 mod aggregate;
 mod annotations;
 mod binary;
+mod extended;
 mod format;
 mod histograms;
+mod info;
 mod range_functions;
 mod selector;
 mod trim;
@@ -15,6 +17,7 @@ mod vector_functions;
 
 pub use annotations::Annotations;
 pub use format::format_float;
+pub(crate) use format::format_general;
 
 use crate::ast::{At, Expr, Selector};
 use crate::duration_expr::{Frame, resolve};

@@ -2,6 +2,7 @@
 
 use crate::ast::{Expr, Pos};
 use crate::eval::aggregate::{KahanSum, add_histograms, quantile};
+use crate::eval::extended::{check_extended, extended_function};
 use crate::eval::selector::RangeVector;
 use crate::eval::{Column, Evaluated, Evaluator, Slot, format_float, merge_same_labels};
 use obs_model::{Histogram, Labels, ResetHint, Sample, SampleValue};
@@ -11,16 +12,16 @@ fn float(s: &Sample) -> Option<f64> {
     if let SampleValue::Float(f) = s.value { Some(f) } else { None }
 }
 
-const MIXED_BUCKETS: &str = "vector contains a mix of histograms with exponential and custom buckets schemas for metric name";
+pub(crate) const MIXED_BUCKETS: &str = "vector contains a mix of histograms with exponential and custom buckets schemas for metric name";
 
 /// A window of floats: (time ms, value).
 type Points = Vec<(i64, f64)>;
 
 /// Where a window lies, in milliseconds.
 #[derive(Clone, Copy)]
-struct Window {
-    start: i64,
-    end: i64,
+pub(crate) struct Window {
+    pub(crate) start: i64,
+    pub(crate) end: i64,
 }
 
 /// Seconds by which Prometheus extrapolates a window's slope to its edges, as a factor.
@@ -152,7 +153,7 @@ fn last_delta(samples: &[Sample], rate: bool) -> Result<Slot, &'static str> {
 }
 
 /// How often a series changed, or was reset; from a float to a histogram and back is either.
-fn transitions(samples: &[Sample], resets: bool) -> f64 {
+pub(crate) fn transitions(samples: &[Sample], resets: bool) -> f64 {
     let hit = |a: &SampleValue, b: &SampleValue| match (a, b) {
         (SampleValue::Float(a), SampleValue::Float(b)) if resets => b < a,
         (SampleValue::Float(a), SampleValue::Float(b)) => a != b && !(a.is_nan() && b.is_nan()),
@@ -316,6 +317,9 @@ impl Evaluator<'_> {
             return super::execution("missing argument");
         };
         let ranges = self.range_vector(range_arg)?;
+        if let Some(extension) = ranges.extension {
+            check_extended(name, extension)?;
+        }
         let params = match args.get(1 - range_at) {
             Some(p) => self.scalar(p)?,
             None => vec![f64::NAN; self.steps.count],
@@ -378,6 +382,12 @@ impl Evaluator<'_> {
             let time_of = |s: &Sample| float_result(s.timestamp.millis() as f64 / 1000.0);
             let param = params.get(step).copied().unwrap_or((f64::NAN, f64::NAN));
             let slot = match name {
+                _ if let Some(extension) = ranges.extension => {
+                    extended_function(name, samples, window, extension).unwrap_or_else(|problem| {
+                        problems.push((series, problem));
+                        None
+                    })
+                }
                 "rate" | "increase" | "delta" => {
                     extrapolated(samples, window, name != "delta", name == "rate").unwrap_or_else(
                         |problem| {

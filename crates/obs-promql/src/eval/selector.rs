@@ -1,6 +1,8 @@
 //! Instant and range selectors, subqueries.
 
-use crate::ast::{Expr, Selector};
+use crate::ast::{Expr, Extension, Selector};
+use crate::eval::extended::{extended_window, interpolate};
+use crate::eval::range_functions::Window;
 use crate::eval::{Column, Evaluated, Evaluator, Steps, Value, execution};
 use obs_model::{
     Histogram, Labels, ResetHint, Sample, SampleValue, Series, SeriesSelection, TimestampMs,
@@ -12,11 +14,23 @@ pub(crate) struct RangeVector {
     pub(crate) range_ms: i64,
     /// End of the window at each step.
     pub(crate) ends: Vec<i64>,
+    pub(crate) extension: Option<Extension>,
+    /// How far past the edges of a window its samples reach, in milliseconds.
+    pub(crate) reach: (i64, i64),
+}
+
+/// How far an extended selector looks before and after.
+const fn reach(extension: Option<Extension>, lookback_ms: i64) -> (i64, i64) {
+    match extension {
+        None => (0, 0),
+        Some(Extension::Anchored) => (lookback_ms, 0),
+        Some(Extension::Smoothed) => (lookback_ms, lookback_ms),
+    }
 }
 
 impl RangeVector {
-    /// Calls `f` for each series and step that has samples in its left-open window. Gives the
-    /// series' index, the step's index and the samples.
+    /// Calls `f` for each series and step that has samples in its left-open window, extended by
+    /// what the selector reaches. Gives the series' index, the step's index and the samples.
     pub(crate) fn each_window<E>(
         &self,
         mut f: impl FnMut(usize, usize, &[Sample]) -> Result<(), E>,
@@ -25,8 +39,9 @@ impl RangeVector {
             let samples = series.samples.as_slice();
             let (mut from, mut to) = (0, 0);
             for (step, end) in self.ends.iter().enumerate() {
-                let start = end - self.range_ms;
-                while samples.get(to).is_some_and(|s| s.timestamp.millis() <= *end) {
+                let start = end - self.range_ms - self.reach.0;
+                let end = end + self.reach.1;
+                while samples.get(to).is_some_and(|s| s.timestamp.millis() <= end) {
                     to += 1;
                 }
                 while from < to && samples.get(from).is_some_and(|s| s.timestamp.millis() <= start)
@@ -43,6 +58,41 @@ impl RangeVector {
 }
 
 impl Evaluator<'_> {
+    /// The value of a smoothed selector lies between the samples around each step; after the last
+    /// sample it stays.
+    fn smoothed_samples(&mut self, selector: &Selector) -> Evaluated<Vec<(Column, Vec<i64>)>> {
+        let (from, to) = self.reference_bounds(selector);
+        let lookback = self.options.lookback_ms;
+        let series = self.fetch(selector, from - lookback + 1, to + lookback)?;
+        self.budget.take(0, series.len().saturating_mul(self.steps.count).saturating_mul(24))?;
+        let mut out = Vec::with_capacity(series.len());
+        for mut s in series {
+            s.samples.retain(|x| !x.value.is_stale());
+            let times: Vec<i64> = self
+                .steps
+                .times()
+                .map(|t| self.reference_time(selector.at, t) - selector.offset_ms)
+                .collect();
+            let value = |t: &i64| {
+                let after = s.samples.partition_point(|x| x.timestamp.millis() <= *t);
+                let before = after.checked_sub(1).and_then(|i| s.samples.get(i));
+                let before = before.filter(|x| x.timestamp.millis() > t - lookback)?;
+                let next = s.samples.get(after).filter(|x| x.timestamp.millis() <= t + lookback);
+                match next {
+                    Some(next) if before.timestamp.millis() < *t => {
+                        Some(interpolate(before, next, *t, None))
+                    }
+                    _ => Some(before.value.clone()),
+                }
+            };
+            let values: Vec<_> = times.iter().map(value).collect();
+            if values.iter().any(Option::is_some) {
+                out.push((Column { labels: s.labels, values }, times));
+            }
+        }
+        Ok(out)
+    }
+
     fn fetch(&self, selector: &Selector, start: i64, end: i64) -> Evaluated<Vec<Series>> {
         let selection = SeriesSelection {
             matchers: &selector.matchers,
@@ -61,6 +111,9 @@ impl Evaluator<'_> {
         &mut self,
         selector: &Selector,
     ) -> Evaluated<Vec<(Column, Vec<i64>)>> {
+        if selector.extension == Some(Extension::Smoothed) {
+            return self.smoothed_samples(selector);
+        }
         let (from, to) = self.reference_bounds(selector);
         // Left-open: a sample exactly one look-back old is too old.
         let series = self.fetch(selector, from - self.options.lookback_ms + 1, to)?;
@@ -99,7 +152,9 @@ impl Evaluator<'_> {
         match expr.unwrap_parens() {
             Expr::Matrix { selector, range_ms, .. } => {
                 let (from, to) = self.reference_bounds(selector);
-                let mut series = self.fetch(selector, from - range_ms + 1, to)?;
+                let reach = reach(selector.extension, self.options.lookback_ms);
+                let mut series =
+                    self.fetch(selector, from - range_ms - reach.0 + 1, to + reach.1)?;
                 for s in &mut series {
                     s.samples.retain(|x| !x.value.is_stale());
                 }
@@ -108,7 +163,8 @@ impl Evaluator<'_> {
                     .times()
                     .map(|t| self.reference_time(selector.at, t) - selector.offset_ms)
                     .collect();
-                Ok(RangeVector { series, range_ms: *range_ms, ends })
+                let extension = selector.extension;
+                Ok(RangeVector { series, range_ms: *range_ms, ends, extension, reach })
             }
             Expr::Subquery { expr, range_ms, step_ms, offset_ms, at, .. } => {
                 let ends: Vec<i64> =
@@ -153,7 +209,13 @@ impl Evaluator<'_> {
                     labels: c.labels,
                     samples: steps.times().zip(c.values).filter_map(point).collect(),
                 });
-                Ok(RangeVector { series: series.collect(), range_ms: *range_ms, ends })
+                Ok(RangeVector {
+                    series: series.collect(),
+                    range_ms: *range_ms,
+                    ends,
+                    extension: None,
+                    reach: (0, 0),
+                })
             }
             _ => execution("expected a range vector"),
         }
@@ -164,9 +226,15 @@ impl Evaluator<'_> {
         let ranges = self.range_vector(expr)?;
         let mut out = Vec::new();
         ranges
-            .each_window(|i, _, samples| {
-                if let Some(s) = ranges.series.get(i) {
-                    out.push(Series { labels: s.labels.clone(), samples: samples.to_vec() });
+            .each_window(|i, step, samples| {
+                let end = ranges.ends.get(step).copied().unwrap_or(0);
+                let window = Window { start: end - ranges.range_ms, end };
+                let samples = match ranges.extension {
+                    None => samples.to_vec(),
+                    Some(extension) => extended_window(samples, window, extension),
+                };
+                if let Some(s) = ranges.series.get(i).filter(|_| !samples.is_empty()) {
+                    out.push(Series { labels: s.labels.clone(), samples });
                 }
                 Ok::<_, std::convert::Infallible>(())
             })

@@ -188,6 +188,7 @@ impl Evaluator<'_> {
                 };
                 Ok(Value::Scalar((0..self.steps.count).map(only).collect()))
             }
+            ("info", Some(arg)) => self.info(arg, args.get(1)).map(Value::Vector),
             ("absent_over_time", Some(arg)) => self.absent_over_time(arg).map(Value::Vector),
             (_, Some(_))
                 if args.iter().any(|a| a.value_type() == crate::ast::ValueType::Matrix) =>
