@@ -6,6 +6,7 @@
 pub mod compression;
 pub mod loki;
 pub mod otlp;
+pub mod exposition;
 pub mod remote_write;
 
 /// Records that could be read, and what was refused.

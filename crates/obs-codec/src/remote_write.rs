@@ -264,7 +264,7 @@ struct WireHistogram {
 }
 
 /// Returns (index, count) of each bucket. Integer counts come as differences.
-fn buckets(spans: &[Span], deltas: &[i64], counts: &[f64]) -> Option<Vec<(i32, f64)>> {
+pub(crate) fn buckets(spans: &[(i32, u32)], deltas: &[i64], counts: &[f64]) -> Option<Vec<(i32, f64)>> {
     let mut values: Vec<f64> = counts.to_vec();
     if values.is_empty() {
         let mut count = 0_i64;
@@ -276,9 +276,9 @@ fn buckets(spans: &[Span], deltas: &[i64], counts: &[f64]) -> Option<Vec<(i32, f
     let mut out = Vec::with_capacity(values.len());
     let mut values = values.into_iter();
     let mut index = 0_i32;
-    for s in spans {
-        index = index.checked_add(s.offset)?;
-        for _ in 0..s.length {
+    for (offset, length) in spans {
+        index = index.checked_add(*offset)?;
+        for _ in 0..*length {
             out.push((index, values.next()?));
             index = index.checked_add(1)?;
         }
@@ -288,8 +288,9 @@ fn buckets(spans: &[Span], deltas: &[i64], counts: &[f64]) -> Option<Vec<(i32, f
 
 fn read_histogram(bytes: &[u8]) -> Result<Result<Sample, String>, DecodeError> {
     let h = WireHistogram::decode(bytes).map_err(|e| damaged(&e.to_string()))?;
-    let positive = buckets(&h.positive_spans, &h.positive_deltas, &h.positive_counts);
-    let negative = buckets(&h.negative_spans, &h.negative_deltas, &h.negative_counts);
+    let spans = |list: &[Span]| list.iter().map(|s| (s.offset, s.length)).collect::<Vec<_>>();
+    let positive = buckets(&spans(&h.positive_spans), &h.positive_deltas, &h.positive_counts);
+    let negative = buckets(&spans(&h.negative_spans), &h.negative_deltas, &h.negative_counts);
     let (Some(positive), Some(negative)) = (positive, negative) else {
         return Ok(Err("histogram's spans and buckets do not fit together".into()));
     };

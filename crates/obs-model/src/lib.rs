@@ -30,7 +30,7 @@ pub use log::{LogRecord, severity_level};
 pub use matcher::{MatchOp, Matcher, MatcherError};
 pub use memory::{MemoryPool, MemoryShare};
 pub use metric::{
-    MetricKind, MetricMetadata, STALE_NAN_BITS, Sample, SampleValue, Series, is_stale,
+    Exemplar, MetricKind, MetricMetadata, STALE_NAN_BITS, Sample, SampleValue, Series, is_stale,
 };
 pub use ports::{
     Append, AppendError, AppendFuture, Appended, Budget, CallSelection, DeleteScope, Direction,

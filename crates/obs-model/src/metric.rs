@@ -103,3 +103,12 @@ pub struct MetricMetadata {
     pub help: String,
     pub unit: String,
 }
+
+/// A value that a counter or histogram counted, and labels that lead to where it came from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Exemplar {
+    pub labels: Labels,
+    pub value: f64,
+    /// Milliseconds, if the source says.
+    pub timestamp_ms: Option<i64>,
+}
