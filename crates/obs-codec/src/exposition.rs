@@ -28,7 +28,8 @@ impl Format {
             "application/openmetrics-text" => Some(Self::OpenMetrics),
             "application/vnd.google.protobuf" => {
                 let is_family = |p: &str| {
-                    p.replace(' ', "").eq_ignore_ascii_case("proto=io.prometheus.client.MetricFamily")
+                    p.replace(' ', "")
+                        .eq_ignore_ascii_case("proto=io.prometheus.client.MetricFamily")
                 };
                 parts.any(is_family).then_some(Self::Protobuf)
             }
@@ -392,7 +393,9 @@ impl<'a> Reader<'a> {
     fn numbers(&self, text: &str) -> Result<(f64, Option<i64>), String> {
         let text = if self.open { text } else { text.trim_end_matches([' ', '\t']) };
         let (value, time) = match text.split_once(|c| c == ' ' || (!self.open && c == '\t')) {
-            Some((v, t)) => (v, Some(if self.open { t } else { t.trim_start_matches([' ', '\t']) })),
+            Some((v, t)) => {
+                (v, Some(if self.open { t } else { t.trim_start_matches([' ', '\t']) }))
+            }
             None => (text, None),
         };
         let value = float(value).ok_or_else(|| format!("{value:?} is no number"))?;
@@ -401,7 +404,8 @@ impl<'a> Reader<'a> {
         let Some(t) = time else { return Ok((value, None)) };
         let wrong = || format!("{t:?} is no timestamp");
         let ms = if self.open {
-            let seconds = float(t).filter(|s| s.is_finite() && s.abs() < 9.2e15).ok_or_else(wrong)?;
+            let seconds =
+                float(t).filter(|s| s.is_finite() && s.abs() < 9.2e15).ok_or_else(wrong)?;
             (seconds * 1000.0) as i64
         } else {
             t.parse().map_err(|_| wrong())?
@@ -412,7 +416,8 @@ impl<'a> Reader<'a> {
     fn exemplar(&self, text: &str) -> Result<Exemplar, String> {
         let inner = text.strip_prefix('{').ok_or("exemplar without labels")?;
         let (pairs, tail) = label_set(inner, false)?;
-        let numbers = tail.strip_prefix(' ').ok_or("expected one space before an exemplar's value")?;
+        let numbers =
+            tail.strip_prefix(' ').ok_or("expected one space before an exemplar's value")?;
         let (value, timestamp) = self.numbers(numbers)?;
         Ok(Exemplar { labels: Labels::from_pairs(pairs), value, timestamp_ms: timestamp })
     }
@@ -661,8 +666,7 @@ fn parse_protobuf(body: &[u8]) -> Result<Page, DecodeError> {
     let mut page = Page::default();
     let mut rest = body;
     while !rest.is_empty() {
-        let family =
-            Family::decode_length_delimited(&mut rest).map_err(|e| fail(e.to_string()))?;
+        let family = Family::decode_length_delimited(&mut rest).map_err(|e| fail(e.to_string()))?;
         let kind = match family.kind {
             0 => MetricKind::Counter,
             1 => MetricKind::Gauge,
@@ -674,11 +678,12 @@ fn parse_protobuf(body: &[u8]) -> Result<Page, DecodeError> {
         let name = family.name.as_str();
         for m in &family.metrics {
             let timestamp = (m.timestamp_ms != 0).then_some(m.timestamp_ms);
-            let mut add = |suffix: &str, extra: Option<(&str, &str)>, value: f64, e: Vec<Exemplar>| {
-                let series = series_text(&format!("{name}{suffix}"), &m.labels, extra);
-                let value = SampleValue::Float(value);
-                page.samples.push(Scraped { series, value, timestamp, exemplars: e });
-            };
+            let mut add =
+                |suffix: &str, extra: Option<(&str, &str)>, value: f64, e: Vec<Exemplar>| {
+                    let series = series_text(&format!("{name}{suffix}"), &m.labels, extra);
+                    let value = SampleValue::Float(value);
+                    page.samples.push(Scraped { series, value, timestamp, exemplars: e });
+                };
             let one = |n: &Number| n.exemplar.iter().map(WireExemplar::read).collect();
             for n in [&m.gauge, &m.counter, &m.untyped].into_iter().flatten() {
                 add("", None, n.value, one(n));
@@ -692,9 +697,9 @@ fn parse_protobuf(body: &[u8]) -> Result<Page, DecodeError> {
             }
             let Some(h) = &m.histogram else { continue };
             if h.is_native() {
-                let value = h
-                    .native(kind == MetricKind::GaugeHistogram)
-                    .ok_or_else(|| fail(format!("{name}: spans and buckets do not fit together")))?;
+                let value = h.native(kind == MetricKind::GaugeHistogram).ok_or_else(|| {
+                    fail(format!("{name}: spans and buckets do not fit together"))
+                })?;
                 let mut exemplars: Vec<Exemplar> =
                     h.exemplars.iter().map(WireExemplar::read).collect();
                 if exemplars.is_empty() {
@@ -757,8 +762,21 @@ mod tests {
         assert_eq!(got[3].1, f64::INFINITY);
         assert_eq!(got[3].0, "dotted.name{l m=\"n\"}");
         let page = parse(Format::Text, text.as_bytes()).unwrap();
-        assert_eq!((page.metadata[0].kind, page.metadata[0].help.as_str()), (MetricKind::Counter, "some\nhelp"));
-        for bad in ["a", "a{b} 1", "a{b=\"c} 1", "0a 1", "a 1 x", "a 1_0", "# TYPE a nope", "a{b=\"1\"c=\"2\"} 1", "a 0x1"] {
+        assert_eq!(
+            (page.metadata[0].kind, page.metadata[0].help.as_str()),
+            (MetricKind::Counter, "some\nhelp")
+        );
+        for bad in [
+            "a",
+            "a{b} 1",
+            "a{b=\"c} 1",
+            "0a 1",
+            "a 1 x",
+            "a 1_0",
+            "# TYPE a nope",
+            "a{b=\"1\"c=\"2\"} 1",
+            "a 0x1",
+        ] {
             assert!(read(Format::Text, bad).is_err(), "{bad}");
         }
         assert!(read(Format::Text, "a{b=\"1\",b=\"2\"} 1").is_err());
@@ -769,12 +787,27 @@ mod tests {
         let good = "# TYPE a counter\n# UNIT a_seconds seconds\n# HELP a x\na_total{l=\"v\"} 5 1.5 # {trace_id=\"t\"} 0.5 2\n# EOF\n";
         let page = parse(Format::OpenMetrics, good.as_bytes()).unwrap();
         let s = &page.samples[0];
-        assert_eq!((s.timestamp, s.exemplars[0].value, s.exemplars[0].timestamp_ms), (Some(1500), 0.5, Some(2000)));
+        assert_eq!(
+            (s.timestamp, s.exemplars[0].value, s.exemplars[0].timestamp_ms),
+            (Some(1500), 0.5, Some(2000))
+        );
         assert_eq!(s.exemplars[0].labels.get("trace_id"), "t");
         for bad in [
-            "a 1\n", "a 1\n\n# EOF\n", "a  1\n# EOF\n", "a 1 \n# EOF\n", "a 1\n# EOF\nb 1\n", "# FOO a x\n# EOF\n",
-            "# UNIT a s\n# EOF\n", "a 1 # {} 1 \n# EOF\n", "a 1 #{} 1\n# EOF\n", "a 1 NaN\n# EOF\n", "#a\n# EOF\n",
-            "# HELP a\n# EOF\n", "# TYPE a untyped\n# EOF\n", "a{a=\"1\",,b=\"2\"} 1\n# EOF\n", "a{a=\"1\"}1\n# EOF\n",
+            "a 1\n",
+            "a 1\n\n# EOF\n",
+            "a  1\n# EOF\n",
+            "a 1 \n# EOF\n",
+            "a 1\n# EOF\nb 1\n",
+            "# FOO a x\n# EOF\n",
+            "# UNIT a s\n# EOF\n",
+            "a 1 # {} 1 \n# EOF\n",
+            "a 1 #{} 1\n# EOF\n",
+            "a 1 NaN\n# EOF\n",
+            "#a\n# EOF\n",
+            "# HELP a\n# EOF\n",
+            "# TYPE a untyped\n# EOF\n",
+            "a{a=\"1\",,b=\"2\"} 1\n# EOF\n",
+            "a{a=\"1\"}1\n# EOF\n",
         ] {
             assert!(parse(Format::OpenMetrics, bad.as_bytes()).is_err(), "{bad}");
         }
@@ -807,7 +840,14 @@ mod tests {
         };
         let mut body = Vec::new();
         for f in [
-            family("n", Metric { labels: vec![label("a", "b\"c")], histogram: Some(native), ..Metric::default() }),
+            family(
+                "n",
+                Metric {
+                    labels: vec![label("a", "b\"c")],
+                    histogram: Some(native),
+                    ..Metric::default()
+                },
+            ),
             family("c", Metric { histogram: Some(classic), ..Metric::default() }),
         ] {
             f.encode_length_delimited(&mut body).unwrap();
@@ -815,7 +855,16 @@ mod tests {
         let page = parse(Format::Protobuf, &body).unwrap();
         let names: Vec<String> =
             page.samples.iter().map(|s| series_labels(&s.series).unwrap().to_string()).collect();
-        assert_eq!(names, ["n{a=\"b\\\"c\"}", "c_bucket{le=\"1.0\"}", "c_bucket{le=\"+Inf\"}", "c_sum", "c_count"]);
+        assert_eq!(
+            names,
+            [
+                "n{a=\"b\\\"c\"}",
+                "c_bucket{le=\"1.0\"}",
+                "c_bucket{le=\"+Inf\"}",
+                "c_sum",
+                "c_count"
+            ]
+        );
         let SampleValue::Histogram(h) = &page.samples[0].value else { panic!() };
         assert_eq!((h.count, h.positive.as_slice()), (3.0, [(1, 1.0), (2, 2.0)].as_slice()));
         for cut in 0..body.len() {

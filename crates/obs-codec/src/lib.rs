@@ -4,9 +4,9 @@
 //! request that is not the format at all is an error. Decompression is capped ([`compression`]).
 
 pub mod compression;
+pub mod exposition;
 pub mod loki;
 pub mod otlp;
-pub mod exposition;
 pub mod remote_write;
 
 /// Records that could be read, and what was refused.

@@ -264,7 +264,11 @@ struct WireHistogram {
 }
 
 /// Returns (index, count) of each bucket. Integer counts come as differences.
-pub(crate) fn buckets(spans: &[(i32, u32)], deltas: &[i64], counts: &[f64]) -> Option<Vec<(i32, f64)>> {
+pub(crate) fn buckets(
+    spans: &[(i32, u32)],
+    deltas: &[i64],
+    counts: &[f64],
+) -> Option<Vec<(i32, f64)>> {
     let mut values: Vec<f64> = counts.to_vec();
     if values.is_empty() {
         let mut count = 0_i64;

@@ -18,7 +18,15 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
     }
-    let units = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000), ("w", 604_800_000), ("y", 31_536_000_000)];
+    let units = [
+        ("ms", 1),
+        ("s", 1000),
+        ("m", 60_000),
+        ("h", 3_600_000),
+        ("d", 86_400_000),
+        ("w", 604_800_000),
+        ("y", 31_536_000_000),
+    ];
     let mut rest = text;
     let mut total = 0_u64;
     let mut last = u64::MAX;
@@ -68,9 +76,9 @@ pub fn format_duration(d: Duration) -> String {
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         let text = String::deserialize(d)?;
-        parse_duration(&text)
-            .map(Self)
-            .ok_or_else(|| serde::de::Error::custom(format!("not a valid duration string: {text:?}")))
+        parse_duration(&text).map(Self).ok_or_else(|| {
+            serde::de::Error::custom(format!("not a valid duration string: {text:?}"))
+        })
     }
 }
 
@@ -90,7 +98,9 @@ impl<'de> Deserialize<'de> for Bytes {
             "M" => 2,
             "G" => 3,
             "T" => 4,
-            _ => return Err(serde::de::Error::custom(format!("unrecognized size suffix {unit:?}"))),
+            _ => {
+                return Err(serde::de::Error::custom(format!("unrecognized size suffix {unit:?}")));
+            }
         };
         let number: f64 = number
             .parse()
@@ -233,13 +243,32 @@ fn srv() -> String {
 
 /// Names of the ways of discovery that Prometheus has and we do not.
 const OTHER_DISCOVERY: [&str; 26] = [
-    "azure_sd_configs", "consul_sd_configs", "digitalocean_sd_configs", "docker_sd_configs",
-    "dockerswarm_sd_configs", "ec2_sd_configs", "eureka_sd_configs", "gce_sd_configs",
-    "hetzner_sd_configs", "ionos_sd_configs", "kubernetes_sd_configs", "kuma_sd_configs",
-    "lightsail_sd_configs", "linode_sd_configs", "marathon_sd_configs", "nerve_sd_configs",
-    "nomad_sd_configs", "openstack_sd_configs", "ovhcloud_sd_configs", "puppetdb_sd_configs",
-    "scaleway_sd_configs", "serverset_sd_configs", "stackit_sd_configs", "triton_sd_configs",
-    "uyuni_sd_configs", "vultr_sd_configs",
+    "azure_sd_configs",
+    "consul_sd_configs",
+    "digitalocean_sd_configs",
+    "docker_sd_configs",
+    "dockerswarm_sd_configs",
+    "ec2_sd_configs",
+    "eureka_sd_configs",
+    "gce_sd_configs",
+    "hetzner_sd_configs",
+    "ionos_sd_configs",
+    "kubernetes_sd_configs",
+    "kuma_sd_configs",
+    "lightsail_sd_configs",
+    "linode_sd_configs",
+    "marathon_sd_configs",
+    "nerve_sd_configs",
+    "nomad_sd_configs",
+    "openstack_sd_configs",
+    "ovhcloud_sd_configs",
+    "puppetdb_sd_configs",
+    "scaleway_sd_configs",
+    "serverset_sd_configs",
+    "stackit_sd_configs",
+    "triton_sd_configs",
+    "uyuni_sd_configs",
+    "vultr_sd_configs",
 ];
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -296,19 +325,53 @@ fn http_scheme() -> String {
 
 /// Keys of a scrape configuration, to refuse any other.
 const SCRAPE_KEYS: [&str; 42] = [
-    "job_name", "scrape_interval", "scrape_timeout", "scrape_protocols", "fallback_scrape_protocol",
-    "metrics_path", "scheme", "params", "honor_labels", "honor_timestamps",
-    "track_timestamps_staleness", "enable_compression", "body_size_limit", "sample_limit",
-    "target_limit", "label_limit", "label_name_length_limit", "label_value_length_limit",
-    "relabel_configs", "metric_relabel_configs", "static_configs", "file_sd_configs",
-    "http_sd_configs", "dns_sd_configs", "basic_auth", "authorization", "bearer_token",
-    "bearer_token_file", "oauth2", "tls_config", "proxy_url", "no_proxy", "proxy_from_environment",
-    "proxy_connect_header", "follow_redirects", "enable_http2", "http_headers",
-    "native_histogram_bucket_limit", "native_histogram_min_bucket_factor", "keep_dropped_targets",
-    "metric_name_validation_scheme", "metric_name_escaping_scheme",
+    "job_name",
+    "scrape_interval",
+    "scrape_timeout",
+    "scrape_protocols",
+    "fallback_scrape_protocol",
+    "metrics_path",
+    "scheme",
+    "params",
+    "honor_labels",
+    "honor_timestamps",
+    "track_timestamps_staleness",
+    "enable_compression",
+    "body_size_limit",
+    "sample_limit",
+    "target_limit",
+    "label_limit",
+    "label_name_length_limit",
+    "label_value_length_limit",
+    "relabel_configs",
+    "metric_relabel_configs",
+    "static_configs",
+    "file_sd_configs",
+    "http_sd_configs",
+    "dns_sd_configs",
+    "basic_auth",
+    "authorization",
+    "bearer_token",
+    "bearer_token_file",
+    "oauth2",
+    "tls_config",
+    "proxy_url",
+    "no_proxy",
+    "proxy_from_environment",
+    "proxy_connect_header",
+    "follow_redirects",
+    "enable_http2",
+    "http_headers",
+    "native_histogram_bucket_limit",
+    "native_histogram_min_bucket_factor",
+    "keep_dropped_targets",
+    "metric_name_validation_scheme",
+    "metric_name_escaping_scheme",
 ];
 const MORE_SCRAPE_KEYS: [&str; 4] = [
-    "scrape_classic_histograms", "always_scrape_classic_histograms", "scrape_native_histograms",
+    "scrape_classic_histograms",
+    "always_scrape_classic_histograms",
+    "scrape_native_histograms",
     "convert_classic_histograms_to_nhcb",
 ];
 
@@ -409,8 +472,18 @@ pub struct PrometheusConfig {
 
 /// Keys of the whole file, and what those without effect mean here.
 const KEYS: [&str; 12] = [
-    "global", "rule_files", "scrape_config_files", "scrape_configs", "alerting", "remote_write",
-    "remote_read", "storage", "tracing", "otlp", "runtime", "template_files",
+    "global",
+    "rule_files",
+    "scrape_config_files",
+    "scrape_configs",
+    "alerting",
+    "remote_write",
+    "remote_read",
+    "storage",
+    "tracing",
+    "otlp",
+    "runtime",
+    "template_files",
 ];
 
 /// A file that cannot be used, with line and column where known.
@@ -450,10 +523,14 @@ fn check_keys(text: &str, warnings: &mut Vec<String>) -> Result<(), ConfigError>
         let name = job.get("job_name").and_then(|n| n.as_str()).unwrap_or("?");
         for key in job.as_object().into_iter().flat_map(|j| j.keys()) {
             if OTHER_DISCOVERY.contains(&key.as_str()) {
-                return fail(format!("job {name:?}: {key} is not supported; there are static_configs, file_sd_configs, http_sd_configs and dns_sd_configs"));
+                return fail(format!(
+                    "job {name:?}: {key} is not supported; there are static_configs, file_sd_configs, http_sd_configs and dns_sd_configs"
+                ));
             }
             if !SCRAPE_KEYS.contains(&key.as_str()) && !MORE_SCRAPE_KEYS.contains(&key.as_str()) {
-                return fail(format!("job {name:?}: field {key} not found in type config.ScrapeConfig"));
+                return fail(format!(
+                    "job {name:?}: field {key} not found in type config.ScrapeConfig"
+                ));
             }
         }
     }
@@ -507,14 +584,22 @@ pub fn read(text: &str, folder: &Path) -> Result<PrometheusConfig, ConfigError> 
             )));
         }
         if !matches!(job.scheme.as_str(), "http" | "https") {
-            return Err(fail(format!("job {:?}: unsupported scheme {:?}", job.job_name, job.scheme)));
+            return Err(fail(format!(
+                "job {:?}: unsupported scheme {:?}",
+                job.job_name, job.scheme
+            )));
         }
         for d in &job.dns_sd_configs {
             if !matches!(d.kind.as_str(), "A" | "AAAA") {
-                return Err(fail(format!("job {:?}: dns_sd_configs of type {} are not supported; A and AAAA are", job.job_name, d.kind)));
+                return Err(fail(format!(
+                    "job {:?}: dns_sd_configs of type {} are not supported; A and AAAA are",
+                    job.job_name, d.kind
+                )));
             }
             if d.port == 0 {
-                return Err(fail("a port is required in DNS-SD configs for all record types except SRV".into()));
+                return Err(fail(
+                    "a port is required in DNS-SD configs for all record types except SRV".into(),
+                ));
             }
         }
     }
@@ -524,11 +609,8 @@ pub fn read(text: &str, folder: &Path) -> Result<PrometheusConfig, ConfigError> 
 /// Returns the files that a pattern matches, relative to a folder.
 pub fn expand(folder: &Path, pattern: &str) -> Vec<PathBuf> {
     let full = folder.join(pattern);
-    let mut out: Vec<PathBuf> = glob::glob(&full.to_string_lossy())
-        .into_iter()
-        .flatten()
-        .filter_map(Result::ok)
-        .collect();
+    let mut out: Vec<PathBuf> =
+        glob::glob(&full.to_string_lossy()).into_iter().flatten().filter_map(Result::ok).collect();
     out.sort();
     out
 }
@@ -555,8 +637,14 @@ mod tests {
             Path::new("/x"),
         )
         .unwrap();
-        assert_eq!(c.timing(&c.scrape_configs[0]), (Duration::from_secs(5), Duration::from_secs(5)));
-        assert_eq!(c.timing(&c.scrape_configs[1]), (Duration::from_secs(15), Duration::from_secs(10)));
+        assert_eq!(
+            c.timing(&c.scrape_configs[0]),
+            (Duration::from_secs(5), Duration::from_secs(5))
+        );
+        assert_eq!(
+            c.timing(&c.scrape_configs[1]),
+            (Duration::from_secs(15), Duration::from_secs(10))
+        );
         assert_eq!(c.scrape_configs[0].body_size_limit, Some(Bytes(10 << 20)));
         assert_eq!(c.alerting.alertmanagers[0].static_configs[0].targets, ["am:9093"]);
     }
@@ -564,9 +652,15 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         for (text, want) in [
-            ("scrape_configs: [{job_name: a}, {job_name: a}]", "multiple scrape configs with job name \"a\""),
+            (
+                "scrape_configs: [{job_name: a}, {job_name: a}]",
+                "multiple scrape configs with job name \"a\"",
+            ),
             ("scrape_configs: [{job_name: a, scrape_timeout: 2m}]", "timeout greater than"),
-            ("scrape_configs: [{job_name: a, ec2_sd_configs: []}]", "ec2_sd_configs is not supported"),
+            (
+                "scrape_configs: [{job_name: a, ec2_sd_configs: []}]",
+                "ec2_sd_configs is not supported",
+            ),
             ("scrape_configs: [{job_name: a, nope: 1}]", "field nope not found"),
             ("nope: 1", "field nope not found"),
             ("global: {scrape_interval: 5}", "not a valid duration"),

@@ -28,10 +28,17 @@ struct RawGroup {
     labels: BTreeMap<String, String>,
 }
 
-fn group(targets: &[String], labels: &BTreeMap<String, String>, meta: &[(&str, &str)]) -> TargetGroup {
+fn group(
+    targets: &[String],
+    labels: &BTreeMap<String, String>,
+    meta: &[(&str, &str)],
+) -> TargetGroup {
     let own = labels.iter().map(|(n, v)| (n.as_str(), v.as_str()));
     TargetGroup {
-        targets: targets.iter().map(|t| Labels::from_pairs([("__address__", t.as_str())])).collect(),
+        targets: targets
+            .iter()
+            .map(|t| Labels::from_pairs([("__address__", t.as_str())]))
+            .collect(),
         labels: Labels::from_pairs(own.chain(meta.iter().copied())),
     }
 }
@@ -96,8 +103,8 @@ fn read_file(path: &Path) -> Result<Vec<TargetGroup>, String> {
         return Err(format!("file is longer than {LIST_BYTES_MAX} bytes"));
     }
     // JSON is YAML too.
-    let raw: Option<Vec<RawGroup>> = serde_saphyr::from_str(&text)
-        .map_err(|e| e.without_snippet().to_string())?;
+    let raw: Option<Vec<RawGroup>> =
+        serde_saphyr::from_str(&text).map_err(|e| e.without_snippet().to_string())?;
     let shown = path.display().to_string();
     let meta = [("__meta_filepath", shown.as_str())];
     Ok(raw.into_iter().flatten().map(|g| group(&g.targets, &g.labels, &meta)).collect())
@@ -108,7 +115,8 @@ async fn files(c: FileSd, folder: PathBuf, report: Report, stop: CancellationTok
     let mut known: BTreeMap<PathBuf, Vec<TargetGroup>> = BTreeMap::new();
     loop {
         let (config, place) = (c.clone(), folder.clone());
-        let now = tokio::task::spawn_blocking(move || stamps(&config, &place)).await.unwrap_or_default();
+        let now =
+            tokio::task::spawn_blocking(move || stamps(&config, &place)).await.unwrap_or_default();
         if seen.as_ref() != Some(&now) {
             known.retain(|p, _| now.iter().any(|s| s.0 == *p));
             for (path, ..) in &now {

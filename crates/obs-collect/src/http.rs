@@ -58,7 +58,8 @@ fn with_tls(
     match (cert, key) {
         (Some(c), Some(k)) => {
             let both = format!("{c}\n{k}\n");
-            let id = Identity::from_pem(both.as_bytes()).map_err(|e| format!("certificate: {e}"))?;
+            let id =
+                Identity::from_pem(both.as_bytes()).map_err(|e| format!("certificate: {e}"))?;
             b = b.identity(id);
         }
         (None, None) => {}
@@ -120,14 +121,19 @@ impl HttpClient {
     async fn authorize(&self, mut r: RequestBuilder) -> Result<RequestBuilder, String> {
         let (c, folder) = (&*self.config, self.folder.as_path());
         for (name, values) in &c.http_headers {
-            let files = values.files.iter().map(|f| read(folder, f)).collect::<Result<Vec<_>, _>>()?;
+            let files =
+                values.files.iter().map(|f| read(folder, f)).collect::<Result<Vec<_>, _>>()?;
             for v in values.values.iter().chain(&values.secrets).chain(&files) {
                 let name = HeaderName::try_from(name.as_str()).map_err(|e| e.to_string())?;
                 r = r.header(name, v);
             }
         }
         if let Some(b) = &c.basic_auth {
-            let user = either(folder, Some(&b.username).filter(|u| !u.is_empty()), b.username_file.as_ref())?;
+            let user = either(
+                folder,
+                Some(&b.username).filter(|u| !u.is_empty()),
+                b.username_file.as_ref(),
+            )?;
             let password = either(folder, b.password.as_ref(), b.password_file.as_ref())?;
             return Ok(r.basic_auth(user.unwrap_or_default(), password));
         }
@@ -178,7 +184,8 @@ impl HttpClient {
             .error_for_status()
             .map_err(fail)?;
         let body: serde_json::Value = answer.json().await.map_err(fail)?;
-        let token = body.get("access_token").and_then(|t| t.as_str()).unwrap_or_default().to_owned();
+        let token =
+            body.get("access_token").and_then(|t| t.as_str()).unwrap_or_default().to_owned();
         if token.is_empty() {
             return Err("oauth2: the answer holds no access_token".into());
         }

@@ -154,7 +154,9 @@ impl Manager {
                 match Target::make(&config, &job.config, &g.labels, t) {
                     Ok(Made::Target(t)) => {
                         // Two that became the same are scraped once.
-                        let same = |o: &Target| o.labels == t.labels && o.url(&job.config) == t.url(&job.config);
+                        let same = |o: &Target| {
+                            o.labels == t.labels && o.url(&job.config) == t.url(&job.config)
+                        };
                         if !wanted.iter().any(same) {
                             wanted.push(*t);
                         }
@@ -175,8 +177,12 @@ impl Manager {
         let limit = job.config.target_limit.or(config.global.target_limit).unwrap_or(0);
         if limit > 0 && wanted.len() > limit {
             let n = wanted.len();
-            tracing::error!(job = name, "target_limit exceeded (number of targets: {n}, limit: {limit})");
-            job.problem = Some(format!("target_limit exceeded (number of targets: {n}, limit: {limit})"));
+            tracing::error!(
+                job = name,
+                "target_limit exceeded (number of targets: {n}, limit: {limit})"
+            );
+            job.problem =
+                Some(format!("target_limit exceeded (number of targets: {n}, limit: {limit})"));
             wanted.clear();
         }
         let (kept, gone): (Vec<Running>, Vec<Running>) =

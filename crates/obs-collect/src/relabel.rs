@@ -100,7 +100,9 @@ impl TryFrom<Raw> for Rule {
                 | Action::DropEqual
         );
         if needs_target && r.target_label.is_empty() {
-            return Err(format!("relabel configuration for {word} action requires 'target_label' value"));
+            return Err(format!(
+                "relabel configuration for {word} action requires 'target_label' value"
+            ));
         }
         if action == Action::HashMod && r.modulus == 0 {
             return Err("relabel configuration for hashmod requires non-zero modulus".into());
@@ -249,20 +251,47 @@ mod tests {
     fn every_action_does_what_prometheus_does() {
         let l = [("a", "foo"), ("b", "bar"), ("c", "baz")];
         let cases = [
-            ("[{source_labels: [a], regex: 'f(.*)', target_label: d, replacement: 'ch${1}-ch${1}'}]", Some("{a=\"foo\", b=\"bar\", c=\"baz\", d=\"choo-choo\"}")),
-            ("[{source_labels: [a, b], regex: 'f(.*);(.*)r', target_label: a, replacement: 'b${1}${2}m'}]", Some("{a=\"boobam\", b=\"bar\", c=\"baz\"}")),
-            ("[{source_labels: [a], regex: 'f', target_label: b, replacement: x}]", Some("{a=\"foo\", b=\"bar\", c=\"baz\"}")),
+            (
+                "[{source_labels: [a], regex: 'f(.*)', target_label: d, replacement: 'ch${1}-ch${1}'}]",
+                Some("{a=\"foo\", b=\"bar\", c=\"baz\", d=\"choo-choo\"}"),
+            ),
+            (
+                "[{source_labels: [a, b], regex: 'f(.*);(.*)r', target_label: a, replacement: 'b${1}${2}m'}]",
+                Some("{a=\"boobam\", b=\"bar\", c=\"baz\"}"),
+            ),
+            (
+                "[{source_labels: [a], regex: 'f', target_label: b, replacement: x}]",
+                Some("{a=\"foo\", b=\"bar\", c=\"baz\"}"),
+            ),
             ("[{source_labels: [a], regex: '.*o.*', action: drop}]", None),
             ("[{source_labels: [a], regex: 'no', action: keep}]", None),
-            ("[{source_labels: [a], regex: 'f.*', action: keep}, {regex: '(b|c)', action: labeldrop}]", Some("{a=\"foo\"}")),
+            (
+                "[{source_labels: [a], regex: 'f.*', action: keep}, {regex: '(b|c)', action: labeldrop}]",
+                Some("{a=\"foo\"}"),
+            ),
             ("[{regex: a, action: labelkeep}]", Some("{a=\"foo\"}")),
-            ("[{regex: '(b.*)', replacement: 'bar_${1}', action: labelmap}]", Some("{a=\"foo\", b=\"bar\", bar_b=\"bar\", c=\"baz\"}")),
-            ("[{source_labels: [c], target_label: d, action: hashmod, modulus: 1000}]", Some("{a=\"foo\", b=\"bar\", c=\"baz\", d=\"976\"}")),
-            ("[{source_labels: [a], target_label: a, action: uppercase}]", Some("{a=\"FOO\", b=\"bar\", c=\"baz\"}")),
-            ("[{source_labels: [a], target_label: a, action: keepequal}]", Some("{a=\"foo\", b=\"bar\", c=\"baz\"}")),
+            (
+                "[{regex: '(b.*)', replacement: 'bar_${1}', action: labelmap}]",
+                Some("{a=\"foo\", b=\"bar\", bar_b=\"bar\", c=\"baz\"}"),
+            ),
+            (
+                "[{source_labels: [c], target_label: d, action: hashmod, modulus: 1000}]",
+                Some("{a=\"foo\", b=\"bar\", c=\"baz\", d=\"976\"}"),
+            ),
+            (
+                "[{source_labels: [a], target_label: a, action: uppercase}]",
+                Some("{a=\"FOO\", b=\"bar\", c=\"baz\"}"),
+            ),
+            (
+                "[{source_labels: [a], target_label: a, action: keepequal}]",
+                Some("{a=\"foo\", b=\"bar\", c=\"baz\"}"),
+            ),
             ("[{source_labels: [a], target_label: a, action: dropequal}]", None),
             ("[{target_label: b, replacement: ''}]", Some("{a=\"foo\", c=\"baz\"}")),
-            ("[{source_labels: [a], regex: '(f).*', target_label: '${1}_x', replacement: y}]", Some("{a=\"foo\", b=\"bar\", c=\"baz\", f_x=\"y\"}")),
+            (
+                "[{source_labels: [a], regex: '(f).*', target_label: '${1}_x', replacement: y}]",
+                Some("{a=\"foo\", b=\"bar\", c=\"baz\", f_x=\"y\"}"),
+            ),
         ];
         for (rules, want) in cases {
             assert_eq!(run(rules, &l).as_deref(), want, "{rules}");

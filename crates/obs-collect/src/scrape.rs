@@ -247,7 +247,9 @@ impl Loop {
                     return Err("non-compliant scrape target sending blank Content-Type and no fallback_scrape_protocol specified for target".into());
                 }
                 None => {
-                    return Err(format!("received unsupported Content-Type {kind:?} and no fallback_scrape_protocol specified for target"));
+                    return Err(format!(
+                        "received unsupported Content-Type {kind:?} and no fallback_scrape_protocol specified for target"
+                    ));
                 }
             },
         };
@@ -328,16 +330,22 @@ impl Loop {
         let count = l.iter().count();
         if limits.labels > 0 && count > limits.labels {
             let max = limits.labels;
-            return Err(format!("label_limit exceeded (metric: {name:.50}, number of labels: {count}, limit: {max})"));
+            return Err(format!(
+                "label_limit exceeded (metric: {name:.50}, number of labels: {count}, limit: {max})"
+            ));
         }
         for (n, v) in l.iter() {
             if limits.name_bytes > 0 && n.len() > limits.name_bytes {
                 let (got, max) = (n.len(), limits.name_bytes);
-                return Err(format!("label_name_length_limit exceeded (metric: {name:.50}, label name: {n:.50}, length: {got}, limit: {max})"));
+                return Err(format!(
+                    "label_name_length_limit exceeded (metric: {name:.50}, label name: {n:.50}, length: {got}, limit: {max})"
+                ));
             }
             if limits.value_bytes > 0 && v.len() > limits.value_bytes {
                 let (got, max) = (v.len(), limits.value_bytes);
-                return Err(format!("label_value_length_limit exceeded (metric: {name:.50}, label name: {n:.50}, value: {v:.50}, length: {got}, limit: {max})"));
+                return Err(format!(
+                    "label_value_length_limit exceeded (metric: {name:.50}, label name: {n:.50}, value: {v:.50}, length: {got}, limit: {max})"
+                ));
             }
         }
         Ok(())
@@ -361,9 +369,7 @@ impl Loop {
         }
         for (n, v) in own.iter() {
             let mut name = n.to_owned();
-            while !target.get(&name).is_empty()
-                || (name != n && !own.get(&name).is_empty())
-            {
+            while !target.get(&name).is_empty() || (name != n && !own.get(&name).is_empty()) {
                 name = format!("exported_{name}");
             }
             b.push(name, v);

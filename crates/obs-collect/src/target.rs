@@ -137,16 +137,26 @@ mod tests {
     use std::path::Path;
 
     fn make(job: &str, labels: &[(&str, &str)]) -> Result<Made, String> {
-        let c = crate::config::read(&format!("scrape_configs:\n- {job}\n"), Path::new(".")).unwrap();
-        Target::make(&c, &c.scrape_configs[0], &Labels::default(), &Labels::from_pairs(labels.iter().copied()))
+        let c =
+            crate::config::read(&format!("scrape_configs:\n- {job}\n"), Path::new(".")).unwrap();
+        Target::make(
+            &c,
+            &c.scrape_configs[0],
+            &Labels::default(),
+            &Labels::from_pairs(labels.iter().copied()),
+        )
     }
 
     #[test]
     fn labels_and_url_follow_the_configuration() {
         let job = "{job_name: j, metrics_path: /m, scheme: https, params: {a: [1, 2], b: [x]}, relabel_configs: [{source_labels: [__meta_x], target_label: x}, {target_label: __param_b, replacement: y}]}";
-        let Made::Target(t) = make(job, &[("__address__", "h:1"), ("__meta_x", "v")]).unwrap() else { panic!() };
+        let Made::Target(t) = make(job, &[("__address__", "h:1"), ("__meta_x", "v")]).unwrap()
+        else {
+            panic!()
+        };
         assert_eq!(t.labels.to_string(), "{instance=\"h:1\", job=\"j\", x=\"v\"}");
-        let c = crate::config::read(&format!("scrape_configs:\n- {job}\n"), Path::new(".")).unwrap();
+        let c =
+            crate::config::read(&format!("scrape_configs:\n- {job}\n"), Path::new(".")).unwrap();
         assert_eq!(t.url(&c.scrape_configs[0]).unwrap().as_str(), "https://h:1/m?a=1&a=2&b=y");
         assert_eq!(t.interval, Duration::from_secs(60));
     }
@@ -155,7 +165,8 @@ mod tests {
     fn targets_without_address_are_dropped() {
         assert!(matches!(make("{job_name: j}", &[("a", "b")]), Ok(Made::Dropped(_))));
         assert!(make("{job_name: j}", &[("__address__", "h/x")]).is_err());
-        let long = "{job_name: j, relabel_configs: [{target_label: __scrape_timeout__, replacement: 2m}]}";
+        let long =
+            "{job_name: j, relabel_configs: [{target_label: __scrape_timeout__, replacement: 2m}]}";
         assert!(make(long, &[("__address__", "h:1")]).unwrap_err().contains("cannot be greater"));
     }
 }

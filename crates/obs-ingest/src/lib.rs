@@ -6,6 +6,7 @@
 
 mod deltas;
 mod derive;
+mod exemplars;
 mod identity;
 mod limits;
 mod pipeline;
@@ -13,6 +14,7 @@ mod seen;
 mod telemetry;
 
 pub use derive::Derived;
+pub use exemplars::{Exemplars, SeriesExemplars};
 pub use limits::{Limits, TenantLimits, Violation};
 pub use pipeline::{Ingest, Outcome};
 pub use telemetry::Telemetry;

@@ -2,6 +2,7 @@
 
 use crate::deltas::Deltas;
 use crate::derive::Derived;
+use crate::exemplars::Exemplars;
 use crate::identity::Identities;
 use crate::limits::{TenantLimits, Violation};
 use crate::seen::Seen;
@@ -74,6 +75,7 @@ pub struct Ingest {
     prices: Arc<RwLock<Arc<PriceBook>>>,
     telemetry: Telemetry,
     identities: Arc<Identities>,
+    exemplars: Arc<Exemplars>,
     state: Arc<Mutex<State>>,
 }
 
@@ -116,6 +118,7 @@ impl Ingest {
             prices: Arc::new(RwLock::new(Arc::new(prices))),
             telemetry,
             identities: Arc::default(),
+            exemplars: Arc::default(),
             state: Arc::new(Mutex::new(state)),
         }
     }
@@ -123,6 +126,11 @@ impl Ingest {
     /// Returns the price book in force.
     pub fn prices(&self) -> Arc<PriceBook> {
         self.prices.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Exemplars of all tenants.
+    pub fn exemplars(&self) -> &Exemplars {
+        &self.exemplars
     }
 
     /// Replaces the price book; calls from now on are priced by it.

@@ -119,8 +119,7 @@ impl Manager {
             tokio::spawn(async move {
                 let _ = gone.task.await;
                 let now = (environment.clock)();
-                let ended =
-                    gone.shared.read().unwrap_or_else(PoisonError::into_inner).end(now);
+                let ended = gone.shared.read().unwrap_or_else(PoisonError::into_inner).end(now);
                 let batch = WriteBatch { points: ended, ..WriteBatch::default() };
                 let _ = environment.append.append(&environment.tenant, batch).await;
             });

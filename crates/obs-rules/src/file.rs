@@ -170,17 +170,12 @@ fn duration(
 
 type Problem = (Option<(u64, u64)>, String);
 
-fn check_labels(
-    labels: &BTreeMap<String, String>,
-    name: &str,
-    what: &str,
-) -> Result<(), String> {
+fn check_labels(labels: &BTreeMap<String, String>, name: &str, what: &str) -> Result<(), String> {
     for (label, value) in labels {
         if !is_valid_name(label, false) || (what == "label" && label == "__name__") {
             return Err(format!("invalid {what} name: {label}"));
         }
-        crate::template::check(name, value)
-            .map_err(|e| format!("{what} {label:?}: {e}"))?;
+        crate::template::check(name, value).map_err(|e| format!("{what} {label:?}: {e}"))?;
     }
     Ok(())
 }
@@ -203,7 +198,10 @@ fn read_rule(
         return fail(here, "one of 'record' or 'alert' must be set");
     }
     if expr.trim().is_empty() {
-        return fail(raw.expr.as_ref().map_or(here, |e| place(e)), "field 'expr' must be set in rule");
+        return fail(
+            raw.expr.as_ref().map_or(here, |e| place(e)),
+            "field 'expr' must be set in rule",
+        );
     }
     let parsed = match language {
         Language::PromQl => Some(obs_promql::parse(&expr).map_err(|e| {
@@ -342,9 +340,8 @@ fn read_document(text: &str, out: &mut RuleFile, seen: &mut BTreeSet<String>) {
             // A Kubernetes object holds the file in one of its fields.
             match serde_saphyr::from_str::<RawObject>(text) {
                 Ok(RawObject { kind, spec: Some(spec), .. }) if kind == "PrometheusRule" => {
-                    out.warnings.push(
-                        "a PrometheusRule object, not a rule file: its spec was read".into(),
-                    );
+                    out.warnings
+                        .push("a PrometheusRule object, not a rule file: its spec was read".into());
                     spec
                 }
                 Ok(RawObject { kind, data: Some(data), .. }) if kind == "ConfigMap" => {
@@ -396,7 +393,13 @@ mod tests {
         );
         let texts: Vec<String> = f.errors.iter().map(ToString::to_string).collect();
         assert_eq!(texts.len(), 4, "{texts:?}");
-        assert!(texts[0].starts_with("5:11: group \"g\", rule 1, \"a\": could not parse expression: 1:5: parse error"), "{}", texts[0]);
+        assert!(
+            texts[0].starts_with(
+                "5:11: group \"g\", rule 1, \"a\": could not parse expression: 1:5: parse error"
+            ),
+            "{}",
+            texts[0]
+        );
         assert!(texts[1].contains("rule 2, \"Bc\": only one of 'record' and 'alert' must be set"));
         assert!(texts[2].contains("annotation \"s\": "), "{}", texts[2]);
         assert!(texts[3].contains("\"g\" is repeated in the same file"));

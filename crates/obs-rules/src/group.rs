@@ -173,9 +173,9 @@ impl Group {
         let names: HashSet<&str> = self.rules.iter().map(|r| r.rule.name()).collect();
         self.rules.iter().all(|r| match &r.rule.query.expr {
             None => true,
-            Some(e) => !crate::lint::metric_names(e).iter().any(|n| {
-                n.as_deref().is_none_or(|n| names.contains(n) || n.starts_with("ALERTS"))
-            }),
+            Some(e) => !crate::lint::metric_names(e)
+                .iter()
+                .any(|n| n.as_deref().is_none_or(|n| names.contains(n) || n.starts_with("ALERTS"))),
         })
     }
 }
@@ -216,10 +216,7 @@ impl RuleState {
                 let found = self.found(&name, &annotations, rows, around)?;
                 if limit > 0 && found.len() > limit {
                     self.alerts.clear();
-                    return Err(format!(
-                        "exceeded limit of {limit} with {} alerts",
-                        found.len()
-                    ));
+                    return Err(format!("exceeded limit of {limit} with {} alerts", found.len()));
                 }
                 if !self.restored {
                     self.restored = true;

@@ -96,7 +96,9 @@ fn look(e: &Expr, is_alert: bool, found: &mut dyn FnMut(&'static str, String)) {
         {
             found(
                 "ratio-without-aggregation",
-                format!("both sides of {e} are the same metric without aggregation: each series is divided by itself, so the result is always 1; aggregate both sides by the same labels"),
+                format!(
+                    "both sides of {e} are the same metric without aggregation: each series is divided by itself, so the result is always 1; aggregate both sides by the same labels"
+                ),
             );
             return;
         }

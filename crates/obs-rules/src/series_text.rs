@@ -1,8 +1,6 @@
 //! Series as rule tests write them: `metric{a="b"} 0+1x10 _ stale {{schema:0 buckets:[1 2]}}`.
 
-use obs_model::{
-    Histogram, Labels, MatchOp, ResetHint, STALE_NAN_BITS, SampleValue,
-};
+use obs_model::{Histogram, Labels, MatchOp, ResetHint, STALE_NAN_BITS, SampleValue};
 use obs_promql::ast::Expr;
 
 /// Values past which a series is refused.
@@ -186,8 +184,14 @@ mod tests {
             };
             values(text).unwrap().iter().map(one).collect::<Vec<_>>()
         };
-        assert_eq!(floats("1+2x3 _ 5 _x2 4x1 1-1x2 -2"), [1., 3., 5., 7., -1., 5., -1., -1., 4., 4., 1., 0., -1., -2.]);
-        assert_eq!(floats("{{count:2}}+{{count:3}}x2 {{schema:0 count:9 buckets:[4 5]}}"), [2., 5., 8., 9.]);
+        assert_eq!(
+            floats("1+2x3 _ 5 _x2 4x1 1-1x2 -2"),
+            [1., 3., 5., 7., -1., 5., -1., -1., 4., 4., 1., 0., -1., -2.]
+        );
+        assert_eq!(
+            floats("{{count:2}}+{{count:3}}x2 {{schema:0 count:9 buckets:[4 5]}}"),
+            [2., 5., 8., 9.]
+        );
         assert!(matches!(&values("stale").unwrap()[0], Some(v) if v.is_stale()));
         for bad in ["a", "1x", "{{schema:0", "{{nope:1}}", "1+x3"] {
             assert!(values(bad).is_err(), "{bad}");

@@ -226,8 +226,9 @@ pub fn run(
     load: &dyn Fn(&str) -> Result<Vec<(String, String)>, String>,
     only: &dyn Fn(&str) -> bool,
 ) -> Result<Verdict, String> {
-    let raw: RawFile = serde_saphyr::from_str(text)
-        .map_err(|e| e.without_snippet().to_string().lines().next().unwrap_or_default().to_owned())?;
+    let raw: RawFile = serde_saphyr::from_str(text).map_err(|e| {
+        e.without_snippet().to_string().lines().next().unwrap_or_default().to_owned()
+    })?;
     let interval = time(raw.evaluation_interval.as_deref(), 60_000)?.max(1);
     let mut files: Vec<(String, RuleFile)> = Vec::new();
     for pattern in &raw.rule_files {
@@ -424,9 +425,8 @@ fn check_expr(
             if rows.is_empty() {
                 return "nil".to_owned();
             }
-            let one = |(l, v): &(Labels, SampleValue)| {
-                format!("\n            {l} {}", value_text(v))
-            };
+            let one =
+                |(l, v): &(Labels, SampleValue)| format!("\n            {l} {}", value_text(v));
             rows.iter().map(one).collect::<String>()
         };
         fail(format!("{head}\n        exp: {}\n        got: {}", text(&want), text(&got)));
@@ -449,11 +449,16 @@ mod tests {
     #[test]
     fn a_good_test_passes_and_a_wrong_one_says_why() {
         assert_eq!(verdict(TEST), Ok(Vec::new()));
-        let wrong = TEST.replace("eval_time: 6m", "eval_time: 8m").replace("value: 1\n", "value: 2\n");
+        let wrong =
+            TEST.replace("eval_time: 6m", "eval_time: 8m").replace("value: 1\n", "value: 2\n");
         let failures = verdict(&wrong).unwrap();
         assert_eq!(failures.len(), 2, "{failures:#?}");
         assert!(failures[0].contains("alertname: Down, time: 8m"));
-        assert!(failures[1].contains("got: \n            job:up:sum{job=\"a\"} 1"), "{}", failures[1]);
+        assert!(
+            failures[1].contains("got: \n            job:up:sum{job=\"a\"} 1"),
+            "{}",
+            failures[1]
+        );
         assert!(verdict("testz: []").unwrap_err().contains("testz"));
     }
 }

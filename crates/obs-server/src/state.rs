@@ -65,8 +65,16 @@ pub enum AdminApi {
     On,
 }
 
+/// What collects and evaluates on its own.
+#[derive(Debug, Clone)]
+pub struct Workers {
+    pub scrape: obs_collect::manager::Manager,
+    pub rules: Arc<obs_rules::driver::Manager>,
+}
+
 type Clock = Arc<dyn Fn() -> TimestampNs + Send + Sync>;
 type Probe = Arc<dyn Fn() -> Result<(), AppendError> + Send + Sync>;
+type Quit = Arc<dyn Fn() + Send + Sync>;
 type Reload = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
 /// Handles to everything a handler may use; cheap to clone.
@@ -87,6 +95,11 @@ pub struct AppState {
     /// Re-reads the configuration.
     pub reload: Reload,
     pub draining: Arc<AtomicBool>,
+    pub workers: Workers,
+    /// Ends the process as SIGTERM does, when that is allowed over HTTP.
+    pub quit: Option<Quit>,
+    /// The command line's settings, for the API that shows them.
+    pub flags: Arc<Vec<(String, String)>>,
     /// The configuration in force, secrets removed, as YAML.
     pub config_text: Arc<str>,
     pub(crate) gate: Arc<Semaphore>,
@@ -114,6 +127,9 @@ pub struct Parts {
     pub probe: Probe,
     pub reload: Reload,
     pub config_text: String,
+    pub workers: Workers,
+    pub quit: Option<Quit>,
+    pub flags: Vec<(String, String)>,
 }
 
 impl fmt::Debug for Parts {
@@ -139,6 +155,9 @@ impl AppState {
             probe: p.probe,
             reload: p.reload,
             draining: Arc::new(AtomicBool::new(false)),
+            workers: p.workers,
+            quit: p.quit,
+            flags: Arc::new(p.flags),
             config_text: p.config_text.into(),
             gate,
             memory: p.memory,

@@ -383,7 +383,8 @@ fn slice(args: &[Value]) -> Result<Value, String> {
     let Some((first, bounds)) = args.split_first() else {
         return Err("slice of untyped nil".into());
     };
-    let len = first.len().ok_or_else(|| format!("can't slice item of type {}", first.type_name()))?;
+    let len =
+        first.len().ok_or_else(|| format!("can't slice item of type {}", first.type_name()))?;
     let bound = |i: usize, default: usize| match bounds.get(i) {
         None => Ok(default),
         Some(Value::Int(n)) => usize::try_from(*n)

@@ -259,12 +259,18 @@ impl<'a> Lexer<'a> {
                 'U' => (digits(8, 16), 8),
                 _ => (None, 0),
             };
-            let Some(decoded) = decoded else { return self.fail("invalid escape in quoted string") };
+            let Some(decoded) = decoded else {
+                return self.fail("invalid escape in quoted string");
+            };
             out.push(decoded);
             for _ in 0..skip {
                 chars.next();
             }
         }
-        self.fail(if quote == '`' { "unterminated raw quoted string" } else { "unterminated quoted string" })
+        self.fail(if quote == '`' {
+            "unterminated raw quoted string"
+        } else {
+            "unterminated quoted string"
+        })
     }
 }

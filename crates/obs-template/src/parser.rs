@@ -65,8 +65,8 @@ enum End {
 
 /// Functions that are part of the language.
 pub(crate) const BUILT_IN: [&str; 19] = [
-    "and", "call", "html", "index", "slice", "js", "len", "not", "or", "print", "printf", "println",
-    "urlquery", "eq", "ne", "lt", "le", "gt", "ge",
+    "and", "call", "html", "index", "slice", "js", "len", "not", "or", "print", "printf",
+    "println", "urlquery", "eq", "ne", "lt", "le", "gt", "ge",
 ];
 
 pub(crate) fn parse(
@@ -182,13 +182,10 @@ impl Parser<'_> {
                 self.at += 1;
                 let Token::Str(name) = self.next() else {
                     self.at -= 1;
-                    return self.fail(format!("unexpected {} in {word} clause", describe(self.peek())));
+                    return self
+                        .fail(format!("unexpected {} in {word} clause", describe(self.peek())));
                 };
-                let dot = if word == "block" {
-                    Some(self.pipeline("block clause")?)
-                } else {
-                    None
-                };
+                let dot = if word == "block" { Some(self.pipeline("block clause")?) } else { None };
                 self.close(&format!("{word} clause"))?;
                 // Variables do not reach into another template.
                 let outer = std::mem::replace(&mut self.variables, vec!["$".into()]);

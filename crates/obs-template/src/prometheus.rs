@@ -79,7 +79,9 @@ fn part(v: &Value, name: &str) -> Option<Value> {
 fn text<'v>(args: &'v [Value], i: usize) -> Result<&'v str, String> {
     match args.get(i) {
         Some(Value::Str(s)) => Ok(s),
-        Some(other) => Err(format!("wrong type for value; expected string; got {}", other.type_name())),
+        Some(other) => {
+            Err(format!("wrong type for value; expected string; got {}", other.type_name()))
+        }
         None => Err(format!("wrong number of args: want at least {} got {}", i + 1, args.len())),
     }
 }
@@ -299,13 +301,19 @@ impl Context<'_> {
                 let list = (self.query)(q)?;
                 Ok(Value::from(list.into_iter().map(sample_value).collect::<Vec<_>>()))
             }),
-            "first" => args.first().ok_or("wrong number of args".into()).and_then(samples).and_then(
-                |l| l.first().cloned().ok_or("first() called on vector with no elements".into()),
-            ),
-            "label" => text(args, 0).and_then(|l| match args.get(1).and_then(|s| part(s, "Labels")) {
-                Some(Value::Texts(m)) => Ok(m.get(l).map(String::as_str).unwrap_or_default().into()),
-                _ => Err("label needs a sample".into()),
-            }),
+            "first" => {
+                args.first().ok_or("wrong number of args".into()).and_then(samples).and_then(|l| {
+                    l.first().cloned().ok_or("first() called on vector with no elements".into())
+                })
+            }
+            "label" => {
+                text(args, 0).and_then(|l| match args.get(1).and_then(|s| part(s, "Labels")) {
+                    Some(Value::Texts(m)) => {
+                        Ok(m.get(l).map(String::as_str).unwrap_or_default().into())
+                    }
+                    _ => Err("label needs a sample".into()),
+                })
+            }
             "value" => args
                 .first()
                 .and_then(|s| part(s, "Value"))
@@ -316,9 +324,9 @@ impl Context<'_> {
                 }
                 _ => Err("strvalue needs a sample".into()),
             },
-            "args" => Ok(Value::map(
-                args.iter().enumerate().map(|(i, v)| (format!("arg{i}"), v.clone())),
-            )),
+            "args" => {
+                Ok(Value::map(args.iter().enumerate().map(|(i, v)| (format!("arg{i}"), v.clone()))))
+            }
             "reReplaceAll" => (|| {
                 let (pattern, replacement, s) = (text(args, 0)?, text(args, 1)?, text(args, 2)?);
                 Ok(regex_of(pattern)?.replace_all(s, replacement).into_owned().into())
@@ -445,24 +453,48 @@ mod tests {
             ("{{ humanizeDuration .Value }}", "20m 34s"),
             ("{{ humanizeDuration 0.0012 }}", "1.2ms"),
             ("{{ humanizeTimestamp 1435065584.128 }}", "2015-06-23 13:19:44.128 +0000 UTC"),
-            ("{{ range query \"metric\" | sortByLabel \"instance\" }}{{.Labels.instance}}={{.Value}};{{end}}", "a=11;b:9090=21;"),
+            (
+                "{{ range query \"metric\" | sortByLabel \"instance\" }}{{.Labels.instance}}={{.Value}};{{end}}",
+                "a=11;b:9090=21;",
+            ),
             ("{{ with query \"none\" }}some{{ else }}no{{ end }}", "no"),
             ("{{ query \"metric\" | first | value }}", "21"),
             ("{{ query \"metric\" | first | label \"instance\" | stripPort }}", "b"),
-            ("{{ if gt $value 1000.0 }}big{{ else if gt $value 10.0 }}mid{{ else }}small{{ end }}", "big"),
+            (
+                "{{ if gt $value 1000.0 }}big{{ else if gt $value 10.0 }}mid{{ else }}small{{ end }}",
+                "big",
+            ),
             ("{{- /* nothing */ -}}  a {{- \" b\" }}", "a b"),
-            ("{{ range $i, $x := (query \"metric\") }}{{ if $i }},{{ end }}{{ $x.Value }}{{ end }}", "21,11"),
+            (
+                "{{ range $i, $x := (query \"metric\") }}{{ if $i }},{{ end }}{{ $x.Value }}{{ end }}",
+                "21,11",
+            ),
             ("{{ define \"t\" }}<{{ . }}>{{ end }}{{ template \"t\" $labels.job }}", "<api>"),
-            ("{{ define \"u\" }}{{ .arg0 }}-{{ .arg1 }}{{ end }}{{ template \"u\" (args 1 \"b\") }}", "1-b"),
+            (
+                "{{ define \"u\" }}{{ .arg0 }}-{{ .arg1 }}{{ end }}{{ template \"u\" (args 1 \"b\") }}",
+                "1-b",
+            ),
             ("{{ define \"v\" }}v{{ . }}{{ end }}{{ tmpl \"v\" 1 | toUpper }}", "V1"),
             ("{{ reReplaceAll \"a(.)i\" \"<$1>\" $labels.job }}", "<p>"),
             ("{{ if match \"^a\" $labels.job }}yes{{ end }}", "yes"),
-            ("{{ $labels.job | toUpper | title }} {{ len \"abc\" }} {{ eq 1 2 1 }} {{ and 1 0 }}", "API 3 true 0"),
-            ("{{ externalURL }} {{ pathPrefix }} {{ graphLink \"up == 0\" }}", "http://x:9090/path/ /path /graph?g0.expr=up+%3D%3D+0&g0.tab=0"),
-            ("{{ parseDuration \"1h2m\" }} {{ index $labels \"job\" }} {{ print 1 2 \"x\" }}", "3720 api 1 2x"),
+            (
+                "{{ $labels.job | toUpper | title }} {{ len \"abc\" }} {{ eq 1 2 1 }} {{ and 1 0 }}",
+                "API 3 true 0",
+            ),
+            (
+                "{{ externalURL }} {{ pathPrefix }} {{ graphLink \"up == 0\" }}",
+                "http://x:9090/path/ /path /graph?g0.expr=up+%3D%3D+0&g0.tab=0",
+            ),
+            (
+                "{{ parseDuration \"1h2m\" }} {{ index $labels \"job\" }} {{ print 1 2 \"x\" }}",
+                "3720 api 1 2x",
+            ),
             ("{{ stripDomain \"a.b.c:90\" }} {{ stripDomain \"1.2.3.4:90\" }}", "a:90 1.2.3.4:90"),
             ("{{ $x := 1 }}{{ if true }}{{ $x = 2 }}{{ end }}{{ $x }}", "2"),
-            ("{{ range $k, $v := $labels }}{{ if eq $k \"job\" }}{{ continue }}{{ end }}{{ $k }}={{ $v }}{{ end }}", "le=0.5"),
+            (
+                "{{ range $k, $v := $labels }}{{ if eq $k \"job\" }}{{ continue }}{{ end }}{{ $k }}={{ $v }}{{ end }}",
+                "le=0.5",
+            ),
         ];
         for (template, want) in cases {
             assert_eq!(expand(template).as_deref(), Ok(want), "{template}");
@@ -481,8 +513,14 @@ mod tests {
             ("{{ query \"bad\" }}", "cannot evaluate bad"),
             ("{{ \"x\" | humanize }}", "invalid syntax"),
             ("{{ .Value.foo }}", "can't evaluate field foo"),
-            ("{{ define \"r\" }}{{ template \"r\" }}{{ end }}{{ template \"r\" }}", "deeper than 50"),
-            ("{{ range 999999999 }}{{ range 999999999 }}{{ 1 | print }}{{ end }}{{ end }}", "more than"),
+            (
+                "{{ define \"r\" }}{{ template \"r\" }}{{ end }}{{ template \"r\" }}",
+                "deeper than 50",
+            ),
+            (
+                "{{ range 999999999 }}{{ range 999999999 }}{{ 1 | print }}{{ end }}{{ end }}",
+                "more than",
+            ),
         ];
         for (template, want) in cases {
             let got = expand(template).unwrap_err();

@@ -74,7 +74,9 @@ impl From<Vec<Self>> for Value {
 
 impl Value {
     /// Builds a map of texts.
-    pub fn texts<N: Into<String>, V: Into<String>>(pairs: impl IntoIterator<Item = (N, V)>) -> Self {
+    pub fn texts<N: Into<String>, V: Into<String>>(
+        pairs: impl IntoIterator<Item = (N, V)>,
+    ) -> Self {
         Self::Texts(Arc::new(pairs.into_iter().map(|(n, v)| (n.into(), v.into())).collect()))
     }
 

@@ -33,6 +33,8 @@ pub(crate) enum Command {
     Send(SendArgs),
     /// Check files without running anything.
     Check(CheckArgs),
+    /// Run tests of rules.
+    Test(TestArgs),
     /// Check every byte of a data directory that no server has open.
     Verify(VerifyArgs),
     /// Copy everything a running server has acknowledged into a new directory.
@@ -57,6 +59,9 @@ pub(crate) struct ServeArgs {
     /// Generate the telemetry of a small LLM platform.
     #[arg(long)]
     pub(crate) demo: bool,
+    /// Let POST /-/quit end the server.
+    #[arg(long)]
+    pub(crate) enable_lifecycle: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -139,13 +144,61 @@ pub(crate) struct CheckArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum CheckWhat {
-    /// Check configuration files.
+    /// Check configuration files: observatory.yaml and prometheus.yml.
     Config {
         #[arg(required = true)]
         files: Vec<PathBuf>,
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Check rule files, and look for rules that are valid and still wrong.
+    Rules {
+        /// Rule files, or pack:NAME for one that is built in.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// File with the names of all metrics there are; a rule that reads another is a finding.
+        #[arg(long, value_name = "FILE")]
+        metrics: Option<PathBuf>,
+        /// Check the syntax only.
+        #[arg(long)]
+        no_lint: bool,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct TestArgs {
+    #[command(subcommand)]
+    pub(crate) what: TestWhat,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TestWhat {
+    /// Run unit tests in promtool's format.
+    Rules {
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// Run tests whose name matches this pattern only; may be repeated.
+        #[arg(long, value_name = "REGEX")]
+        run: Vec<String>,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+}
+
+pub(crate) fn check(a: &CheckArgs) -> Result<ExitCode> {
+    match &a.what {
+        CheckWhat::Config { files, output } => crate::config::check(files, output.output),
+        CheckWhat::Rules { files, metrics, no_lint, output } => {
+            crate::rules_cli::check(files, metrics.as_deref(), *no_lint, output.output)
+        }
+    }
+}
+
+pub(crate) fn test(a: &TestArgs) -> Result<ExitCode> {
+    let TestWhat::Rules { files, run, output } = &a.what;
+    crate::rules_cli::test(files, run, output.output)
 }
 
 #[derive(Debug, ClapArgs)]

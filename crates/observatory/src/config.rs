@@ -1,7 +1,8 @@
 //! The configuration file: raw YAML → validated settings.
 
-use crate::cli::{CheckArgs, CheckWhat, Output, complain, say};
+use crate::cli::{Output, complain, say};
 use crate::limits::{self, RawLimits};
+use crate::prometheus::{RawProfile, RawPrometheus, Settings};
 use crate::retention::{self, RawRetention};
 use crate::tier::{RawTier, TierSettings};
 use anyhow::Result;
@@ -34,6 +35,8 @@ struct Raw {
     limits: RawLimits,
     prices: RawPrices,
     retention: RawRetention,
+    prometheus: RawPrometheus,
+    profile: Option<RawProfile>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -72,22 +75,14 @@ pub(crate) struct Config {
     /// Whether data may be deleted over the API; when absent, on loopback listeners.
     pub(crate) admin_api: Option<bool>,
     pub(crate) tier: Option<TierSettings>,
+    pub(crate) prometheus: Settings,
     /// The file as it was read, for the API that shows it.
     pub(crate) text: String,
 }
 
 /// Sections that belong to the configuration but are not read yet.
-const LATER: [&str; 9] = [
-    "tenants",
-    "prometheus",
-    "alertmanager",
-    "loki",
-    "promtail",
-    "sampling",
-    "budgets",
-    "grafana",
-    "outbound",
-];
+const LATER: [&str; 8] =
+    ["tenants", "alertmanager", "loki", "promtail", "sampling", "budgets", "grafana", "outbound"];
 
 /// Environment names of the Compose files that this product replaces, and the listener they move.
 const PORT_VARIABLES: [(&str, Listener); 6] = [
@@ -100,7 +95,7 @@ const PORT_VARIABLES: [(&str, Listener); 6] = [
 ];
 
 /// Replaces `${NAME}` and `${NAME:-default}`; comments are left alone.
-fn expand(
+pub(crate) fn expand(
     text: &str,
     file: &str,
     env: &dyn Fn(&str) -> Option<String>,
@@ -283,7 +278,9 @@ pub(crate) fn load(
     let price_files = raw.prices.files.into_iter().map(|p| base.join(p)).collect();
     let admin_api = raw.data.admin_api;
     let tier = raw.data.tier.map(TierSettings::read).transpose().map_err(&fail)?;
-    let config = Config { store, listen, server, ingest, price_files, admin_api, tier, text };
+    let prometheus = Settings::read(raw.prometheus, raw.profile, &base).map_err(&fail)?;
+    let config =
+        Config { store, listen, server, ingest, price_files, admin_api, tier, prometheus, text };
     config.prices()?;
     Ok(config)
 }
@@ -319,22 +316,37 @@ pub(crate) fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|v| !v.is_empty())
 }
 
-pub(crate) fn check(a: &CheckArgs) -> Result<ExitCode> {
-    let CheckWhat::Config { files, output } = &a.what;
+/// Returns whether a file is one of Prometheus rather than ours, by its sections.
+fn is_prometheus(file: &Path) -> bool {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let has =
+        |key: &str| text.lines().any(|l| l.strip_prefix(key).is_some_and(|r| r.starts_with(':')));
+    ["global", "scrape_configs", "rule_files", "alerting", "remote_write"].iter().any(|k| has(k))
+}
+
+/// Checks a configuration with the files that it names.
+fn check_one(file: &Path) -> Result<(), ConfigError> {
+    if is_prometheus(file) {
+        return crate::prometheus::read_config(file).map(|_| ());
+    }
+    load(Some(file), None, &[], &environment)?.prometheus.load("").map(|_| ())
+}
+
+pub(crate) fn check(files: &[PathBuf], output: Output) -> Result<ExitCode> {
     let mut failures = Vec::new();
     for f in files {
-        match load(Some(f), None, &[], &environment) {
-            Ok(_) if output.output == Output::Text => say(&format!("{}: ok", f.display())),
-            Ok(_) => {}
+        match check_one(f) {
+            Ok(()) if output == Output::Text => say(&format!("{}: ok", f.display())),
+            Ok(()) => {}
             Err(e) => {
-                if output.output == Output::Text {
+                if output == Output::Text {
                     complain(&e.to_string());
                 }
                 failures.push(e);
             }
         }
     }
-    if output.output == Output::Json {
+    if output == Output::Json {
         let list: Vec<_> = failures.iter().map(|e| serde_json::json!({"file": e.file, "line": e.place.map(|p| p.0), "column": e.place.map(|p| p.1), "message": e.message})).collect();
         say(&serde_json::json!({"ok": failures.is_empty(), "errors": list}).to_string());
     }

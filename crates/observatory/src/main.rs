@@ -7,7 +7,10 @@ mod config;
 mod demo;
 mod limits;
 mod memory;
+mod notifier;
+mod prometheus;
 mod retention;
+mod rules_cli;
 mod send;
 mod serve;
 mod tier;
@@ -25,7 +28,8 @@ fn main() -> ExitCode {
         cli::Command::Serve(a) => serve::run(&a),
         cli::Command::Query(a) => client::query(&a),
         cli::Command::Send(a) => send::run(&a),
-        cli::Command::Check(a) => config::check(&a),
+        cli::Command::Check(a) => cli::check(&a),
+        cli::Command::Test(a) => cli::test(&a),
         cli::Command::Verify(a) => cli::verify(&a),
         cli::Command::Backup(a) => backup::backup(&a),
         cli::Command::Restore(a) => backup::restore(&a),

@@ -3,12 +3,13 @@
 use crate::cli::{ServeArgs, UsageError, VERSION, say};
 use crate::config::{self, Address, Config};
 use crate::demo;
+use crate::prometheus::Running;
 use crate::tier;
 use anyhow::{Context as _, Result};
 use obs_ingest::{Ingest, Telemetry};
 use obs_model::{Append as _, MemoryPool, TenantId, TimestampNs, WriteBatch};
 use obs_server::state::Parts;
-use obs_server::{AdminApi, AppState, Listener, router, serve_grpc};
+use obs_server::{AdminApi, AppState, Listener, RuleEngine, router, serve_grpc};
 use obs_storage::Store;
 use obs_storage::vfs::OsVfs;
 use std::collections::BTreeMap;
@@ -77,21 +78,26 @@ pub(crate) fn run(a: &ServeArgs) -> Result<ExitCode> {
         .enable_all()
         .build()
         .context("failed to start the runtime")?;
-    let (file, data) = (a.config.clone(), a.data.clone());
-    let reload_prices = move |ingest: &Ingest| -> Result<(), String> {
-        let fresh = config::load(file.as_deref(), data.as_deref(), &flags, &config::environment)
-            .map_err(|e| e.to_string())?;
-        ingest.set_prices(fresh.prices().map_err(|e| e.to_string())?);
-        Ok(())
-    };
-    runtime.block_on(serve(config, a.demo, Arc::new(reload_prices)))?;
+    let (file, data, listen) = (a.config.clone(), a.data.clone(), flags.clone());
+    let again =
+        move || config::load(file.as_deref(), data.as_deref(), &listen, &config::environment);
+    let options =
+        ServeOptions { demo: a.demo, quit_over_http: a.enable_lifecycle, again: Arc::new(again) };
+    runtime.block_on(serve(config, options))?;
     runtime.shutdown_timeout(Duration::from_secs(1));
     Ok(ExitCode::SUCCESS)
 }
 
-type ReloadPrices = Arc<dyn Fn(&Ingest) -> Result<(), String> + Send + Sync>;
+/// How the server runs, apart from its configuration.
+struct ServeOptions {
+    demo: bool,
+    /// Whether `/-/quit` ends the process.
+    quit_over_http: bool,
+    /// Reads the configuration again.
+    again: Arc<dyn Fn() -> Result<Config, config::ConfigError> + Send + Sync>,
+}
 
-async fn serve(config: Config, demo: bool, reload_prices: ReloadPrices) -> Result<()> {
+async fn serve(config: Config, options: ServeOptions) -> Result<()> {
     let dir = config.store.dir.clone();
     let mut signals = Signals::new()?;
     let sockets = bind(&config).await?;
@@ -104,6 +110,18 @@ async fn serve(config: Config, demo: bool, reload_prices: ReloadPrices) -> Resul
     let telemetry = Telemetry::new().context("failed to register metrics")?;
     let ingest =
         Ingest::new(Arc::new(store.clone()), config.ingest.clone(), config.prices()?, telemetry);
+    let engine = RuleEngine {
+        source: Arc::new(store.clone()),
+        tenant: TenantId::default(),
+        memory: config.store.memory.clone(),
+        samples_max: config.server.query_samples_max,
+        bytes_max: config.server.query_bytes_max,
+        runtime: tokio::runtime::Handle::current(),
+    };
+    let running = Running::new(&ingest, Arc::new(store.clone()), Arc::new(engine));
+    let external_url = external_url(&sockets);
+    let loaded = config.prometheus.load(&external_url)?;
+    let quit = CancellationToken::new();
     let state = AppState::new(Parts {
         source: Arc::new(store.clone()),
         store: Arc::new(store.clone()),
@@ -118,11 +136,27 @@ async fn serve(config: Config, demo: bool, reload_prices: ReloadPrices) -> Resul
             Arc::new(move || store.check_writable())
         },
         reload: {
-            let (ingest, reload) = (ingest.clone(), reload_prices.clone());
-            Arc::new(move || reload(&ingest))
+            let (ingest, running, again) = (ingest.clone(), running.clone(), options.again.clone());
+            let runtime = tokio::runtime::Handle::current();
+            Arc::new(move || {
+                let fresh = again().map_err(|e| e.to_string())?;
+                let prices = fresh.prices().map_err(|e| e.to_string())?;
+                let loaded = fresh.prometheus.load(&external_url).map_err(|e| e.to_string())?;
+                let _entered = runtime.enter();
+                running.apply(loaded)?;
+                ingest.set_prices(prices);
+                Ok(())
+            })
         },
         config_text: config.text.clone(),
+        workers: running.workers.clone(),
+        quit: options.quit_over_http.then(|| {
+            let quit = quit.clone();
+            Arc::new(move || quit.cancel()) as Arc<dyn Fn() + Send + Sync>
+        }),
+        flags: flags_of(&config, &options),
     });
+    running.apply(loaded).map_err(UsageError)?;
     publish_limits(&config, ingest.telemetry());
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
@@ -147,13 +181,17 @@ async fn serve(config: Config, demo: bool, reload_prices: ReloadPrices) -> Resul
     if let Some(ui) = endpoints.get(Listener::Ui.name()) {
         say(&format!("open http://{ui}/"));
     }
-    if demo {
+    if options.demo {
         let otlp = endpoints.get(Listener::OtlpHttp.name()).or(endpoints.get(Listener::Ui.name()));
         let address = *otlp.context("--demo needs the otlp-http or the ui listener")?;
         tasks.spawn(demo::run(address, stop.clone()));
     }
-    signals.wait(&state).await;
+    tokio::select! {
+        () = signals.wait(&state) => {}
+        () = quit.cancelled() => {}
+    }
     tracing::info!("draining");
+    running.stop().await;
     state.draining.store(true, Ordering::Relaxed);
     stop.cancel();
     let drained =
@@ -171,6 +209,39 @@ async fn serve(config: Config, demo: bool, reload_prices: ReloadPrices) -> Resul
         .context("failed to close the store")?;
     let _ = std::fs::remove_file(dir.join("endpoints.json"));
     Ok(())
+}
+
+/// Address of the page, for links in alerts.
+fn external_url(sockets: &Sockets) -> String {
+    let of = |listener: Listener| {
+        let socket = sockets.iter().find(|s| s.0 == listener)?;
+        socket.1.local_addr().ok().map(|a| format!("http://{a}"))
+    };
+    of(Listener::Prometheus).or_else(|| of(Listener::Ui)).unwrap_or_default()
+}
+
+/// The settings as Prometheus names its flags.
+fn flags_of(config: &Config, options: &ServeOptions) -> Vec<(String, String)> {
+    let file = config.prometheus.config_file.as_ref();
+    let server = &config.server;
+    let address = |l: Listener| match config.listen.iter().find(|x| x.0 == l) {
+        Some((_, Address::At(a))) => a.to_string(),
+        _ => String::new(),
+    };
+    [
+        ("config.file", file.map_or_else(String::new, |f| f.display().to_string())),
+        ("query.lookback-delta", "5m".into()),
+        ("query.max-concurrency", server.query_concurrency.to_string()),
+        ("query.max-samples", server.query_samples_max.to_string()),
+        ("query.timeout", format!("{}s", server.query_timeout.as_secs())),
+        ("storage.tsdb.path", config.store.dir.display().to_string()),
+        ("web.enable-admin-api", (config.admin_api != Some(false)).to_string()),
+        ("web.enable-lifecycle", options.quit_over_http.to_string()),
+        ("web.enable-remote-write-receiver", "true".into()),
+        ("web.listen-address", address(Listener::Prometheus)),
+    ]
+    .map(|(n, v)| (n.to_owned(), v))
+    .to_vec()
 }
 
 fn open_store(config: &Config) -> Result<Store> {

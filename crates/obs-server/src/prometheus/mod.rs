@@ -1,5 +1,9 @@
 //! The Prometheus HTTP API.
 
+mod federate;
+mod status;
+mod syntax;
+
 use crate::params::{Params, prometheus_time, step_ms};
 use crate::run::{QueryFailure, blocking};
 use crate::state::AppState;
@@ -26,6 +30,21 @@ pub(crate) fn routes() -> Router<AppState> {
         .route("/api/v1/labels", get(labels).post(labels))
         .route("/api/v1/label/{name}/values", get(label_values))
         .route("/api/v1/metadata", get(metadata))
+        .route("/api/v1/query_exemplars", get(status::exemplars).post(status::exemplars))
+        .route("/api/v1/format_query", get(syntax::format_query).post(syntax::format_query))
+        .route("/api/v1/parse_query", get(syntax::parse_query).post(syntax::parse_query))
+        .route("/api/v1/rules", get(status::rules))
+        .route("/api/v1/alerts", get(status::alerts))
+        .route("/api/v1/alertmanagers", get(status::alertmanagers))
+        .route("/api/v1/targets", get(status::targets))
+        .route("/api/v1/targets/metadata", get(status::target_metadata))
+        .route("/api/v1/scrape_pools", get(status::scrape_pools))
+        .route("/api/v1/status/flags", get(status::flags))
+        .route("/api/v1/status/runtimeinfo", get(status::runtime_info))
+        .route("/api/v1/status/tsdb", get(status::tsdb))
+        .route("/api/v1/status/walreplay", get(status::wal_replay))
+        .route("/federate", get(federate::federate))
+        .route("/-/quit", post(status::quit).put(status::quit))
         .route("/api/v1/status/buildinfo", get(buildinfo))
         .route("/api/v1/status/config", get(config))
         .route("/-/healthy", get(|| async { "Observatory is Healthy.\n" }))
