@@ -87,6 +87,15 @@ pub fn snappy(body: &[u8], max: usize) -> Result<Vec<u8>, DecompressError> {
     }
 }
 
+/// Packs bytes as a raw snappy block.
+///
+/// # Errors
+/// When they are too many for the format, 4 GiB.
+pub fn pack_snappy(bytes: &[u8]) -> Result<Vec<u8>, DecompressError> {
+    let packed = snap::raw::Encoder::new().compress_vec(bytes);
+    packed.map_err(|_| DecompressError::TooLarge { max: u32::MAX as usize })
+}
+
 /// Reads until the end, `cap` bytes, or a ratio that no telemetry has: a bomb is refused after its
 /// first megabytes, whatever it would expand to.
 fn read_capped(

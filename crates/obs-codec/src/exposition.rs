@@ -404,8 +404,7 @@ impl<'a> Reader<'a> {
         let Some(t) = time else { return Ok((value, None)) };
         let wrong = || format!("{t:?} is no timestamp");
         let ms = if self.open {
-            let seconds =
-                float(t).filter(|s| s.is_finite() && s.abs() < 9.2e15).ok_or_else(wrong)?;
+            let seconds = float(t).filter(|s| s.is_finite()).ok_or_else(wrong)?;
             (seconds * 1000.0) as i64
         } else {
             t.parse().map_err(|_| wrong())?

@@ -7,7 +7,9 @@ pub mod compression;
 pub mod exposition;
 pub mod loki;
 pub mod otlp;
+pub mod remote_read;
 pub mod remote_write;
+pub mod remote_write2;
 
 /// Records that could be read, and what was refused.
 #[derive(Debug, Clone)]

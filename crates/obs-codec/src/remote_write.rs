@@ -5,8 +5,8 @@
 
 use crate::{DecodeError, Decoded, Rejected};
 use obs_model::{
-    Histogram, Labels, LabelsBuilder, MetricKind, MetricMetadata, ResetHint, Sample, SampleValue,
-    TimestampMs,
+    Exemplar, Histogram, Labels, LabelsBuilder, MetricKind, MetricMetadata, ResetHint, Sample,
+    SampleValue, TimestampMs,
 };
 use prost::Message;
 use std::sync::Arc;
@@ -16,20 +16,21 @@ use std::sync::Arc;
 pub struct RemoteWrite {
     pub points: Vec<(Labels, Sample)>,
     pub metadata: Vec<MetricMetadata>,
+    pub exemplars: Vec<(Labels, Exemplar)>,
 }
 
 /// Finds the label set of a series: gets its bytes and what decodes them.
 pub type Intern<'a> =
     &'a mut dyn FnMut(&[u8], &dyn Fn() -> Result<Labels, String>) -> Result<Labels, String>;
 
-fn damaged(reason: &str) -> DecodeError {
+pub(crate) fn damaged(reason: &str) -> DecodeError {
     DecodeError { format: "remote write protobuf", reason: reason.into() }
 }
 
 /// A protobuf message being read.
-struct Reader<'a>(&'a [u8]);
+pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
 
-enum Field<'a> {
+pub(crate) enum Field<'a> {
     Varint(u64),
     Fixed64(u64),
     Bytes(&'a [u8]),
@@ -37,7 +38,7 @@ enum Field<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn varint(&mut self) -> Option<u64> {
+    pub(crate) fn varint(&mut self) -> Option<u64> {
         let mut v = 0_u64;
         for (i, b) in self.0.iter().enumerate().take(10) {
             v |= u64::from(b & 0x7f) << (7 * i);
@@ -56,7 +57,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Returns the next field; `None` at the end, an error in the middle of one.
-    fn field(&mut self) -> Result<Option<(u64, Field<'a>)>, DecodeError> {
+    pub(crate) fn field(&mut self) -> Result<Option<(u64, Field<'a>)>, DecodeError> {
         if self.0.is_empty() {
             return Ok(None);
         }
@@ -113,6 +114,7 @@ fn read_series(
     // Labels come first in every sender's order; the bytes up to the first other field are them.
     let mut labels_end = 0;
     let mut scattered = false;
+    let mut exemplars = Vec::new();
     let mut r = Reader(series);
     samples.clear();
     loop {
@@ -124,6 +126,7 @@ fn read_series(
             (2, Field::Bytes(sample)) => {
                 samples.push(read_sample(sample)?);
             }
+            (3, Field::Bytes(e)) => exemplars.push(e),
             (4, Field::Bytes(h)) => match read_histogram(h)? {
                 Ok(sample) => samples.push(sample),
                 Err(reason) => rejected.add(reason),
@@ -132,17 +135,38 @@ fn read_series(
         }
     }
     let raw = if scattered { series } else { series.get(..labels_end).unwrap_or_default() };
-    if samples.is_empty() {
+    if samples.is_empty() && exemplars.is_empty() {
         return Ok(());
     }
     match intern(raw, &|| read_labels(series)) {
-        Ok(labels) => out.points.extend(samples.drain(..).map(|s| (labels.clone(), s))),
+        Ok(labels) => {
+            for e in exemplars {
+                out.exemplars.push((labels.clone(), read_exemplar(e)?));
+            }
+            out.points.extend(samples.drain(..).map(|s| (labels.clone(), s)));
+        }
         Err(reason) => rejected.add_many(samples.len() as u64, reason),
     }
     Ok(())
 }
 
+/// Exemplars are few: their labels are read as they are.
+fn read_exemplar(bytes: &[u8]) -> Result<Exemplar, DecodeError> {
+    let Sample { value, timestamp } = read_sample_at(bytes, (2, 3))?;
+    let value = if let SampleValue::Float(f) = value { f } else { f64::NAN };
+    let labels = label_pairs(bytes).map_err(|e| damaged(&e))?.build();
+    Ok(Exemplar { labels, value, timestamp_ms: Some(timestamp.millis()) })
+}
+
 fn read_labels(series: &[u8]) -> Result<Labels, String> {
+    let labels = label_pairs(series)?.build();
+    if labels.metric_name().is_empty() {
+        return Err("series has no metric name".into());
+    }
+    Ok(labels)
+}
+
+fn label_pairs(series: &[u8]) -> Result<LabelsBuilder, String> {
     let text = |b| std::str::from_utf8(b).map_err(|_| "label is not valid UTF-8".to_owned());
     let mut b = LabelsBuilder::default();
     let mut names: Vec<&str> = Vec::new();
@@ -167,20 +191,21 @@ fn read_labels(series: &[u8]) -> Result<Labels, String> {
         names.push(name);
         b.push(name, value);
     }
-    let labels = b.build();
-    if labels.metric_name().is_empty() {
-        return Err("series has no metric name".into());
-    }
-    Ok(labels)
+    Ok(b)
 }
 
-fn read_sample(bytes: &[u8]) -> Result<Sample, DecodeError> {
+pub(crate) fn read_sample(bytes: &[u8]) -> Result<Sample, DecodeError> {
+    read_sample_at(bytes, (1, 2))
+}
+
+/// Reads a value and a time from fields of these numbers.
+fn read_sample_at(bytes: &[u8], (v, t): (u64, u64)) -> Result<Sample, DecodeError> {
     let (mut value, mut time) = (0.0, 0);
     let mut r = Reader(bytes);
     while let Some((number, field)) = r.field()? {
-        match (number, field) {
-            (1, Field::Fixed64(v)) => value = f64::from_bits(v),
-            (2, Field::Varint(v)) => time = v as i64,
+        match field {
+            Field::Fixed64(bits) if number == v => value = f64::from_bits(bits),
+            Field::Varint(ms) if number == t => time = ms as i64,
             _ => {}
         }
     }
@@ -290,7 +315,7 @@ pub(crate) fn buckets(
     values.next().is_none().then_some(out)
 }
 
-fn read_histogram(bytes: &[u8]) -> Result<Result<Sample, String>, DecodeError> {
+pub(crate) fn read_histogram(bytes: &[u8]) -> Result<Result<Sample, String>, DecodeError> {
     let h = WireHistogram::decode(bytes).map_err(|e| damaged(&e.to_string()))?;
     let spans = |list: &[Span]| list.iter().map(|s| (s.offset, s.length)).collect::<Vec<_>>();
     let positive = buckets(&spans(&h.positive_spans), &h.positive_deltas, &h.positive_counts);

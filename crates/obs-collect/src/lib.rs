@@ -28,7 +28,13 @@ pub type SinkFuture<'a> = Pin<Box<dyn Future<Output = Result<(), String>> + Send
 
 /// Takes what was collected.
 pub trait Sink: Send + Sync {
-    /// Stores a batch; samples that are refused one by one are an error after the others are
+    /// Returns why a series may not be stored at all, such as too many labels.
+    ///
+    /// # Errors
+    /// With the limit that it is over.
+    fn admit(&self, labels: &Labels) -> Result<(), String>;
+
+    /// Stores a batch. Samples that are refused one by one are told in the log; the others are
     /// stored.
     fn write(&self, batch: Batch) -> SinkFuture<'_>;
 }

@@ -319,6 +319,11 @@ impl Loop {
             .filter(|l| !l.metric_name().is_empty());
         if let Some(l) = &labels {
             self.check(l)?;
+            if let Err(e) = self.sink.admit(l) {
+                tracing::warn!(url = self.url, error = e, "series is left out");
+                memory.series.insert(s.series.clone(), (None, n));
+                return Ok(None);
+            }
         }
         memory.series.insert(s.series.clone(), (labels.clone(), n));
         Ok(labels)

@@ -342,11 +342,19 @@ impl Ingest {
     ) -> Result<Labels, String> {
         self.identities.get(tenant, raw, &|| {
             let labels = build()?;
-            self.limits.of(tenant).labels(&labels).map_err(|v| {
-                self.telemetry.rejected.with_label_values(&["metrics", v.limit]).inc();
-                v.text
-            })?;
+            self.admit(tenant, &labels)?;
             Ok(labels)
+        })
+    }
+
+    /// Returns why a series may not be stored, and counts it.
+    ///
+    /// # Errors
+    /// With the limit that its labels are over.
+    pub fn admit(&self, tenant: &TenantId, labels: &Labels) -> Result<(), String> {
+        self.limits.of(tenant).labels(labels).map_err(|v| {
+            self.telemetry.rejected.with_label_values(&["metrics", v.limit]).inc();
+            v.text
         })
     }
 }

@@ -6,7 +6,7 @@ use crate::serve::wall_clock;
 use obs_collect::config::PrometheusConfig;
 use obs_collect::{Batch, Sink, SinkFuture};
 use obs_ingest::Ingest;
-use obs_model::{Append, TenantId};
+use obs_model::{Append, Labels, TenantId};
 use obs_rules::driver::{Environment, Manager};
 use obs_rules::file::RuleGroup;
 use obs_rules::group::Options;
@@ -153,6 +153,10 @@ struct IngestSink {
 }
 
 impl Sink for IngestSink {
+    fn admit(&self, labels: &Labels) -> Result<(), String> {
+        self.ingest.admit(&self.tenant, labels)
+    }
+
     fn write(&self, batch: Batch) -> SinkFuture<'_> {
         Box::pin(async move {
             self.ingest.exemplars().add(&self.tenant, batch.exemplars);
@@ -164,7 +168,15 @@ impl Sink for IngestSink {
                 .metrics(&self.tenant, batch.points, Vec::new(), batch.metadata, wall_clock())
                 .await
                 .map_err(|e| e.to_string())?;
-            if done.rejected > 0 { Err(done.reasons.join("; ")) } else { Ok(()) }
+            if done.rejected > 0 {
+                let n = done.rejected;
+                tracing::warn!(
+                    samples = n,
+                    "scraped samples were refused: {}",
+                    done.reasons.join("; ")
+                );
+            }
+            Ok(())
         })
     }
 }
