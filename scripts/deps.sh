@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what a test suite needs and this machine lacks, and says what. Does nothing twice.
-#   deps.sh build | python VENV | node WEB_DIR | chromium
+#   deps.sh build | python VENV | node WEB_DIR | chromium | prometheus
 set -euo pipefail
 
 say() { echo "deps: $*"; }
@@ -59,8 +59,12 @@ chromium)
   [ -x "${CHROME:-/usr/bin/chromium}" ] && exit 0
   debian chromium
   ;;
+prometheus)
+  # The real server and promtool; their services are not started here.
+  command -v promtool >/dev/null || debian prometheus
+  ;;
 *)
-  echo "usage: deps.sh build | python VENV | node WEB_DIR | chromium" >&2
+  echo "usage: deps.sh build | python VENV | node WEB_DIR | chromium | prometheus" >&2
   exit 2
   ;;
 esac

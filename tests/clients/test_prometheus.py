@@ -1,0 +1,288 @@
+"""A real Prometheus and promtool, from Debian, against the binary: they write, read, federate, query."""
+
+import http.server
+import json
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+from running import Server
+
+needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="Debian's prometheus is not installed")
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def wait_for(what, seconds=40):
+    """Returns what() as soon as it is true."""
+    end = time.time() + seconds
+    while time.time() < end:
+        try:
+            got = what()
+        except (urllib.error.URLError, KeyError, IndexError):
+            got = None
+        if got:
+            return got
+        time.sleep(0.2)
+    raise AssertionError("it did not happen in time")
+
+
+class Exporter:
+    """Serves a page that a test changes."""
+
+    def __init__(self, text):
+        self.text, self.posted = text, []
+        exporter = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def log_message(self, *_):
+                pass
+
+            def answer(self, status, body):
+                self.send_response(status)
+                self.send_header("Content-Type", "text/plain; version=0.0.4")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def do_GET(self):
+                if self.path.startswith("/private") and self.headers.get("Authorization") != "Bearer open sesame":
+                    return self.answer(401, b"no")
+                self.answer(200, exporter.text.encode())
+
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                exporter.posted.append((self.path, json.loads(body)))
+                self.answer(200, b"{}")
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = "127.0.0.1:%d" % self.server.server_port
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+def query(server, text):
+    return server.get("/api/v1/query", listener="prometheus", query=text)["data"]["result"]
+
+
+def value(server, text):
+    return float(query(server, text)[0]["value"][1])
+
+
+PAGE = """# HELP jobs_total Jobs done.
+# TYPE jobs_total counter
+jobs_total{queue="a",instance="inner"} 10
+jobs_total{queue="b"} 5
+# TYPE noise gauge
+noise 1
+"""
+
+RULES = """groups:
+- name: jobs
+  interval: 1s
+  rules:
+  - record: queue:jobs:sum
+    expr: sum by (queue) (jobs_total)
+  - alert: TooManyJobs
+    expr: queue:jobs:sum > 8
+    labels: {severity: page}
+    annotations: {summary: '{{ $labels.queue }} has {{ $value | humanize }} jobs on {{ $externalLabels.dc }}'}
+"""
+
+
+def test_scraping_rules_and_alerts_from_prometheus_yml(tmp_path):
+    exporter, receiver = Exporter(PAGE), Exporter("")
+    (tmp_path / "token").write_text("open sesame\n")
+    (tmp_path / "rules.yml").write_text(RULES)
+    targets = tmp_path / "targets.json"
+    targets.write_text(json.dumps([{"targets": [exporter.address], "labels": {"found": "file"}}]))
+    config = tmp_path / "prometheus.yml"
+    text = f"""
+global: {{scrape_interval: 1s, evaluation_interval: 1s, external_labels: {{dc: eu}}}}
+rule_files: [rules.yml]
+alerting:
+  alertmanagers:
+  - static_configs: [{{targets: ['{receiver.address}']}}]
+scrape_configs:
+- job_name: jobs
+  static_configs: [{{targets: ['{exporter.address}'], labels: {{team: x}}}}]
+  metric_relabel_configs: [{{source_labels: [__name__], regex: noise, action: drop}}]
+- job_name: private
+  metrics_path: /private
+  authorization: {{credentials_file: token}}
+  sample_limit: 100
+  file_sd_configs: [{{files: ['targets.json']}}]
+- job_name: closed
+  metrics_path: /private
+  static_configs: [{{targets: ['{exporter.address}']}}]
+"""
+    config.write_text(text)
+    (tmp_path / "o.yaml").write_text(f"prometheus: {{config_file: {config}}}\n")
+    server = Server(tmp_path / "data", "--config", str(tmp_path / "o.yaml"))
+    try:
+        wait_for(lambda: len(query(server, "up")) == 3)
+        up = {r["metric"]["job"]: r["value"][1] for r in query(server, "up")}
+        assert up == {"jobs": "1", "private": "1", "closed": "0"}
+        series = query(server, 'jobs_total{job="jobs",queue="a"}')[0]["metric"]
+        assert (series["exported_instance"], series["instance"], series["team"]) == ("inner", exporter.address, "x")
+        assert query(server, 'noise{job="jobs"}') == []
+        assert value(server, 'scrape_samples_scraped{job="jobs"}') == 3
+        assert value(server, 'scrape_samples_post_metric_relabeling{job="jobs"}') == 2
+        assert query(server, 'jobs_total{job="private"}')[0]["metric"]["found"] == "file"
+        shown = server.get("/api/v1/targets", listener="prometheus")["data"]["activeTargets"]
+        errors = {t["scrapePool"]: (t["health"], t["lastError"]) for t in shown}
+        assert errors["closed"] == ("down", "server returned HTTP status 401 Unauthorized")
+        assert errors["jobs"] == ("up", "")
+        metadata = server.get("/api/v1/targets/metadata", listener="prometheus", metric="jobs_total")["data"]
+        assert metadata[0]["type"] == "counter"
+
+        wait_for(lambda: value(server, 'queue:jobs:sum{queue="a"}') == 20)
+        alerts = wait_for(lambda: server.get("/api/v1/alerts", listener="prometheus")["data"]["alerts"])
+        assert {a["labels"]["queue"] for a in alerts} == {"a", "b"}
+        first = next(a for a in alerts if a["labels"]["queue"] == "a")
+        assert first["annotations"]["summary"] == "a has 20 jobs on eu"
+        assert (first["state"], first["value"]) == ("firing", "2e+01")
+        groups = server.get("/api/v1/rules", listener="prometheus")["data"]["groups"]
+        assert [r["health"] for r in groups[0]["rules"]] == ["ok", "ok"]
+        assert query(server, 'ALERTS{alertname="TooManyJobs",queue="a"}')[0]["metric"]["alertstate"] == "firing"
+        path, body = wait_for(lambda: receiver.posted and receiver.posted[0])
+        assert path == "/api/v2/alerts" and {a["labels"]["dc"] for a in body} == {"eu"}
+
+        # A series that the exporter no longer serves ends; so do its alert and the recorded series.
+        exporter.text = 'jobs_total{queue="b"} 2\n'
+        wait_for(lambda: query(server, 'jobs_total{queue="a"}') == [])
+        wait_for(lambda: query(server, 'queue:jobs:sum{queue="a"}') == [])
+        wait_for(lambda: query(server, "ALERTS") == [])
+        # So do those of a target that discovery no longer finds.
+        targets.write_text("[]")
+        wait_for(lambda: query(server, 'up{job="private"}') == [])
+
+        # A reload adds a job; a broken file changes nothing.
+        config.write_text(text + f"- job_name: more\n  static_configs: [{{targets: ['{exporter.address}']}}]\n")
+        assert reload(server) == 200
+        wait_for(lambda: value(server, 'up{job="more"}') == 1)
+        config.write_text("scrape_configs: [{job_name: a, ec2_sd_configs: []}]")
+        assert reload(server) == 500
+        assert value(server, 'up{job="more"}') == 1
+    finally:
+        server.stop()
+
+
+def reload(server):
+    url = f"http://{server.endpoints['prometheus']}/-/reload"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="POST")) as r:
+            return r.status
+    except urllib.error.HTTPError as e:
+        return e.code
+
+
+def promtool(*arguments):
+    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@needs_prometheus
+def test_a_real_prometheus_writes_reads_and_federates(tmp_path):
+    exporter = Exporter(PAGE)
+    server = Server(tmp_path / "data")
+    ours = server.endpoints["prometheus"]
+    (tmp_path / "real").mkdir()
+    config = tmp_path / "real" / "prometheus.yml"
+    config.write_text(f"""
+global: {{scrape_interval: 1s, external_labels: {{from: real}}}}
+scrape_configs:
+- job_name: jobs
+  static_configs: [{{targets: ['{exporter.address}']}}]
+- job_name: ours
+  static_configs: [{{targets: ['{server.endpoints["ui"]}']}}]
+- job_name: federate
+  honor_labels: true
+  metrics_path: /federate
+  params: {{'match[]': ['observatory_build_info', 'up']}}
+  static_configs: [{{targets: ['{ours}']}}]
+remote_write: [{{url: 'http://{ours}/api/v1/write', queue_config: {{batch_send_deadline: 1s}}}}]
+remote_read: [{{url: 'http://{ours}/api/v1/read', read_recent: true}}]
+""")
+    port = free_port()
+    command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={tmp_path}/real/data", f"--web.listen-address=127.0.0.1:{port}"]
+    real = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    there = f"http://127.0.0.1:{port}"
+
+    def ask(text):
+        with urllib.request.urlopen(f"{there}/api/v1/query?query={text}") as r:
+            return json.load(r)["data"]["result"]
+
+    try:
+        wait_for(lambda: value(server, 'jobs_total{queue="b",from="real"}') == 5)
+        wait_for(lambda: ask("up{job='ours'}")[0]["value"][1] == "1")
+        wait_for(lambda: ask("up{job='federate'}")[0]["value"][1] == "1")
+        # Only we have this series: it is read from us.
+        now = int(time.time() * 1000)
+        lines = f"only_here 7 {now}\n"
+        body = subprocess.run(["promtool", "check", "metrics"], input="only_here 7\n", capture_output=True, text=True)
+        assert body.returncode in (0, 3), lines
+        wait_for(lambda: ask("observatory_build_info") or ask("storage_pool_connections"))
+        found = wait_for(lambda: ask("count(storage_pool_connections)"))
+        assert float(found[0]["value"][1]) >= 3
+
+        url = f"http://{ours}"
+        assert 'jobs_total{' in promtool("query", "instant", url, 'jobs_total{queue="b"}')
+        start = str(int(time.time()) - 60)
+        assert "@[" in promtool("query", "range", "--start", start, url, 'jobs_total{queue="b"}')
+        assert "jobs_total" in promtool("query", "labels", url, "__name__")
+        assert 'queue="b"' in promtool("query", "series", "--match=jobs_total", url)
+        with urllib.request.urlopen(f"http://{server.endpoints['ui']}/metrics") as r:
+            page = r.read().decode()
+        check = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, text=True)
+        # 3 is advice on names; anything else is a page that is wrong.
+        assert check.returncode in (0, 3), check.stderr
+    finally:
+        real.terminate()
+        real.wait(20)
+        server.stop()
+
+
+TESTS = """rule_files: [rules.yml]
+evaluation_interval: 1m
+tests:
+- interval: 1m
+  external_labels: {dc: eu}
+  input_series:
+  - {series: 'jobs_total{queue="a"}', values: '1+2x10'}
+  alert_rule_test:
+  - {eval_time: 2m, alertname: TooManyJobs}
+  - eval_time: 5m
+    alertname: TooManyJobs
+    exp_alerts:
+    - exp_labels: {severity: page, queue: a}
+      exp_annotations: {summary: a has 11 jobs on eu}
+  promql_expr_test:
+  - expr: queue:jobs:sum
+    eval_time: 3m
+    exp_samples: [{labels: 'queue:jobs:sum{queue="a"}', value: VALUE}]
+"""
+
+
+@needs_prometheus
+@pytest.mark.parametrize("number, good", [("7", True), ("8", False)])
+def test_rule_tests_end_as_in_promtool(tmp_path, number, good):
+    (tmp_path / "rules.yml").write_text(RULES.replace("interval: 1s", "interval: 1m"))
+    tests = tmp_path / "tests.yml"
+    tests.write_text(TESTS.replace("VALUE", number))
+    theirs = subprocess.run(["promtool", "test", "rules", str(tests)], capture_output=True, text=True)
+    from running import BINARY
+
+    ours = subprocess.run([BINARY, "test", "rules", str(tests)], capture_output=True, text=True)
+    assert (theirs.returncode == 0, ours.returncode == 0) == (good, good), ours.stdout + ours.stderr + theirs.stderr
+    check = subprocess.run([BINARY, "check", "rules", str(tmp_path / "rules.yml")], capture_output=True, text=True)
+    assert check.returncode == 0 and "SUCCESS: 2 rules found" in check.stdout, check.stderr
