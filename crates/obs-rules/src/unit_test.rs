@@ -433,6 +433,55 @@ fn check_expr(
     }
 }
 
+/// What a group came to: firing alerts with their annotations, and a recorded series' values.
+#[cfg(test)]
+pub(crate) struct Simulated {
+    pub(crate) firing: Vec<(Labels, BTreeMap<String, String>)>,
+    pub(crate) series: BTreeMap<String, f64>,
+}
+
+/// Runs a group every minute over series with one value a minute, until `until` ms.
+#[cfg(test)]
+pub(crate) fn simulate(
+    group: &crate::file::RuleGroup,
+    series: &[(String, String)],
+    until: i64,
+    record: Option<&str>,
+) -> Simulated {
+    let memory = Memory::default();
+    for (name, values) in series {
+        let labels = series_text::labels(name).unwrap();
+        let values = series_text::values(values).unwrap();
+        let point = |(i, v): (usize, Option<SampleValue>)| {
+            let timestamp = TimestampMs::from_millis(i as i64 * 60_000);
+            Some((labels.clone(), Sample { timestamp, value: v? }))
+        };
+        memory.add(values.into_iter().enumerate().filter_map(point).collect());
+    }
+    let options = Options { interval_ms: 60_000, resend_ms: 60_000, ..Options::default() };
+    let mut g = Group::new("test", group, &options);
+    for at in (0..=until).step_by(60_000) {
+        g.evaluate(&memory, &options, at, &|_| None, &mut |points| {
+            memory.add(points);
+            Ok(())
+        });
+    }
+    let mut out = Simulated { firing: Vec::new(), series: BTreeMap::new() };
+    for r in &g.rules {
+        assert_eq!(r.health, crate::group::Health::Ok, "{}", r.rule.name());
+        let firing = r.alerts.active().into_iter().filter(|a| a.state == State::Firing);
+        out.firing.extend(firing.map(|a| (a.labels.clone(), a.annotations.clone())));
+    }
+    if let Some(name) = record {
+        let expr = obs_promql::parse(&format!("{{__name__={name:?}}}")).unwrap();
+        for (l, v) in rows_of(&memory, &expr, until).unwrap() {
+            let SampleValue::Float(f) = v else { continue };
+            out.series.insert(l.to_string(), f);
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
