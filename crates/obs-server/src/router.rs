@@ -8,6 +8,7 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
+use tower_http::compression::CompressionLayer;
 
 /// A listener by its role; its name is the one in `--listen NAME=ADDR` and `endpoints.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -77,6 +78,7 @@ pub fn router(listener: Listener, state: AppState) -> Router {
         Listener::OtlpGrpc => Router::new(),
     };
     routes
+        .layer(CompressionLayer::new())
         .layer(middleware::from_fn(partial::mark))
         .layer(middleware::from_fn_with_state((state.clone(), listener), count))
         .with_state(state)

@@ -181,6 +181,34 @@ fn check_count(k: &[f64]) -> Evaluated<()> {
     }
 }
 
+/// Adds up columns of floats alone, which most sums are; `None` for anything else. The numbers are
+/// those of [`Group`].
+fn sum_floats(op: AggregateOp, members: &[Column], steps: usize) -> Option<Vec<Slot>> {
+    if !matches!(op, AggregateOp::Sum | AggregateOp::Count) {
+        return None;
+    }
+    let mut sums = vec![KahanSum::default(); steps];
+    let mut counts = vec![0_u32; steps];
+    for c in members {
+        for ((sum, count), value) in sums.iter_mut().zip(&mut counts).zip(&c.values) {
+            match value {
+                None => {}
+                Some(SampleValue::Float(f)) => {
+                    sum.add(*f);
+                    *count += 1;
+                }
+                Some(SampleValue::Histogram(_)) => return None,
+            }
+        }
+    }
+    let result = |(sum, n): (KahanSum, u32)| match (n, op) {
+        (0, _) => None,
+        (n, AggregateOp::Count) => Some(SampleValue::Float(f64::from(n))),
+        _ => Some(SampleValue::Float(sum.value())),
+    };
+    Some(sums.into_iter().zip(counts).map(result).collect())
+}
+
 type Groups = Vec<(Labels, Vec<Column>)>;
 
 /// Keeps the samples that `keep` lets through, told the step and how many of the group it let
@@ -283,6 +311,10 @@ impl Evaluator<'_> {
     fn fold(&mut self, op: AggregateOp, groups: Vec<(Labels, Vec<Column>)>) -> Vec<Column> {
         let mut out = Vec::with_capacity(groups.len());
         for (labels, members) in groups {
+            if let Some(values) = sum_floats(op, &members, self.steps.count) {
+                out.push(Column { labels, values });
+                continue;
+            }
             let mut slots = vec![Group::default(); self.steps.count];
             for c in &members {
                 for (group, value) in slots.iter_mut().zip(&c.values) {

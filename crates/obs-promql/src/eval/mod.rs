@@ -11,6 +11,7 @@ mod format;
 mod histograms;
 mod info;
 mod range_functions;
+mod rates;
 mod selector;
 mod trim;
 mod vector_functions;

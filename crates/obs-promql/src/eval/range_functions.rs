@@ -3,6 +3,7 @@
 use crate::ast::{Expr, Pos};
 use crate::eval::aggregate::{KahanSum, add_histograms, quantile};
 use crate::eval::extended::{check_extended, extended_function};
+use crate::eval::rates;
 use crate::eval::selector::RangeVector;
 use crate::eval::{Column, Evaluated, Evaluator, Slot, format_float, merge_same_labels};
 use obs_model::{Histogram, Labels, ResetHint, Sample, SampleValue};
@@ -28,7 +29,7 @@ pub(crate) struct Window {
 ///
 /// `first`/`delta` are the first value and the increase, for counters: a counter is never
 /// extrapolated below zero.
-fn extrapolation(
+pub(crate) fn extrapolation(
     times: (i64, i64),
     count: usize,
     window: Window,
@@ -362,7 +363,8 @@ impl Evaluator<'_> {
         params: &[(f64, f64)],
         arg: &Expr,
     ) -> Evaluated<Vec<Column>> {
-        let blank = || vec![None; self.steps.count];
+        let is_rate = rates::Kind::of(name).is_some();
+        let blank = || if is_rate { Vec::new() } else { vec![None; self.steps.count] };
         self.budget
             .take(0, ranges.series.len().saturating_mul(self.steps.count).saturating_mul(24))?;
         let mut columns: Vec<Column> = ranges
@@ -370,80 +372,94 @@ impl Evaluator<'_> {
             .iter()
             .map(|s| Column { labels: s.labels.clone(), values: blank() })
             .collect();
+        let done = match rates::Kind::of(name) {
+            Some(kind) if ranges.extension.is_none() => {
+                self.float_rates(ranges, kind, &mut columns)?
+            }
+            _ => vec![false; ranges.series.len()],
+        };
         let mut problems: Vec<(usize, &'static str)> = Vec::new();
+        for (c, done) in columns.iter_mut().zip(&done) {
+            if !done {
+                c.values.resize(self.steps.count, None);
+            }
+        }
         let mut ignored: Vec<usize> = Vec::new();
         let mut points = Points::new();
         let budget = self.budget;
-        ranges.each_window(|series, step, samples| {
-            budget.check()?;
-            let end = ranges.ends.get(step).copied().unwrap_or(0);
-            let window = Window { start: end - ranges.range_ms, end };
-            let float_result = |f: f64| Some(SampleValue::Float(f));
-            let time_of = |s: &Sample| float_result(s.timestamp.millis() as f64 / 1000.0);
-            let param = params.get(step).copied().unwrap_or((f64::NAN, f64::NAN));
-            let slot = match name {
-                _ if let Some(extension) = ranges.extension => {
-                    extended_function(name, samples, window, extension).unwrap_or_else(|problem| {
+        ranges.each_window_of(
+            |i| !done.get(i).copied().unwrap_or(false),
+            |series, step, samples| {
+                budget.check()?;
+                let end = ranges.ends.get(step).copied().unwrap_or(0);
+                let window = Window { start: end - ranges.range_ms, end };
+                let float_result = |f: f64| Some(SampleValue::Float(f));
+                let time_of = |s: &Sample| float_result(s.timestamp.millis() as f64 / 1000.0);
+                let param = params.get(step).copied().unwrap_or((f64::NAN, f64::NAN));
+                let slot = match name {
+                    _ if let Some(extension) = ranges.extension => extended_function(
+                        name, samples, window, extension,
+                    )
+                    .unwrap_or_else(|problem| {
                         problems.push((series, problem));
                         None
-                    })
-                }
-                "rate" | "increase" | "delta" => {
-                    extrapolated(samples, window, name != "delta", name == "rate").unwrap_or_else(
-                        |problem| {
+                    }),
+                    "rate" | "increase" | "delta" => {
+                        extrapolated(samples, window, name != "delta", name == "rate")
+                            .unwrap_or_else(|problem| {
+                                problems.push((series, problem));
+                                None
+                            })
+                    }
+                    "irate" | "idelta" => {
+                        last_delta(samples, name == "irate").unwrap_or_else(|problem| {
                             problems.push((series, problem));
                             None
-                        },
-                    )
-                }
-                "irate" | "idelta" => {
-                    last_delta(samples, name == "irate").unwrap_or_else(|problem| {
-                        problems.push((series, problem));
-                        None
-                    })
-                }
-                "changes" | "resets" => float_result(transitions(samples, name == "resets")),
-                "last_over_time" => samples.last().map(|s| s.value.clone()),
-                "first_over_time" => samples.first().map(|s| s.value.clone()),
-                "ts_of_first_over_time" => samples.first().and_then(&time_of),
-                "ts_of_last_over_time" => samples.last().and_then(time_of),
-                "count_over_time" => float_result(samples.len() as f64),
-                "present_over_time" => float_result(1.0),
-                _ => {
-                    points.clear();
-                    points.extend(
-                        samples.iter().filter_map(|s| Some((s.timestamp.millis(), float(s)?))),
-                    );
-                    // `predict_linear` predicts from the evaluation time, not from the window's end.
-                    let at = if name == "predict_linear" { self.steps.at(step) } else { end };
-                    if points.is_empty() {
-                        of_histograms(name, samples)
-                    } else if points.len() < samples.len()
-                        && matches!(name, "sum_over_time" | "avg_over_time")
-                    {
-                        problems.push((
-                            series,
-                            "encountered a mix of histograms and floats for metric name",
-                        ));
-                        None
-                    } else {
-                        if points.len() < samples.len() && ignores_histograms(name) {
-                            ignored.push(series);
-                        }
-                        let value = if name == "double_exponential_smoothing" {
-                            smoothed_level(&points, param)
-                        } else {
-                            of_floats(name, &points, param.0, at)
-                        };
-                        value.and_then(float_result)
+                        })
                     }
+                    "changes" | "resets" => float_result(transitions(samples, name == "resets")),
+                    "last_over_time" => samples.last().map(|s| s.value.clone()),
+                    "first_over_time" => samples.first().map(|s| s.value.clone()),
+                    "ts_of_first_over_time" => samples.first().and_then(&time_of),
+                    "ts_of_last_over_time" => samples.last().and_then(time_of),
+                    "count_over_time" => float_result(samples.len() as f64),
+                    "present_over_time" => float_result(1.0),
+                    _ => {
+                        points.clear();
+                        points.extend(
+                            samples.iter().filter_map(|s| Some((s.timestamp.millis(), float(s)?))),
+                        );
+                        // `predict_linear` predicts from the evaluation time, not from the window's end.
+                        let at = if name == "predict_linear" { self.steps.at(step) } else { end };
+                        if points.is_empty() {
+                            of_histograms(name, samples)
+                        } else if points.len() < samples.len()
+                            && matches!(name, "sum_over_time" | "avg_over_time")
+                        {
+                            problems.push((
+                                series,
+                                "encountered a mix of histograms and floats for metric name",
+                            ));
+                            None
+                        } else {
+                            if points.len() < samples.len() && ignores_histograms(name) {
+                                ignored.push(series);
+                            }
+                            let value = if name == "double_exponential_smoothing" {
+                                smoothed_level(&points, param)
+                            } else {
+                                of_floats(name, &points, param.0, at)
+                            };
+                            value.and_then(float_result)
+                        }
+                    }
+                };
+                if let Some(place) = columns.get_mut(series).and_then(|c| c.values.get_mut(step)) {
+                    *place = slot;
                 }
-            };
-            if let Some(place) = columns.get_mut(series).and_then(|c| c.values.get_mut(step)) {
-                *place = slot;
-            }
-            Ok::<_, obs_model::SelectError>(())
-        })?;
+                Ok::<_, obs_model::SelectError>(())
+            },
+        )?;
         for series in ignored {
             let metric = ranges.series.get(series).map_or("", |s| s.labels.metric_name());
             let text = format!(
@@ -459,6 +475,52 @@ impl Evaluator<'_> {
             self.hint_counter(ranges, arg);
         }
         Ok(columns)
+    }
+
+    /// Fills the columns of series of floats, side by side on several threads when there are many;
+    /// returns which those are.
+    fn float_rates(
+        &self,
+        ranges: &RangeVector,
+        kind: rates::Kind,
+        columns: &mut [Column],
+    ) -> Evaluated<Vec<bool>> {
+        /// Samples and steps that are worth a thread.
+        const WORTH: usize = 1 << 20;
+        let budget = self.budget;
+        let one = |series: &[obs_model::Series], columns: &mut [Column], done: &mut [bool]| {
+            for ((s, c), done) in series.iter().zip(columns).zip(done) {
+                budget.check()?;
+                if let Some(v) = rates::of_floats(&s.samples, &ranges.ends, ranges.range_ms, kind) {
+                    c.values = v;
+                    *done = true;
+                }
+            }
+            Ok::<_, obs_model::SelectError>(())
+        };
+        let mut done = vec![false; ranges.series.len()];
+        let samples: usize = ranges.series.iter().map(|s| s.samples.len()).sum();
+        let work = samples + ranges.series.len() * self.steps.count;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = (work / WORTH + 1).min(cores);
+        let part = ranges.series.len().div_ceil(threads).max(1);
+        if threads == 1 {
+            one(&ranges.series, columns, &mut done)?;
+            return Ok(done);
+        }
+        let one = &one;
+        std::thread::scope(|scope| {
+            let parts = ranges.series.chunks(part).zip(columns.chunks_mut(part));
+            let running: Vec<_> = parts
+                .zip(done.chunks_mut(part))
+                .map(|((s, c), d)| scope.spawn(move || one(s, c, d)))
+                .collect();
+            running.into_iter().try_for_each(|r| match r.join() {
+                Ok(result) => result,
+                Err(_) => Err(obs_model::SelectError::Storage("a thread of the query died".into())),
+            })
+        })?;
+        Ok(done)
     }
 
     fn hint_counter(&mut self, ranges: &RangeVector, arg: &Expr) {

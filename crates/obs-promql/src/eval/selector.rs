@@ -33,9 +33,18 @@ impl RangeVector {
     /// what the selector reaches. Gives the series' index, the step's index and the samples.
     pub(crate) fn each_window<E>(
         &self,
+        f: impl FnMut(usize, usize, &[Sample]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.each_window_of(|_| true, f)
+    }
+
+    /// Like [`Self::each_window`], of the series that `wanted` picks by index.
+    pub(crate) fn each_window_of<E>(
+        &self,
+        wanted: impl Fn(usize) -> bool,
         mut f: impl FnMut(usize, usize, &[Sample]) -> Result<(), E>,
     ) -> Result<(), E> {
-        for (index, series) in self.series.iter().enumerate() {
+        for (index, series) in self.series.iter().enumerate().filter(|(i, _)| wanted(*i)) {
             let samples = series.samples.as_slice();
             let (mut from, mut to) = (0, 0);
             for (step, end) in self.ends.iter().enumerate() {
@@ -156,7 +165,10 @@ impl Evaluator<'_> {
                 let mut series =
                     self.fetch(selector, from - range_ms - reach.0 + 1, to + reach.1)?;
                 for s in &mut series {
-                    s.samples.retain(|x| !x.value.is_stale());
+                    // Most series never end: looking is cheaper than moving.
+                    if s.samples.iter().any(|x| x.value.is_stale()) {
+                        s.samples.retain(|x| !x.value.is_stale());
+                    }
                 }
                 let ends = self
                     .steps

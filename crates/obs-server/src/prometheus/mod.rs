@@ -21,6 +21,7 @@ use obs_promql::{
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::time::Instant;
 
 pub(crate) fn routes() -> Router<AppState> {
     Router::new()
@@ -133,19 +134,21 @@ async fn query(State(state): State<AppState>, p: Params) -> Api<Response> {
     let (text, expr) = parsed(&p)?;
     let options = options(&p)?;
     let time = time_param(&p, "time")?.unwrap_or_else(|| state.now().to_millis().millis());
+    let extras = Extras::of(&p, (time, time), 1)?;
     let tenant = p.tenant.clone();
     let result = blocking(&state, "metric_repository", "query", move |s, budget| {
-        evaluated(evaluate_instant(
+        let out = evaluated(evaluate_instant(
             &*s.source,
             &tenant,
             &expr,
             TimestampMs::from_millis(time),
             options,
             budget,
-        ))
+        ))?;
+        Ok((out, budget.samples_taken()))
     })
     .await?;
-    Ok(respond(&text, result))
+    Ok(respond(&text, result, extras))
 }
 
 async fn query_range(State(state): State<AppState>, p: Params) -> Api<Response> {
@@ -186,19 +189,83 @@ async fn query_range(State(state): State<AppState>, p: Params) -> Api<Response> 
         )));
     }
     let options = options(&p)?;
+    let extras = Extras::of(&p, (start, end), step)?;
     let tenant = p.tenant.clone();
     let range = (TimestampMs::from_millis(start), TimestampMs::from_millis(end));
     let result = blocking(&state, "metric_repository", "query_range", move |s, budget| {
-        evaluated(evaluate_range(&*s.source, &tenant, &expr, range, step, options, budget))
+        let out =
+            evaluated(evaluate_range(&*s.source, &tenant, &expr, range, step, options, budget))?;
+        Ok((out, budget.samples_taken()))
     })
     .await?;
-    Ok(respond(&text, result))
+    Ok(respond(&text, result, extras))
 }
 
-fn respond(query: &str, (output, annotations): (Output, Annotations)) -> Response {
+/// What a request wants beside the result.
+struct Extras {
+    /// Series past which the result is cut; 0 means none.
+    limit: usize,
+    stats: bool,
+    /// Every step's time, for statistics.
+    per_step: Option<(i64, i64, i64)>,
+    began: Instant,
+}
+
+impl Extras {
+    fn of(p: &Params, (start, end): (i64, i64), step: i64) -> Api<Self> {
+        let limit = p.number("limit", 0).map_err(ApiError::bad)?;
+        let stats = p.get("stats");
+        let per_step = (stats == Some("all")).then_some((start, end, step.max(1)));
+        Ok(Self { limit, stats: stats.is_some(), per_step, began: Instant::now() })
+    }
+
+    /// Cuts a result; returns whether anything was left out.
+    fn cut(&self, output: &mut Output) -> bool {
+        let before = match output {
+            Output::Vector(rows) => rows.len(),
+            Output::Matrix(series) => series.len(),
+            _ => 0,
+        };
+        if self.limit == 0 || before <= self.limit {
+            return false;
+        }
+        match output {
+            Output::Vector(rows) => rows.truncate(self.limit),
+            Output::Matrix(series) => series.truncate(self.limit),
+            _ => {}
+        }
+        true
+    }
+
+    /// Timings and samples; those of single phases are not told apart.
+    fn stats(&self, samples: i64) -> serde_json::Value {
+        let total = self.began.elapsed().as_secs_f64();
+        let mut of_samples = json!({"totalQueryableSamples": samples, "peakSamples": samples});
+        if let (Some((start, end, step)), Some(o)) = (self.per_step, of_samples.as_object_mut()) {
+            let steps = ((end - start) / step + 1).max(1);
+            let each = |i: i64| json!([(start + i * step) as f64 / 1000.0, samples / steps]);
+            o.insert("totalQueryableSamplesPerStep".into(), (0..steps).map(each).collect());
+        }
+        json!({
+            "timings": {"evalTotalTime": total, "resultSortTime": 0, "queryPreparationTime": 0, "innerEvalTime": total, "execQueueTime": 0, "execTotalTime": total},
+            "samples": of_samples,
+        })
+    }
+}
+
+type Answer = ((Output, Annotations), i64);
+
+fn respond(query: &str, ((mut output, annotations), samples): Answer, extras: Extras) -> Response {
+    let is_cut = extras.cut(&mut output);
     let mut body = String::from(r#"{"status":"success","data":"#);
     write_output(&mut body, &output);
-    let (warnings, infos) = annotations.print(query);
+    if extras.stats && body.pop().is_some() {
+        let _ = write!(body, ",\"stats\":{}}}", extras.stats(samples));
+    }
+    let (mut warnings, infos) = annotations.print(query);
+    if is_cut {
+        warnings.push("results truncated due to limit".into());
+    }
     for (name, list) in [("warnings", warnings), ("infos", infos)] {
         if !list.is_empty() {
             let list: Vec<String> = list.into_iter().take(10).collect();

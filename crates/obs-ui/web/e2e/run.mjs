@@ -2,7 +2,7 @@
 // usage: OBSERVATORY_BIN=path node e2e/run.mjs
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { AxeBuilder } from '@axe-core/playwright';
@@ -14,7 +14,12 @@ assert(bin && existsSync(bin), 'OBSERVATORY_BIN must name the built binary');
 assert(existsSync(chrome), `${chrome} is not there; install chromium or set CHROME`);
 const shots = process.env.SHOTS;
 const data = mkdtempSync(join(tmpdir(), 'observatory-e2e-'));
-const server = spawn(bin, ['serve', '--demo', '--data', data, '--listen', 'all=127.0.0.1:0'], { stdio: ['ignore', 'ignore', 'inherit'] });
+// A target that nobody serves, and a rule that fires because of it.
+const config = mkdtempSync(join(tmpdir(), 'observatory-e2e-config-'));
+writeFileSync(join(config, 'rules.yml'), "groups:\n- name: watch\n  interval: 1s\n  rules:\n  - alert: Gone\n    expr: up{job=\"nobody\"} == 0\n    annotations: {summary: '{{ $labels.job }} <b>is</b> gone'}\n");
+writeFileSync(join(config, 'prometheus.yml'), "global: {scrape_interval: 1s}\nrule_files: [rules.yml]\nscrape_configs:\n- job_name: nobody\n  static_configs: [{targets: ['127.0.0.1:1'], labels: {team: x}}]\n");
+writeFileSync(join(config, 'observatory.yaml'), 'prometheus: {config_file: prometheus.yml}\nprofile: storage\n');
+const server = spawn(bin, ['serve', '--demo', '--config', join(config, 'observatory.yaml'), '--data', data, '--listen', 'all=127.0.0.1:0'], { stdio: ['ignore', 'ignore', 'inherit'] });
 const wait = (ms) => new Promise((r) => setTimeout(r, ms));
 
 async function until(what, test, ms = 90_000) {
@@ -158,6 +163,22 @@ try {
     await axe('traces');
   });
 
+  await step('Targets and rules say what is down and what fires', async () => {
+    await until('the alert', async () => (await json('/prometheus/api/v1/alerts')).data.alerts.length);
+    await page.goto(`${base}/targets`);
+    await page.getByRole('cell', { name: 'http://127.0.0.1:1/metrics' }).waitFor();
+    await page.getByText('Connection refused').waitFor();
+    await axe('targets');
+    await shot('targets');
+    await page.goto(`${base}/rules?state=firing`);
+    await page.getByText('nobody <b>is</b> gone').waitFor();
+    assert.equal(await page.getByRole('region').count(), 1);
+    await page.getByLabel('State').selectOption('');
+    await page.getByText('storage_database_availability').waitFor();
+    await axe('rules');
+    await shot('rules');
+  });
+
   await step('the keyboard leads through the pages, and dark is as readable as light', async () => {
     await page.goto(base + '/');
     await page.keyboard.press('.');
@@ -213,6 +234,7 @@ try {
   await browser?.close();
   server.kill('SIGTERM');
   await new Promise((r) => (server.exitCode === null ? server.once('exit', r) : r()));
+  rmSync(config, { recursive: true, force: true });
   rmSync(data, { recursive: true, force: true });
 }
 console.log(`${passed} passed, ${failed} failed`);
