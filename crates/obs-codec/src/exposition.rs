@@ -119,7 +119,7 @@ fn quoted(text: &str) -> Result<(String, &str), &'static str> {
     Err("quoted text is not closed")
 }
 
-fn skip<'a>(text: &'a str, spaces: bool) -> &'a str {
+fn skip(text: &str, spaces: bool) -> &str {
     if spaces { text.trim_start_matches([' ', '\t']) } else { text }
 }
 

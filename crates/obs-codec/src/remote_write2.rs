@@ -34,7 +34,7 @@ impl<'a> Symbols<'a> {
     }
 
     fn labels(&self, refs: &[u32]) -> Result<Labels, String> {
-        if refs.len() % 2 != 0 {
+        if !refs.len().is_multiple_of(2) {
             return Err("odd number of label references".into());
         }
         let mut b = LabelsBuilder::default();

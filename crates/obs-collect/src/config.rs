@@ -65,7 +65,7 @@ pub fn format_duration(d: Duration) -> String {
         ("s", 1000, false),
         ("ms", 1, false),
     ] {
-        if left >= size && !(exact && left % size != 0) {
+        if left >= size && (!exact || left.is_multiple_of(size)) {
             out.push_str(&format!("{}{unit}", left / size));
             left %= size;
         }

@@ -1,6 +1,7 @@
 //! Recursive-descent parser and type check.
 
 mod durations;
+mod words;
 
 use crate::ast::{
     AggregateOp, At, BinaryOp, Cardinality, DurationExpr, Expr, Extension, Function, Grouping,
@@ -8,6 +9,7 @@ use crate::ast::{
 };
 use crate::lexer::{LexError, Token, lex};
 use obs_model::{METRIC_NAME, MatchOp, Matcher};
+use words::describe;
 
 /// Nesting past which a query is refused, so that no query can exhaust the stack.
 const DEPTH_MAX: usize = 100;
@@ -38,8 +40,8 @@ pub fn parse(text: &str) -> Result<Expr, ParseError> {
         return Err(fail(0, format!("query is longer than {TEXT_BYTES_MAX} bytes")));
     }
     let tokens = lex(text).map_err(|e| fail(e.at, e.message))?;
-    let mut p = Parser { tokens, at: 0, depth: 0, any_matchers: false };
-    let run = |p: &mut Parser| {
+    let mut p = Parser { text, tokens, at: 0, depth: 0, any_matchers: false };
+    let run = |p: &mut Parser<'_>| {
         if *p.peek() == Token::Eof {
             return Err(LexError { at: 0, message: "no expression found in input".into() });
         }
@@ -49,7 +51,8 @@ pub fn parse(text: &str) -> Result<Expr, ParseError> {
     run(&mut p).map_err(|e| fail(e.at, e.message))
 }
 
-struct Parser {
+struct Parser<'a> {
+    text: &'a str,
     tokens: Vec<(Token, Pos)>,
     at: usize,
     depth: usize,
@@ -58,17 +61,6 @@ struct Parser {
 }
 
 type Parsed<T> = Result<T, LexError>;
-
-fn describe(token: &Token) -> String {
-    match token {
-        Token::Ident(s) => format!("identifier {s:?}"),
-        Token::Number(n) => format!("number {n:?}"),
-        Token::Duration(ms) => format!("duration of {ms} ms"),
-        Token::String(s) => format!("string {s:?}"),
-        Token::Op(op) => format!("{op:?}"),
-        Token::Eof => "end of input".into(),
-    }
-}
 
 fn binary_op(token: &Token) -> Option<(BinaryOp, u8)> {
     let word = match token {
@@ -99,7 +91,13 @@ fn binary_op(token: &Token) -> Option<(BinaryOp, u8)> {
     })
 }
 
-impl Parser {
+impl Parser<'_> {
+    /// Returns the next token as it was written.
+    fn written(&self) -> &str {
+        let pos = self.pos();
+        self.text.get(pos.start..pos.end).unwrap_or_default()
+    }
+
     fn peek(&self) -> &Token {
         self.tokens.get(self.at).map_or(&Token::Eof, |t| &t.0)
     }
@@ -130,7 +128,7 @@ impl Parser {
         let context = if context.is_empty() { String::new() } else { format!(" in {context}") };
         LexError {
             at: self.pos().start,
-            message: format!("unexpected {}{context}", describe(self.peek())),
+            message: format!("unexpected {}{context}", describe(self.peek(), self.written())),
         }
     }
 
@@ -170,7 +168,7 @@ impl Parser {
             }
             let op_pos = self.pos();
             self.at += 1;
-            let (bool_modifier, matching) = self.modifiers(op)?;
+            let (bool_modifier, matching) = self.modifiers(op, op_pos)?;
             // `^` associates to the right, all else to the left.
             let rhs =
                 self.expression(if op == BinaryOp::Pow { precedence } else { precedence + 1 })?;
@@ -180,7 +178,7 @@ impl Parser {
         Ok(lhs)
     }
 
-    fn modifiers(&mut self, op: BinaryOp) -> Parsed<(bool, Option<Matching>)> {
+    fn modifiers(&mut self, op: BinaryOp, op_pos: Pos) -> Parsed<(bool, Option<Matching>)> {
         let at = self.pos().start;
         let bool_modifier = self.keyword("bool");
         if bool_modifier && !op.is_comparison() {
@@ -210,8 +208,8 @@ impl Parser {
         if m.on
             && let Some(both) = m.include.iter().find(|l| m.labels.contains(l))
         {
-            return self
-                .fail(at, format!("label {both:?} must not occur in ON and GROUP clause at once"));
+            let text = format!("label {both:?} must not occur in ON and GROUP clause at once");
+            return self.fail(op_pos.start, text);
         }
         self.fill(op, &mut m)?;
         Ok((bool_modifier, Some(m)))
@@ -479,7 +477,7 @@ impl Parser {
                 }
             }
             if !self.eat(",") {
-                self.expect(")", "grouping opts")?;
+                self.expect(")", "grouping opts, expected \",\" or \")\"")?;
                 break;
             }
         }

@@ -155,10 +155,7 @@ fn is_valid_name(name: &str, colons: bool) -> bool {
     !name.is_empty() && !name.contains(['{', '}'])
 }
 
-fn duration(
-    text: Option<&Spanned<String>>,
-    what: &str,
-) -> Result<Option<i64>, (Option<(u64, u64)>, String)> {
+fn duration(text: Option<&Spanned<String>>, what: &str) -> Result<Option<i64>, Problem> {
     let Some(t) = text else { return Ok(None) };
     match t.value.as_str() {
         "" | "0" => Ok(Some(0)),
@@ -198,14 +195,11 @@ fn read_rule(
         return fail(here, "one of 'record' or 'alert' must be set");
     }
     if expr.trim().is_empty() {
-        return fail(
-            raw.expr.as_ref().map_or(here, |e| place(e)),
-            "field 'expr' must be set in rule",
-        );
+        return fail(raw.expr.as_ref().map_or(here, place), "field 'expr' must be set in rule");
     }
     let parsed = match language {
         Language::PromQl => Some(obs_promql::parse(&expr).map_err(|e| {
-            let at = raw.expr.as_ref().map_or(here, |e| place(e));
+            let at = raw.expr.as_ref().map_or(here, place);
             (at, format!("could not parse expression: {e}"))
         })?),
         Language::LogQl | Language::Sql => None,
@@ -226,7 +220,7 @@ fn read_rule(
         }
         if !is_valid_name(&record, true) {
             return fail(
-                raw.record.as_ref().map_or(here, |e| place(e)),
+                raw.record.as_ref().map_or(here, place),
                 &format!("invalid recording rule name: {record}"),
             );
         }
@@ -249,7 +243,7 @@ fn read_rule(
 
 fn read_group(raw: &RawGroup, out: &mut RuleFile, seen: &mut BTreeSet<String>) {
     let name = raw.name.as_ref().map_or("", |n| n.value.as_str()).to_owned();
-    let at = raw.name.as_ref().and_then(|n| place(n));
+    let at = raw.name.as_ref().and_then(place);
     let mut fail = |line, message: String| {
         out.errors.push(FileError { line, group: Some(name.clone()), message });
     };
@@ -265,7 +259,7 @@ fn read_group(raw: &RawGroup, out: &mut RuleFile, seen: &mut BTreeSet<String>) {
         Some("sql") => Language::Sql,
         Some(other) => {
             let text = format!("group {name:?}: type {other:?} is none of promql, logql, sql");
-            return fail(raw.language.as_ref().and_then(|l| place(l)), text);
+            return fail(raw.language.as_ref().and_then(place), text);
         }
     };
     let durations = [("interval", &raw.interval), ("query_offset", &raw.query_offset)]

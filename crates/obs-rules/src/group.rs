@@ -142,7 +142,7 @@ impl Group {
             let began = Instant::now();
             let effects = r.evaluate(engine, options, (now, ts), self.limit, restored);
             r.last_evaluation = now;
-            let result = effects.and_then(|points| write(points));
+            let result = effects.and_then(&mut *write);
             r.health = match result {
                 Ok(()) => Health::Ok,
                 Err(e) => Health::Bad(e),

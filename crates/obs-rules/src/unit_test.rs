@@ -216,6 +216,9 @@ fn close(a: f64, b: f64, fuzzy: bool) -> bool {
     same || (fuzzy && (a - b).abs() <= 1e-13 * a.abs().max(b.abs()))
 }
 
+/// Reads the rule files that a pattern names: name and text of each.
+pub type LoadRules<'a> = &'a dyn Fn(&str) -> Result<Vec<(String, String)>, String>;
+
 /// Runs the tests of a file. `load` reads the rule files that it names, relative to it, and
 /// expands patterns.
 ///
@@ -223,7 +226,7 @@ fn close(a: f64, b: f64, fuzzy: bool) -> bool {
 /// When the file is no test file or a rule file cannot be used.
 pub fn run(
     text: &str,
-    load: &dyn Fn(&str) -> Result<Vec<(String, String)>, String>,
+    load: LoadRules<'_>,
     only: &dyn Fn(&str) -> bool,
 ) -> Result<Verdict, String> {
     let raw: RawFile = serde_saphyr::from_str(text).map_err(|e| {

@@ -33,6 +33,7 @@ pub(crate) fn prometheus_routes() -> Router<AppState> {
     Router::new()
         .route("/api/v1/admin/tsdb/delete_series", post(delete_series).put(delete_series))
         .route("/api/v1/admin/tsdb/clean_tombstones", post(clean).put(clean))
+        .route("/api/v1/admin/tsdb/snapshot", post(snapshot).put(snapshot))
 }
 
 /// Tells whether a request may delete data, or why not.
@@ -68,6 +69,48 @@ fn done(result: Result<(), String>) -> Response {
         Ok(()) => Json(json!({"status": "success"})).into_response(),
         Err(e) => native_error(StatusCode::INTERNAL_SERVER_ERROR, &e),
     }
+}
+
+/// Copies the store as it is into a folder of its own beside it, which is a data directory.
+async fn snapshot(State(state): State<AppState>, headers: HeaderMap) -> Response {
+    if let Err(e) = allowed(state.admin_api, &headers) {
+        return native_error(StatusCode::FORBIDDEN, e);
+    }
+    let files = match state.store.snapshot().await {
+        Ok(files) => files,
+        Err(e) => return native_error(StatusCode::INTERNAL_SERVER_ERROR, &e),
+    };
+    let stamp: String =
+        state.now().to_string().chars().filter(char::is_ascii_alphanumeric).collect();
+    let name = format!("{stamp}-{:08x}", state.now().nanos() as u32);
+    let folder = state.snapshots.join(&name);
+    let write = move || copy_files(&files, &folder);
+    let done = tokio::task::spawn_blocking(write).await;
+    match done.map_err(|e| e.to_string()).and_then(|r| r.map_err(|e| e.to_string())) {
+        Ok(()) => Json(json!({"status": "success", "data": {"name": name}})).into_response(),
+        Err(e) => native_error(StatusCode::INTERNAL_SERVER_ERROR, &e),
+    }
+}
+
+fn copy_files(files: &[SnapshotFile], folder: &std::path::Path) -> io::Result<()> {
+    const PIECE: usize = 1 << 20;
+    for f in files {
+        let path = folder.join(&f.path);
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        let mut out = std::fs::File::create(&path)?;
+        let (mut at, mut piece) = (0_u64, vec![0; PIECE]);
+        while at < f.len {
+            let n = usize::try_from(f.len - at).unwrap_or(PIECE).min(PIECE);
+            let Some(part) = piece.get_mut(..n) else { break };
+            f.content.read_at(at, part)?;
+            out.write_all(part)?;
+            at += n as u64;
+        }
+        out.sync_all()?;
+    }
+    Ok(())
 }
 
 async fn flush(State(state): State<AppState>) -> Response {

@@ -8,6 +8,7 @@ use obs_rules::{Engine, Language, Query, Rows};
 use obs_sql::{Source, SqlLimits};
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Evaluates queries of one tenant within the bounds of other queries.
 pub struct RuleEngine {
@@ -16,6 +17,8 @@ pub struct RuleEngine {
     pub memory: Arc<MemoryPool>,
     pub samples_max: i64,
     pub bytes_max: i64,
+    /// How long a query may take.
+    pub timeout: Duration,
     /// Where SQL runs.
     pub runtime: tokio::runtime::Handle,
 }
@@ -23,6 +26,24 @@ pub struct RuleEngine {
 impl fmt::Debug for RuleEngine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RuleEngine").field("tenant", &self.tenant).finish_non_exhaustive()
+    }
+}
+
+/// Cancels a query that takes too long.
+struct Watch(tokio::task::JoinHandle<()>);
+
+impl Watch {
+    fn new(runtime: &tokio::runtime::Handle, timeout: Duration, budget: Arc<Budget>) -> Self {
+        Self(runtime.spawn(async move {
+            tokio::time::sleep(timeout).await;
+            budget.cancel();
+        }))
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -39,6 +60,7 @@ impl Engine for RuleEngine {
         let budget =
             Arc::new(Budget::of_pool(self.samples_max, self.bytes_max, self.memory.clone()));
         let at = TimestampMs::from_millis(at_ms);
+        let _watched = Watch::new(&self.runtime, self.timeout, budget.clone());
         let (source, tenant) = (&*self.source, &self.tenant);
         match query.language {
             Language::PromQl => {

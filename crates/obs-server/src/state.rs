@@ -6,6 +6,7 @@ use obs_model::{AppendError, Maintain, MemoryPool, TenantId, TimestampNs};
 use obs_sql::Source;
 use std::collections::HashMap;
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -100,6 +101,8 @@ pub struct AppState {
     pub quit: Option<Quit>,
     /// The command line's settings, for the API that shows them.
     pub flags: Arc<Vec<(String, String)>>,
+    /// Folder of the copies that the API makes.
+    pub snapshots: Arc<Path>,
     /// The configuration in force, secrets removed, as YAML.
     pub config_text: Arc<str>,
     pub(crate) gate: Arc<Semaphore>,
@@ -130,6 +133,7 @@ pub struct Parts {
     pub workers: Workers,
     pub quit: Option<Quit>,
     pub flags: Vec<(String, String)>,
+    pub snapshots: PathBuf,
 }
 
 impl fmt::Debug for Parts {
@@ -158,6 +162,7 @@ impl AppState {
             workers: p.workers,
             quit: p.quit,
             flags: Arc::new(p.flags),
+            snapshots: p.snapshots.into(),
             config_text: p.config_text.into(),
             gate,
             memory: p.memory,

@@ -273,7 +273,7 @@ impl Run<'_> {
                 let value = self.operand(inner, dot)?;
                 field(&value, name)
             }
-            Operand::Pipeline(p) => self.pipeline(p, dot),
+            Operand::Nested(p) => self.pipeline(p, dot),
         }
     }
 

@@ -35,7 +35,7 @@ pub(crate) enum Operand {
     Function(String),
     Variable(String),
     Field(String),
-    Pipeline(Box<Pipeline>),
+    Nested(Box<Pipeline>),
     Chain(Box<Self>, String),
 }
 
@@ -58,7 +58,7 @@ struct Parser<'a> {
 #[derive(Debug, Clone, PartialEq)]
 enum End {
     Eof,
-    End,
+    Closed,
     /// `else`, and what follows it.
     Else(Option<String>),
 }
@@ -85,7 +85,7 @@ pub(crate) fn parse(
     let (nodes, end) = p.nodes()?;
     match end {
         End::Eof => Ok((nodes, p.defined)),
-        End::End => p.fail("unexpected {{end}}"),
+        End::Closed => p.fail("unexpected {{end}}"),
         End::Else(_) => p.fail("unexpected {{else}}"),
     }
 }
@@ -153,7 +153,7 @@ impl Parser<'_> {
             "end" => {
                 self.at += 1;
                 self.close("end")?;
-                return Ok(Some(End::End));
+                return Ok(Some(End::Closed));
             }
             "else" => {
                 self.at += 1;
@@ -193,7 +193,7 @@ impl Parser<'_> {
                 let (body, end) = self.nodes()?;
                 self.variables = outer;
                 self.loops = loops;
-                if end != End::End {
+                if end != End::Closed {
                     return self.fail(format!("unexpected end of {word} {name:?}"));
                 }
                 if word == "block" {
@@ -235,12 +235,12 @@ impl Parser<'_> {
         let (then, end) = self.nodes()?;
         self.loops -= usize::from(word == "range");
         let otherwise = match end {
-            End::End => Vec::new(),
+            End::Closed => Vec::new(),
             End::Eof => return self.fail("unexpected EOF"),
             End::Else(None) => {
                 let (nodes, end) = self.nodes()?;
                 match end {
-                    End::End => nodes,
+                    End::Closed => nodes,
                     End::Eof => return self.fail("unexpected EOF"),
                     End::Else(_) => return self.fail("expected end; found {{else}}"),
                 }
@@ -362,7 +362,7 @@ impl Parser<'_> {
                         self.at -= 1;
                         return self.fail("unclosed left paren");
                     }
-                    Operand::Pipeline(Box::new(inner))
+                    Operand::Nested(Box::new(inner))
                 }
                 other => {
                     self.at -= 1;

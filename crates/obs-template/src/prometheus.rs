@@ -76,7 +76,7 @@ fn part(v: &Value, name: &str) -> Option<Value> {
     if let Value::Map(m) = v { m.get(name).cloned() } else { None }
 }
 
-fn text<'v>(args: &'v [Value], i: usize) -> Result<&'v str, String> {
+fn text(args: &[Value], i: usize) -> Result<&str, String> {
     match args.get(i) {
         Some(Value::Str(s)) => Ok(s),
         Some(other) => {
@@ -288,7 +288,7 @@ fn host_and_port(s: &str) -> Option<(&str, &str)> {
 
 impl Functions for Context<'_> {
     fn call(&self, name: &str, args: &[Value]) -> Option<Result<Value, String>> {
-        Some(self.apply(name, args)?)
+        self.apply(name, args)
     }
 }
 

@@ -116,6 +116,7 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
         memory: config.store.memory.clone(),
         samples_max: config.server.query_samples_max,
         bytes_max: config.server.query_bytes_max,
+        timeout: config.server.query_timeout,
         runtime: tokio::runtime::Handle::current(),
     };
     let running = Running::new(&ingest, Arc::new(store.clone()), Arc::new(engine));
@@ -155,6 +156,7 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
             Arc::new(move || quit.cancel()) as Arc<dyn Fn() + Send + Sync>
         }),
         flags: flags_of(&config, &options),
+        snapshots: dir.join("snapshots"),
     });
     running.apply(loaded).map_err(UsageError)?;
     publish_limits(&config, ingest.telemetry());

@@ -1,6 +1,7 @@
 //! Aggregation operators.
 
 use crate::ast::{AggregateOp, Grouping, Pos};
+use crate::eval::annotations::of_sum;
 use crate::eval::format::format_histogram;
 use crate::eval::vector_functions::is_valid_name;
 use crate::eval::{Column, Evaluated, Evaluator, Slot, Value, execution, format_float};
@@ -303,17 +304,31 @@ impl Evaluator<'_> {
             (AggregateOp::LimitRatio, Some((Value::Scalar(r), pos))) => {
                 self.limit_ratio(&r, pos, groups)
             }
-            (_, None) => Ok(self.fold(op, groups)),
+            (_, None) => Ok(self.fold(op, groups, pos)),
             _ => execution("aggregation parameter has the wrong type"),
         }
     }
 
-    fn fold(&mut self, op: AggregateOp, groups: Vec<(Labels, Vec<Column>)>) -> Vec<Column> {
+    fn fold(
+        &mut self,
+        op: AggregateOp,
+        groups: Vec<(Labels, Vec<Column>)>,
+        pos: Pos,
+    ) -> Vec<Column> {
         let mut out = Vec::with_capacity(groups.len());
         for (labels, members) in groups {
             if let Some(values) = sum_floats(op, &members, self.steps.count) {
                 out.push(Column { labels, values });
                 continue;
+            }
+            if matches!(op, AggregateOp::Sum | AggregateOp::Avg) {
+                for step in 0..self.steps.count {
+                    let histograms = members.iter().filter_map(|c| match c.values.get(step) {
+                        Some(Some(SampleValue::Histogram(h))) => Some(&**h),
+                        _ => None,
+                    });
+                    of_sum(histograms, pos, self.annotations);
+                }
             }
             let mut slots = vec![Group::default(); self.steps.count];
             for c in &members {
@@ -449,6 +464,8 @@ impl Evaluator<'_> {
             for c in &members {
                 for step in 0..self.steps.count {
                     let text = match c.values.get(step) {
+                        // All digits, however many: Go's format `f`.
+                        Some(Some(SampleValue::Float(f))) if f.is_finite() => f.to_string(),
                         Some(Some(SampleValue::Float(f))) => format_float(*f),
                         Some(Some(SampleValue::Histogram(h))) => format_histogram(h),
                         _ => continue,

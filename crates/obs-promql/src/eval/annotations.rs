@@ -1,6 +1,41 @@
 //! Warnings and infos that a query returns beside its result.
 
 use crate::ast::Pos;
+use obs_model::{CUSTOM_BUCKETS_SCHEMA, Histogram, ResetHint};
+
+/// What is said when histograms of different custom buckets meet.
+pub(crate) fn reconciled(operation: &str) -> String {
+    format!("mismatched custom buckets were reconciled during {operation}")
+}
+
+/// Returns whether two histograms have custom buckets with different bounds.
+pub(crate) fn is_mismatch(a: &Histogram, b: &Histogram) -> bool {
+    a.schema == CUSTOM_BUCKETS_SCHEMA
+        && b.schema == CUSTOM_BUCKETS_SCHEMA
+        && a.custom_bounds != b.custom_bounds
+}
+
+/// Says what is odd about histograms that are added up: bounds that differ, and hints that both
+/// tell of a reset and of none.
+pub(crate) fn of_sum<'h>(
+    list: impl Iterator<Item = &'h Histogram>,
+    pos: Pos,
+    annotations: &mut Annotations,
+) {
+    let (mut first, mut reset, mut none): (Option<&Histogram>, bool, bool) = (None, false, false);
+    for h in list {
+        reset |= h.reset_hint == ResetHint::Reset;
+        none |= h.reset_hint == ResetHint::NoReset;
+        match first {
+            None => first = Some(h),
+            Some(f) if is_mismatch(f, h) => annotations.info(reconciled("aggregation"), pos),
+            Some(_) => {}
+        }
+    }
+    if reset && none {
+        annotations.warn("conflicting counter resets during histogram aggregation", pos);
+    }
+}
 
 /// Texts in the order in which they arose, each once.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! Binary operators and vector matching.
 
 use crate::ast::{BinaryOp, Cardinality, Matching, Pos};
+use crate::eval::annotations::{is_mismatch, reconciled};
 use crate::eval::trim::trim;
 use crate::eval::{Column, Evaluated, Evaluator, Slot, Value, execution};
 use obs_model::{Labels, SampleValue};
@@ -110,6 +111,10 @@ impl Evaluator<'_> {
             }
             (SampleValue::Histogram(a), SampleValue::Histogram(b)) => match op {
                 BinaryOp::Add | BinaryOp::Sub => {
+                    if is_mismatch(a, b) {
+                        let what = if op == BinaryOp::Add { "addition" } else { "subtraction" };
+                        self.annotations.info(reconciled(what), pos);
+                    }
                     let mut sum = (**a).clone();
                     if !sum.add_scaled(b, if op == BinaryOp::Add { 1.0 } else { -1.0 }) {
                         return illegal(self, "histogram", "histogram");
@@ -243,6 +248,8 @@ impl Evaluator<'_> {
     ) -> Evaluated<Vec<Column>> {
         let swapped = matching.cardinality == Cardinality::OneToMany;
         let (many, one) = if swapped { (rhs, lhs) } else { (lhs, rhs) };
+        let is_filled = matching.fill_left.is_some() || matching.fill_right.is_some();
+        check_ones(&one, &many, matching, is_filled, swapped)?;
         let mut ones: HashMap<Labels, Vec<Column>> = HashMap::new();
         for c in one {
             ones.entry(signature(&c.labels, matching)).or_default().push(c);
@@ -274,12 +281,11 @@ impl Evaluator<'_> {
                     }
                     (None, None) => continue,
                 };
-                if let Some((second, _)) = there.next() {
-                    return duplicate(&key, partner, second, swapped);
-                }
                 let (l, r) = if swapped { (other, value) } else { (value, other) };
-                let was_seen = seen.get_mut(step).is_some_and(|flag| std::mem::replace(flag, true));
-                if was_seen && matching.cardinality == Cardinality::OneToOne {
+                let set = |flags: &mut Vec<bool>| {
+                    flags.get_mut(step).is_some_and(|flag| std::mem::replace(flag, true))
+                };
+                if set(seen) && matching.cardinality == Cardinality::OneToOne {
                     return execution(
                         "multiple matches for labels: many-to-one matching must be explicit (group_left/group_right)",
                     );
@@ -287,7 +293,7 @@ impl Evaluator<'_> {
                 let Some(result) = self.slot(op, l, r, bool_modifier, pos) else { continue };
                 let result = if op.is_comparison() && !bool_modifier { l.clone() } else { result };
                 let labels = result_labels(op, bool_modifier, matching, &m.labels, partner);
-                joined.put(labels, step, result, steps)?;
+                joined.put(&key, labels, step, result, steps)?;
             }
         }
         let Some(fill) = fill_many.map(SampleValue::Float) else { return Ok(joined.columns) };
@@ -303,7 +309,7 @@ impl Evaluator<'_> {
                     let result =
                         if op.is_comparison() && !bool_modifier { l.clone() } else { result };
                     let labels = result_labels(op, bool_modifier, matching, &key, &c.labels);
-                    joined.put(labels, step, result, steps)?;
+                    joined.put(&key, labels, step, result, steps)?;
                 }
             }
         }
@@ -313,21 +319,31 @@ impl Evaluator<'_> {
 
 /// Results of a binary operation by their labels.
 struct Joined {
-    index: HashMap<Labels, usize>,
+    /// Place of each column, and the group that made it.
+    index: HashMap<Labels, (usize, Labels)>,
     columns: Vec<Column>,
 }
 
 impl Joined {
-    fn put(&mut self, labels: Labels, step: usize, v: SampleValue, steps: usize) -> Evaluated<()> {
-        let index = *self.index.entry(labels.clone()).or_insert_with(|| {
+    fn put(
+        &mut self,
+        key: &Labels,
+        labels: Labels,
+        step: usize,
+        v: SampleValue,
+        steps: usize,
+    ) -> Evaluated<()> {
+        let (index, group) = self.index.entry(labels.clone()).or_insert_with(|| {
             self.columns.push(Column { labels, values: vec![None; steps] });
-            self.columns.len() - 1
+            (self.columns.len() - 1, key.clone())
         });
-        if let Some(place) = self.columns.get_mut(index).and_then(|c| c.values.get_mut(step)) {
+        if let Some(place) = self.columns.get_mut(*index).and_then(|c| c.values.get_mut(step)) {
             if place.is_some() {
-                return execution(
-                    "multiple matches for labels: grouping labels must ensure unique matches",
-                );
+                return execution(if group == key {
+                    "multiple matches for labels: grouping labels must ensure unique matches"
+                } else {
+                    "vector cannot contain metrics with the same labelset"
+                });
             }
             *place = Some(v);
         }
@@ -335,11 +351,48 @@ impl Joined {
     }
 }
 
-fn duplicate<T>(key: &Labels, a: &Labels, b: &Labels, swapped: bool) -> Evaluated<T> {
-    let side = if swapped { "left" } else { "right" };
-    execution(format!(
-        "found duplicate series for the match group {key} on the {side} hand-side of the operation: [{b}, {a}];many-to-many matching not allowed: matching labels must be unique on one side"
-    ))
+/// Refuses two samples of one group on the side that must have one, at any step at which the other
+/// side has samples at all.
+fn check_ones(
+    one: &[Column],
+    many: &[Column],
+    matching: &Matching,
+    is_filled: bool,
+    swapped: bool,
+) -> Evaluated<()> {
+    let keys: Vec<Labels> = one.iter().map(|c| signature(&c.labels, matching)).collect();
+    let mut count: HashMap<&Labels, usize> = HashMap::with_capacity(keys.len());
+    keys.iter().for_each(|k| *count.entry(k).or_default() += 1);
+    if count.values().all(|n| *n < 2) {
+        return Ok(());
+    }
+    let there = |c: &Column, step: usize| c.values.get(step).is_some_and(Option::is_some);
+    let steps = one.first().map_or(0, |c| c.values.len());
+    for step in 0..steps {
+        if !is_filled && !many.iter().any(|c| there(c, step)) {
+            continue;
+        }
+        let mut seen: HashMap<&Labels, &Labels> = HashMap::new();
+        for (c, key) in one.iter().zip(&keys) {
+            if count.get(key).is_none_or(|n| *n < 2) || !there(c, step) {
+                continue;
+            }
+            if let Some(first) = seen.insert(key, &c.labels) {
+                let side = if swapped { "left" } else { "right" };
+                let (key, second, first) = (braced(key), braced(&c.labels), braced(first));
+                return execution(format!(
+                    "found duplicate series for the match group {key} on the {side} hand-side of the operation: [{second}, {first}];many-to-many matching not allowed: matching labels must be unique on one side"
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Labels with the name among them, as Prometheus prints a label set.
+fn braced(l: &Labels) -> String {
+    let pairs: Vec<String> = l.iter().map(|(n, v)| format!("{n}={v:?}")).collect();
+    format!("{{{}}}", pairs.join(", "))
 }
 
 fn signature(labels: &Labels, matching: &Matching) -> Labels {

@@ -5,6 +5,7 @@ use crate::eval::aggregate::KahanSum;
 use crate::eval::trim::linear_mean;
 use crate::eval::{Column, Evaluated, Evaluator, format_float};
 use obs_model::{CUSTOM_BUCKETS_SCHEMA, Histogram, HistogramBucket, Labels, SampleValue};
+use std::cell::Cell;
 use std::collections::HashMap;
 
 /// A classic bucket: upper bound and cumulative count.
@@ -49,6 +50,35 @@ fn classic_quantile(q: f64, buckets: &mut Vec<Bucket>) -> f64 {
         rank -= at(b - 1).count;
     }
     start + (end - start) * (rank / count)
+}
+
+/// Relative distance at which counts of neighbouring buckets are taken for equal: what summing
+/// floats in another order makes.
+const SMALL_DELTA: f64 = 1e-12;
+
+/// Returns whether counts fall from one bucket to the next, by more than rounding.
+fn falls(buckets: &[Bucket]) -> bool {
+    let mut highest = f64::NEG_INFINITY;
+    let mut sorted: Vec<Bucket> = buckets.to_vec();
+    sorted.sort_by(|a, b| a.le.total_cmp(&b.le));
+    sorted.dedup_by(|b, a| {
+        let same = a.le == b.le;
+        if same {
+            a.count += b.count;
+        }
+        same
+    });
+    sorted.iter().any(|b| {
+        let close = (highest - b.count).abs() <= SMALL_DELTA * highest.abs().max(b.count.abs());
+        let hit = b.count < highest && !close;
+        highest = highest.max(b.count);
+        hit
+    })
+}
+
+/// Observations that are in no bucket: they were NaN.
+fn nan_observations(h: &Histogram) -> bool {
+    h.sum.is_nan() && h.count > h.buckets().iter().map(|b| b.count).sum::<f64>()
 }
 
 /// Sorts, joins equal bounds, makes counts monotonic; false if there is no `+Inf` bucket.
@@ -195,6 +225,11 @@ fn classic_rank(value: f64, buckets: &[Bucket]) -> f64 {
     below
 }
 
+/// The metric that all series have, or the first one's.
+fn only_name(columns: &[Column]) -> String {
+    columns.first().map_or_else(String::new, |c| c.labels.metric_name().to_owned())
+}
+
 impl Evaluator<'_> {
     /// Groups classic `le` series by their other labels and applies `classic` or `native`.
     fn per_histogram(
@@ -275,12 +310,37 @@ impl Evaluator<'_> {
             );
         }
         let at = |step: usize| q.get(step).copied().unwrap_or(f64::NAN);
-        self.per_histogram(
+        let (fixed, skewed, lost) = (Cell::new(false), Cell::new(false), Cell::new(false));
+        let name = only_name(&columns);
+        let out = self.per_histogram(
             columns,
             pos,
-            |s, b| classic_quantile(at(s), b),
-            |s, h| native_quantile(at(s), h),
-        )
+            |s, b| {
+                fixed.set(fixed.get() || falls(b));
+                classic_quantile(at(s), b)
+            },
+            |s, h| {
+                let value = native_quantile(at(s), h);
+                if nan_observations(h) {
+                    if value.is_nan() { &lost } else { &skewed }.set(true);
+                }
+                value
+            },
+        )?;
+        for (hit, what) in [
+            (
+                fixed,
+                "needed to be fixed for monotonicity (see https://prometheus.io/docs/prometheus/latest/querying/functions/#histogram_quantile)",
+            ),
+            (lost, "has NaN observations, result is NaN"),
+            (skewed, "has NaN observations, result is skewed higher"),
+        ] {
+            if hit.get() {
+                let text = format!("input to histogram_quantile {what} for metric name {name:?}");
+                self.annotations.info(text, pos);
+            }
+        }
+        Ok(out)
     }
 
     pub(crate) fn histogram_fraction(
@@ -300,7 +360,9 @@ impl Evaluator<'_> {
                 (rank(upper) - rank(lower)) / count
             }
         };
-        self.per_histogram(
+        let has_nan = Cell::new(false);
+        let name = only_name(&columns);
+        let out = self.per_histogram(
             columns,
             pos,
             |s, b| {
@@ -312,8 +374,18 @@ impl Evaluator<'_> {
                     f64::NAN
                 }
             },
-            |s, h| share(at(lower, s), at(upper, s), h.count, &|v| native_rank(v, h)),
-        )
+            |s, h| {
+                has_nan.set(has_nan.get() || nan_observations(h));
+                share(at(lower, s), at(upper, s), h.count, &|v| native_rank(v, h))
+            },
+        )?;
+        if has_nan.get() {
+            let text = format!(
+                "input to histogram_fraction has NaN observations, which are excluded from all fractions for metric name {name:?}"
+            );
+            self.annotations.info(text, pos);
+        }
+        Ok(out)
     }
 }
 
@@ -322,7 +394,7 @@ fn variance(h: &Histogram) -> f64 {
     let mean = h.sum / h.count;
     let custom = h.schema == CUSTOM_BUCKETS_SCHEMA;
     let mut sum = KahanSum::default();
-    for b in h.buckets() {
+    for b in h.buckets().into_iter().filter(|b| b.count != 0.0) {
         let middle = if custom {
             let lower = if b.lower.is_infinite() && b.upper > 0.0 { 0.0 } else { b.lower };
             linear_mean(lower, b.upper)

@@ -2,6 +2,7 @@
 
 use crate::ast::{Expr, Pos};
 use crate::eval::aggregate::{KahanSum, add_histograms, quantile};
+use crate::eval::annotations::{is_mismatch, of_sum, reconciled};
 use crate::eval::extended::{check_extended, extended_function};
 use crate::eval::rates;
 use crate::eval::selector::RangeVector;
@@ -460,6 +461,7 @@ impl Evaluator<'_> {
                 Ok::<_, obs_model::SelectError>(())
             },
         )?;
+        self.note_histograms(name, ranges, arg);
         for series in ignored {
             let metric = ranges.series.get(series).map_or("", |s| s.labels.metric_name());
             let text = format!(
@@ -475,6 +477,69 @@ impl Evaluator<'_> {
             self.hint_counter(ranges, arg);
         }
         Ok(columns)
+    }
+
+    /// Says what is odd about the histograms that a function reads.
+    fn note_histograms(&mut self, name: &str, ranges: &RangeVector, arg: &Expr) {
+        let (adds, counter, gauge) = match name {
+            "sum_over_time" | "avg_over_time" => (true, false, false),
+            "rate" | "increase" | "irate" => (false, true, false),
+            "delta" | "idelta" => (false, false, true),
+            _ => return,
+        };
+        let is_histogram = |s: &Sample| matches!(s.value, SampleValue::Histogram(_));
+        if !ranges.series.iter().any(|s| s.samples.iter().any(is_histogram)) {
+            return;
+        }
+        let mut found: Vec<(bool, String)> = Vec::new();
+        let (annotations, pos) = (&mut *self.annotations, arg.pos());
+        let visit = |series: usize, _: usize, samples: &[Sample]| {
+            let list: Vec<&Histogram> = samples
+                .iter()
+                .filter_map(|s| match &s.value {
+                    SampleValue::Histogram(h) => Some(&**h),
+                    SampleValue::Float(_) => None,
+                })
+                .collect();
+            if adds {
+                if list.len() == samples.len() {
+                    of_sum(list.iter().copied(), pos, annotations);
+                }
+                return Ok(());
+            }
+            // The last two samples are all that the instant functions look at.
+            let from = if name.starts_with('i') && name != "increase" {
+                list.len().saturating_sub(2)
+            } else {
+                0
+            };
+            let list = list.get(from..).unwrap_or_default();
+            if samples.len() < 2 || list.len() < 2 {
+                return Ok(());
+            }
+            let is_gauge = |h: &&Histogram| h.reset_hint == ResetHint::Gauge;
+            let metric = ranges.series.get(series).map_or("", |s| s.labels.metric_name());
+            if counter && list.iter().any(is_gauge) {
+                let text = format!("this native histogram metric is not a counter: {metric:?}");
+                found.push((true, text));
+            }
+            if gauge && !list.iter().all(is_gauge) {
+                let text = format!("this native histogram metric is not a gauge: {metric:?}");
+                found.push((true, text));
+            }
+            if list.windows(2).any(|w| matches!(w, [a, b] if is_mismatch(a, b))) {
+                found.push((false, reconciled("subtraction")));
+            }
+            Ok::<_, std::convert::Infallible>(())
+        };
+        ranges.each_window(visit).unwrap_or_else(|e| match e {});
+        for (is_warning, text) in found {
+            if is_warning {
+                self.annotations.warn(text, pos);
+            } else {
+                self.annotations.info(text, pos);
+            }
+        }
     }
 
     /// Fills the columns of series of floats, side by side on several threads when there are many;

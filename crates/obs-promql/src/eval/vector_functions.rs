@@ -46,10 +46,15 @@ fn days_in_month(year: i64, month: i64) -> i64 {
     }
 }
 
-fn date(seconds: f64) -> Option<Date> {
-    // Past these bounds the year does not fit Prometheus' calendar either.
-    let s = (seconds.abs() < 1e14).then_some(seconds.floor() as i64)?;
-    let days = s.div_euclid(86_400);
+fn date(seconds: f64) -> Date {
+    /// Seconds from the beginning of Go's calendar to 1970, in which it counts without a sign.
+    const BEFORE_1970: u64 = 9_223_372_028_741_760_000;
+    // Cut towards zero; what is no such number becomes the least, as on Prometheus' usual machine.
+    let is_in = seconds > -9.3e18 && seconds < 9.2e18;
+    let s = if is_in { seconds as i64 } else { i64::MIN };
+    let since = s.cast_unsigned().wrapping_add(BEFORE_1970);
+    let s = i128::from(since) - i128::from(BEFORE_1970);
+    let days = s.div_euclid(86_400) as i64;
     let z = days + 719_468;
     let era = z.div_euclid(146_097);
     let doe = z.rem_euclid(146_097);
@@ -58,17 +63,17 @@ fn date(seconds: f64) -> Option<Date> {
     let mp = (5 * doy + 2) / 153;
     let month = if mp < 10 { mp + 3 } else { mp - 9 };
     let year = yoe + era * 400 + i64::from(month <= 2);
-    Some(Date {
+    Date {
         year,
         month,
         day: doy - (153 * mp + 2) / 5 + 1,
-        seconds_of_day: s.rem_euclid(86_400),
+        seconds_of_day: s.rem_euclid(86_400) as i64,
         days,
-    })
+    }
 }
 
 fn date_part(name: &str, seconds: f64) -> f64 {
-    let Some(d) = date(seconds) else { return f64::NAN };
+    let d = date(seconds);
     let value = match name {
         "year" => d.year,
         "month" => d.month,
@@ -159,6 +164,11 @@ impl Evaluator<'_> {
     pub(crate) fn call(&mut self, name: &str, args: &[Expr], pos: Pos) -> Evaluated<Value> {
         let float = |f: f64| Some(SampleValue::Float(f));
         let first = args.first();
+        if name.starts_with("sort") && self.frame.step_ms > 0 {
+            let text =
+                "sort is ineffective for range queries since results are always ordered by labels";
+            self.annotations.warn(text, pos);
+        }
         match (name, first) {
             ("time", _) => {
                 Ok(Value::Scalar(self.steps.times().map(|t| t as f64 / 1000.0).collect()))

@@ -4,7 +4,7 @@ use super::{DEPTH_MAX, Parsed, Parser};
 use crate::ast::{DurationExpr, DurationOp};
 use crate::lexer::Token;
 
-impl Parser {
+impl Parser<'_> {
     /// Parses a sum of durations, or tighter operators from `min` on.
     fn duration(&mut self, context: &str, min: u8) -> Parsed<DurationExpr> {
         self.depth += 1;
