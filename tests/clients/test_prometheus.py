@@ -252,6 +252,37 @@ remote_read: [{{url: 'http://{ours}/api/v1/read', read_recent: true}}]
         server.stop()
 
 
+def test_samples_are_sent_on_through_an_outage_and_a_restart(tmp_path):
+    exporter = Exporter("t_total 1\n")
+    port = free_port()
+    other = ["--listen", f"prometheus=127.0.0.1:{port}"]
+    config = tmp_path / "prometheus.yml"
+    config.write_text(f"""
+global: {{scrape_interval: 1s, external_labels: {{from: first}}}}
+scrape_configs: [{{job_name: t, static_configs: [{{targets: ['{exporter.address}']}}]}}]
+remote_write:
+- url: http://127.0.0.1:{port}/api/v1/write
+  write_relabel_configs: [{{source_labels: [__name__], regex: 'up|t_total', action: keep}}]
+""")
+    (tmp_path / "o.yaml").write_text(f"prometheus: {{config_file: {config}}}\n")
+    arguments = ["--config", str(tmp_path / "o.yaml")]
+    # Nobody listens at first.
+    first = Server(tmp_path / "first", *arguments)
+    wait_for(lambda: value(first, "count_over_time(t_total[5m])") >= 4)
+    first.stop()
+    queued = list((tmp_path / "first" / "remote").glob("*/*/*.request"))
+    assert queued, "what was gathered is on disk"
+    second = Server(tmp_path / "second", *other)
+    first = Server(tmp_path / "first", *arguments)
+    try:
+        wait_for(lambda: value(second, 'count_over_time(t_total{from="first"}[5m])') >= 4)
+        assert query(second, "scrape_duration_seconds") == []
+        wait_for(lambda: not list((tmp_path / "first" / "remote").glob("*/*/*.request")))
+    finally:
+        first.stop()
+        second.stop()
+
+
 TESTS = """rule_files: [rules.yml]
 evaluation_interval: 1m
 tests:

@@ -227,6 +227,11 @@ fn histogram(h: &Histogram, timestamp: i64) -> WireHistogram {
     }
 }
 
+/// Encodes a histogram as remote write and remote read send it.
+pub(crate) fn histogram_bytes(h: &Histogram, timestamp: i64) -> Vec<u8> {
+    histogram(h, timestamp).encode_to_vec()
+}
+
 /// Encodes an answer in samples, before snappy: the series of each query.
 pub fn encode_samples(results: &[Vec<Series>]) -> Vec<u8> {
     let series = |s: &Series| {

@@ -449,8 +449,26 @@ pub struct RemoteWrite {
     pub write_relabel_configs: Vec<Rule>,
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
+    #[serde(default)]
+    pub queue_config: QueueConfig,
     #[serde(flatten)]
     pub http: HttpConfig,
+}
+
+/// The part of a queue's settings that has a meaning for a queue on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default)]
+pub struct QueueConfig {
+    pub max_shards: Option<usize>,
+}
+
+impl RemoteWrite {
+    /// Returns how many requests may be under way side by side.
+    pub fn shards(&self) -> usize {
+        /// More do not help: each is sent as fast as the other side answers.
+        const MOST: usize = 4;
+        self.queue_config.max_shards.unwrap_or(MOST).clamp(1, MOST)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]

@@ -9,6 +9,7 @@ pub mod discovery;
 pub mod http;
 pub mod manager;
 pub mod relabel;
+pub mod remote;
 pub mod scrape;
 pub mod target;
 

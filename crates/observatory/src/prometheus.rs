@@ -3,10 +3,12 @@
 use crate::config::{ConfigError, environment, expand};
 use crate::notifier::Notifier;
 use crate::serve::wall_clock;
-use obs_collect::config::PrometheusConfig;
+use obs_collect::config::{PrometheusConfig, RemoteWrite};
+use obs_collect::http::HttpClient;
+use obs_collect::remote::Remote;
 use obs_collect::{Batch, Sink, SinkFuture};
 use obs_ingest::Ingest;
-use obs_model::{Append, Labels, TenantId};
+use obs_model::{Append, AppendFuture, Labels, TenantId, WriteBatch};
 use obs_rules::driver::{Environment, Manager};
 use obs_rules::file::RuleGroup;
 use obs_rules::group::Options;
@@ -14,7 +16,9 @@ use obs_rules::{Engine, packs};
 use obs_server::Workers;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -185,32 +189,110 @@ fn clock_ms() -> i64 {
     wall_clock().to_millis().millis()
 }
 
+/// Sends what the store took on to other systems.
+#[derive(Debug)]
+pub(crate) struct FanOut {
+    store: Arc<dyn Append>,
+    remotes: RwLock<Vec<(RemoteWrite, Arc<Remote>)>>,
+    folder: PathBuf,
+    /// Ends the senders of the configuration in force.
+    stop: Mutex<(CancellationToken, Vec<JoinHandle<()>>)>,
+}
+
+impl FanOut {
+    pub(crate) fn new(store: Arc<dyn Append>, folder: PathBuf) -> Self {
+        Self { store, remotes: RwLock::default(), folder, stop: Mutex::default() }
+    }
+
+    fn update(&self, c: &PrometheusConfig) -> Result<(), String> {
+        let mut fresh = Vec::new();
+        for w in &c.remote_write {
+            let client =
+                HttpClient::new(&w.http, &c.folder).map_err(|e| format!("{}: {e}", w.url))?;
+            fresh.push((w.clone(), client));
+        }
+        let mut running = self.stop.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut remotes = self.remotes.write().unwrap_or_else(PoisonError::into_inner);
+        let before: Vec<&RemoteWrite> = remotes.iter().map(|r| &r.0).collect();
+        if before == c.remote_write.iter().collect::<Vec<_>>() {
+            return Ok(());
+        }
+        running.0.cancel();
+        remotes.iter().for_each(|(_, r)| r.flush());
+        *running = (CancellationToken::new(), Vec::new());
+        remotes.clear();
+        for (w, client) in fresh {
+            let remote = Arc::new(Remote::new(&w, &c.global.external_labels, &self.folder)?);
+            let run = remote.clone().run(w.clone(), client, running.0.clone());
+            running.1.push(tokio::spawn(run));
+            remotes.push((w, remote));
+        }
+        Ok(())
+    }
+
+    async fn stop(&self) {
+        let (token, tasks) =
+            std::mem::take(&mut *self.stop.lock().unwrap_or_else(PoisonError::into_inner));
+        token.cancel();
+        for t in tasks {
+            let _ = t.await;
+        }
+    }
+}
+
+impl Append for FanOut {
+    fn append<'a>(&'a self, tenant: &'a TenantId, batch: WriteBatch) -> AppendFuture<'a> {
+        let remotes: Vec<Arc<Remote>> = {
+            let all = self.remotes.read().unwrap_or_else(PoisonError::into_inner);
+            all.iter().map(|r| r.1.clone()).collect()
+        };
+        // Only metrics of the default tenant are sent on.
+        let is_sent = !remotes.is_empty() && *tenant == TenantId::default();
+        if !is_sent || (batch.points.is_empty() && batch.series.is_empty()) {
+            return self.store.append(tenant, batch);
+        }
+        Box::pin(async move {
+            let mut points = batch.points.clone();
+            for s in &batch.series {
+                points.extend(s.samples.iter().map(|x| (s.labels.clone(), x.clone())));
+            }
+            let metadata = batch.metadata.clone();
+            let done = self.store.append(tenant, batch).await?;
+            let push = move || remotes.iter().for_each(|r| r.push(&points, &metadata));
+            let _ = tokio::task::spawn_blocking(push).await;
+            Ok(done)
+        })
+    }
+}
+
 /// The parts that run, and how they take new files.
 #[derive(Clone)]
 pub(crate) struct Running {
     pub(crate) workers: Workers,
     notifier: Arc<Notifier>,
+    fan_out: Arc<FanOut>,
 }
 
 impl Running {
-    pub(crate) fn new(ingest: &Ingest, append: Arc<dyn Append>, engine: Arc<dyn Engine>) -> Self {
+    pub(crate) fn new(ingest: &Ingest, fan_out: Arc<FanOut>, engine: Arc<dyn Engine>) -> Self {
         let tenant = TenantId::default();
         let sink = IngestSink { ingest: ingest.clone(), tenant: tenant.clone() };
         let scrape = obs_collect::manager::Manager::new(Arc::new(sink), Arc::new(clock_ms));
         let notifier = Arc::new(Notifier::default());
         let rules = Manager::new(Environment {
             engine,
-            append,
+            append: fan_out.clone(),
             tenant,
             sink: Some(notifier.clone()),
             clock: Arc::new(clock_ms),
         });
-        Self { workers: Workers { scrape, rules: Arc::new(rules) }, notifier }
+        Self { workers: Workers { scrape, rules: Arc::new(rules) }, notifier, fan_out }
     }
 
     /// Puts what was loaded in force.
     pub(crate) fn apply(&self, loaded: Loaded) -> Result<(), String> {
         self.notifier.update(&loaded.config, &loaded.options.external_url)?;
+        self.fan_out.update(&loaded.config)?;
         self.workers.scrape.update(loaded.config)?;
         self.workers.rules.update(&loaded.groups, &loaded.options);
         Ok(())
@@ -219,5 +301,6 @@ impl Running {
     pub(crate) async fn stop(&self) {
         self.workers.scrape.stop().await;
         self.workers.rules.stop().await;
+        self.fan_out.stop().await;
     }
 }

@@ -3,7 +3,7 @@
 use crate::cli::{ServeArgs, UsageError, VERSION, say};
 use crate::config::{self, Address, Config};
 use crate::demo;
-use crate::prometheus::Running;
+use crate::prometheus::{FanOut, Running};
 use crate::tier;
 use anyhow::{Context as _, Result};
 use obs_ingest::{Ingest, Telemetry};
@@ -108,8 +108,8 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
     };
     report_recovery(&store);
     let telemetry = Telemetry::new().context("failed to register metrics")?;
-    let ingest =
-        Ingest::new(Arc::new(store.clone()), config.ingest.clone(), config.prices()?, telemetry);
+    let fan_out = Arc::new(FanOut::new(Arc::new(store.clone()), dir.join("remote")));
+    let ingest = Ingest::new(fan_out.clone(), config.ingest.clone(), config.prices()?, telemetry);
     let engine = RuleEngine {
         source: Arc::new(store.clone()),
         tenant: TenantId::default(),
@@ -119,7 +119,7 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
         timeout: config.server.query_timeout,
         runtime: tokio::runtime::Handle::current(),
     };
-    let running = Running::new(&ingest, Arc::new(store.clone()), Arc::new(engine));
+    let running = Running::new(&ingest, fan_out, Arc::new(engine));
     let external_url = external_url(&sockets);
     let loaded = config.prometheus.load(&external_url)?;
     let quit = CancellationToken::new();
