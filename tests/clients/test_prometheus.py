@@ -252,6 +252,65 @@ remote_read: [{{url: 'http://{ours}/api/v1/read', read_recent: true}}]
         server.stop()
 
 
+def test_pods_of_a_cluster_and_containers_are_found(tmp_path):
+    exporter = Exporter("found_total 1\n")
+    host, port = exporter.address.split(":")
+    pod = {
+        "metadata": {"name": "web-1", "namespace": "prod", "labels": {"app": "web"}, "annotations": {"prometheus.io/scrape": "true"}},
+        "spec": {"nodeName": "n1", "containers": [{"name": "main", "ports": [{"name": "http", "containerPort": int(port)}]}]},
+        "status": {"podIP": host, "phase": "Running"},
+    }
+    silent = json.loads(json.dumps(pod))
+    silent["metadata"].update(name="web-2", annotations={})
+    answers = {
+        "/api/v1/namespaces/prod/pods": {"items": [pod, silent], "metadata": {}},
+        "/networks": [{"Id": "n", "Name": "bridge", "Scope": "local"}],
+        "/containers/json": [{"Id": "c1", "Names": ["/web"], "HostConfig": {"NetworkMode": "bridge"}, "Ports": [{"PrivatePort": int(port), "Type": "tcp"}], "NetworkSettings": {"Networks": {"bridge": {"NetworkID": "n", "IPAddress": host}}}}],
+    }
+
+    class Api(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_GET(self):
+            path = self.path.split("?")[0]
+            secret = self.headers.get("Authorization") == "Bearer s3cret" or path.startswith("/c") or path == "/networks"
+            body = json.dumps(answers.get(path, {})).encode()
+            self.send_response(200 if path in answers and secret else 403)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    api = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Api)
+    threading.Thread(target=api.serve_forever, daemon=True).start()
+    there = f"http://127.0.0.1:{api.server_port}"
+    config = tmp_path / "prometheus.yml"
+    config.write_text(f"""
+global: {{scrape_interval: 1s}}
+scrape_configs:
+- job_name: pods
+  kubernetes_sd_configs:
+  - {{role: pod, api_server: '{there}', namespaces: {{names: [prod]}}, authorization: {{credentials: s3cret}}}}
+  relabel_configs:
+  - {{source_labels: [__meta_kubernetes_pod_annotation_prometheus_io_scrape], regex: 'true', action: keep}}
+  - {{source_labels: [__meta_kubernetes_pod_name], target_label: pod}}
+  - {{regex: __meta_kubernetes_pod_label_(.+), action: labelmap}}
+- job_name: containers
+  docker_sd_configs: [{{host: '{there}'}}]
+  relabel_configs: [{{source_labels: [__meta_docker_container_name], regex: '/(.*)', target_label: container}}]
+""")
+    (tmp_path / "o.yaml").write_text(f"prometheus: {{config_file: {config}}}\n")
+    server = Server(tmp_path / "data", "--config", str(tmp_path / "o.yaml"))
+    try:
+        found = wait_for(lambda: query(server, 'found_total{job="pods"}'))
+        assert [(r["metric"]["pod"], r["metric"]["app"]) for r in found] == [("web-1", "web")]
+        assert wait_for(lambda: query(server, 'found_total{job="containers"}'))[0]["metric"]["container"] == "web"
+        dropped = server.get("/api/v1/targets", listener="prometheus")["data"]["droppedTargetCounts"]
+        assert dropped == {"containers": 0, "pods": 1}
+    finally:
+        server.stop()
+
+
 def test_samples_are_sent_on_through_an_outage_and_a_restart(tmp_path):
     exporter = Exporter("t_total 1\n")
     port = free_port()

@@ -226,6 +226,51 @@ pub struct HttpSd {
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct DockerSd {
+    /// `unix:///var/run/docker.sock`, or an address over HTTP.
+    pub host: String,
+    /// Port of containers that publish none.
+    #[serde(default = "port_80")]
+    pub port: u16,
+    #[serde(default = "one_minute")]
+    pub refresh_interval: Span,
+    #[serde(flatten)]
+    pub http: HttpConfig,
+}
+
+fn port_80() -> u16 {
+    80
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct KubernetesSd {
+    pub role: String,
+    /// Empty inside of a cluster.
+    #[serde(default)]
+    pub api_server: String,
+    #[serde(default)]
+    pub namespaces: Namespaces,
+    #[serde(default)]
+    pub selectors: Vec<Selector>,
+    #[serde(flatten)]
+    pub http: HttpConfig,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default)]
+pub struct Namespaces {
+    pub names: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(default)]
+pub struct Selector {
+    pub role: String,
+    pub label: String,
+    pub field: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DnsSd {
     pub names: Vec<String>,
@@ -242,18 +287,16 @@ fn srv() -> String {
 }
 
 /// Names of the ways of discovery that Prometheus has and we do not.
-const OTHER_DISCOVERY: [&str; 26] = [
+const OTHER_DISCOVERY: [&str; 24] = [
     "azure_sd_configs",
     "consul_sd_configs",
     "digitalocean_sd_configs",
-    "docker_sd_configs",
     "dockerswarm_sd_configs",
     "ec2_sd_configs",
     "eureka_sd_configs",
     "gce_sd_configs",
     "hetzner_sd_configs",
     "ionos_sd_configs",
-    "kubernetes_sd_configs",
     "kuma_sd_configs",
     "lightsail_sd_configs",
     "linode_sd_configs",
@@ -311,6 +354,10 @@ pub struct ScrapeConfig {
     pub http_sd_configs: Vec<HttpSd>,
     #[serde(default)]
     pub dns_sd_configs: Vec<DnsSd>,
+    #[serde(default)]
+    pub docker_sd_configs: Vec<DockerSd>,
+    #[serde(default)]
+    pub kubernetes_sd_configs: Vec<KubernetesSd>,
     #[serde(flatten)]
     pub http: HttpConfig,
 }
@@ -324,7 +371,9 @@ fn http_scheme() -> String {
 }
 
 /// Keys of a scrape configuration, to refuse any other.
-const SCRAPE_KEYS: [&str; 42] = [
+const SCRAPE_KEYS: [&str; 44] = [
+    "docker_sd_configs",
+    "kubernetes_sd_configs",
     "job_name",
     "scrape_interval",
     "scrape_timeout",
@@ -542,7 +591,7 @@ fn check_keys(text: &str, warnings: &mut Vec<String>) -> Result<(), ConfigError>
         for key in job.as_object().into_iter().flat_map(|j| j.keys()) {
             if OTHER_DISCOVERY.contains(&key.as_str()) {
                 return fail(format!(
-                    "job {name:?}: {key} is not supported; there are static_configs, file_sd_configs, http_sd_configs and dns_sd_configs"
+                    "job {name:?}: {key} is not supported; there are static_configs, file_sd_configs, http_sd_configs, dns_sd_configs, docker_sd_configs and kubernetes_sd_configs"
                 ));
             }
             if !SCRAPE_KEYS.contains(&key.as_str()) && !MORE_SCRAPE_KEYS.contains(&key.as_str()) {
@@ -606,6 +655,15 @@ pub fn read(text: &str, folder: &Path) -> Result<PrometheusConfig, ConfigError> 
                 "job {:?}: unsupported scheme {:?}",
                 job.job_name, job.scheme
             )));
+        }
+        for k in &job.kubernetes_sd_configs {
+            let roles = ["node", "pod", "service", "endpoints", "endpointslice", "ingress"];
+            if !roles.contains(&k.role.as_str()) {
+                return Err(fail(format!(
+                    "job {:?}: unknown Kubernetes SD role {:?}",
+                    job.job_name, k.role
+                )));
+            }
         }
         for d in &job.dns_sd_configs {
             if !matches!(d.kind.as_str(), "A" | "AAAA") {

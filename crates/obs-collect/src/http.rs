@@ -77,6 +77,18 @@ impl HttpClient {
     /// # Errors
     /// When a certificate, key or proxy address cannot be used.
     pub fn new(config: &HttpConfig, folder: &Path) -> Result<Self, String> {
+        Self::with_socket(config, folder, None)
+    }
+
+    /// Like [`Self::new`]; all requests go to a socket in the file system, if one is given.
+    ///
+    /// # Errors
+    /// See [`Self::new`].
+    pub fn with_socket(
+        config: &HttpConfig,
+        folder: &Path,
+        socket: Option<&Path>,
+    ) -> Result<Self, String> {
         // Several libraries may have installed it first.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut b = Client::builder()
@@ -93,6 +105,9 @@ impl HttpClient {
             }
             None => b.no_proxy(),
         };
+        if let Some(path) = socket {
+            b = b.unix_socket(path);
+        }
         if config.follow_redirects == Some(false) {
             b = b.redirect(reqwest::redirect::Policy::none());
         }

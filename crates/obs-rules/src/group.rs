@@ -71,7 +71,7 @@ pub struct Effects {
 
 /// Reads back when alerts became active before a restart: the newest sample of
 /// `ALERTS_FOR_STATE` by its labels, as (time it was written, time it says), milliseconds.
-pub type Restored<'a> = &'a dyn Fn(&Labels) -> Option<(i64, i64)>;
+pub type Restored<'a> = &'a (dyn Fn(&Labels) -> Option<(i64, i64)> + Sync);
 
 impl Group {
     pub fn new(file: &str, g: &RuleGroup, options: &Options) -> Self {
@@ -138,20 +138,35 @@ impl Group {
         let began = Instant::now();
         let ts = now - self.query_offset_ms;
         let mut sent = Vec::new();
-        for r in &mut self.rules {
+        let limit = self.limit;
+        let one = |r: &mut RuleState| {
             let began = Instant::now();
-            let effects = r.evaluate(engine, options, (now, ts), self.limit, restored);
+            let points = r.evaluate(engine, options, (now, ts), limit, restored);
             r.last_evaluation = now;
-            let result = effects.and_then(&mut *write);
-            r.health = match result {
-                Ok(()) => Health::Ok,
-                Err(e) => Health::Bad(e),
-            };
-            if r.rule.is_alert() {
-                let again = options.resend_ms;
-                sent.extend(r.alerts.to_send(now, again, self.interval_ms));
-            }
             r.took = began.elapsed();
+            points
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
+        if threads > 1 && self.rules.len() > 1 && self.is_independent() {
+            let part = self.rules.len().div_ceil(threads);
+            let one = &one;
+            let done: Vec<_> = std::thread::scope(|scope| {
+                let parts = self.rules.chunks_mut(part);
+                let running: Vec<_> = parts
+                    .map(|p| scope.spawn(move || p.iter_mut().map(one).collect::<Vec<_>>()))
+                    .collect();
+                running.into_iter().flat_map(|r| r.join().unwrap_or_default()).collect()
+            });
+            for (r, points) in self.rules.iter_mut().zip(done) {
+                r.health = settle(points.and_then(&mut *write));
+            }
+        } else {
+            for r in &mut self.rules {
+                r.health = settle(one(r).and_then(&mut *write));
+            }
+        }
+        for r in self.rules.iter_mut().filter(|r| r.rule.is_alert()) {
+            sent.extend(r.alerts.to_send(now, options.resend_ms, self.interval_ms));
         }
         let kept: HashSet<&Labels> = self.rules.iter().flat_map(|r| &r.written).collect();
         let ended: Vec<_> = std::mem::take(&mut self.orphans)
@@ -169,7 +184,7 @@ impl Group {
     }
 
     /// Returns whether no rule reads what another writes, so that they may run side by side.
-    pub fn is_independent(&self) -> bool {
+    fn is_independent(&self) -> bool {
         let names: HashSet<&str> = self.rules.iter().map(|r| r.rule.name()).collect();
         self.rules.iter().all(|r| match &r.rule.query.expr {
             None => true,
@@ -177,6 +192,16 @@ impl Group {
                 .iter()
                 .any(|n| n.as_deref().is_none_or(|n| names.contains(n) || n.starts_with("ALERTS"))),
         })
+    }
+}
+
+/// Rules of a group that are evaluated side by side.
+const THREADS_MAX: usize = 4;
+
+fn settle(result: Result<(), String>) -> Health {
+    match result {
+        Ok(()) => Health::Ok,
+        Err(e) => Health::Bad(e),
     }
 }
 

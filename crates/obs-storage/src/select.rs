@@ -141,14 +141,23 @@ impl SelectSeries for Store {
             let hits = t.metrics.matching(matchers, range.0, range.1);
             hits.map(|s| (s.labels.clone(), s.run.clone())).collect()
         });
-        let mut found: HashMap<Labels, Vec<Sample>> = HashMap::default();
-        let mut keep = |labels: &Labels, samples: &mut Vec<Sample>| -> Result<(), SegmentError> {
+        // Samples by series, and whether they are in order: what one segment has of a series is.
+        let mut found: HashMap<Labels, (Vec<Sample>, bool)> = HashMap::default();
+        let mut keep = |labels: &Labels,
+                        samples: &mut Vec<Sample>,
+                        ordered: bool|
+         -> Result<(), SegmentError> {
             budget.take(samples.len(), samples.len() * SAMPLE_BYTES)?;
             match found.get_mut(labels) {
-                Some(all) => all.append(samples),
-                None if samples.is_empty() => {}
+                _ if samples.is_empty() => {}
+                Some((all, in_order)) => {
+                    let follows =
+                        all.last().map(|s| s.timestamp) < samples.first().map(|s| s.timestamp);
+                    *in_order &= ordered && follows;
+                    all.append(samples);
+                }
                 None => {
-                    found.insert(labels.clone(), std::mem::take(samples));
+                    found.insert(labels.clone(), (std::mem::take(samples), ordered));
                 }
             }
             Ok(())
@@ -172,18 +181,20 @@ impl SelectSeries for Store {
             };
             series.select(matchers, range, &mut damaged, &mut |labels, samples| {
                 hidden.filter(labels, samples);
-                keep(labels, samples)
+                keep(labels, samples, true)
             })?;
         }
         for (labels, run) in snapshot.heads.iter().flatten() {
             let mut samples = Vec::new();
             run.read(range.0, range.1, &mut samples).map_err(SegmentError::from)?;
-            keep(labels, &mut samples)?;
+            keep(labels, &mut samples, false)?;
         }
         let mut out: Vec<Series> = found
             .into_iter()
-            .map(|(labels, mut samples)| {
-                sort_unique(&mut samples);
+            .map(|(labels, (mut samples, in_order))| {
+                if !in_order {
+                    sort_unique(&mut samples);
+                }
                 Series { labels, samples }
             })
             .filter(|s| !s.samples.is_empty())

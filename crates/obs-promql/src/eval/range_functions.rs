@@ -5,7 +5,7 @@ use crate::eval::aggregate::{KahanSum, add_histograms, quantile};
 use crate::eval::annotations::{is_mismatch, of_sum, reconciled};
 use crate::eval::extended::{check_extended, extended_function};
 use crate::eval::rates;
-use crate::eval::selector::RangeVector;
+use crate::eval::selector::{RangeVector, without_stale};
 use crate::eval::{Column, Evaluated, Evaluator, Slot, format_float, merge_same_labels};
 use obs_model::{Histogram, Labels, ResetHint, Sample, SampleValue};
 use std::sync::Arc;
@@ -48,7 +48,11 @@ pub(crate) fn extrapolation(
         && delta > 0.0
         && first >= 0.0
     {
-        to_start = to_start.min(sampled * (first / delta));
+        // The quotient is needed only where it cuts; a little slack for the product's rounding.
+        let is_far = sampled * first > to_start * delta * 1.000_001;
+        if !is_far {
+            to_start = to_start.min(sampled * (first / delta));
+        }
     }
     if to_end >= threshold {
         to_end = average / 2.0;
@@ -318,7 +322,10 @@ impl Evaluator<'_> {
         let Some(range_arg) = args.get(range_at) else {
             return super::execution("missing argument");
         };
-        let ranges = self.range_vector(range_arg)?;
+        let is_rate = rates::Kind::of(name).is_some();
+        // The fast way looks at every sample anyway, and for markers too.
+        let mut ranges =
+            if is_rate { self.raw_range_vector(range_arg)? } else { self.range_vector(range_arg)? };
         if let Some(extension) = ranges.extension {
             check_extended(name, extension)?;
         }
@@ -348,7 +355,7 @@ impl Evaluator<'_> {
                 format!("quantile value should be between 0 and 1, got {}", format_float(*bad));
             self.annotations.warn(text, args.first().map_or(pos, Expr::pos));
         }
-        let mut columns = self.windows(name, &ranges, &params, range_arg)?;
+        let mut columns = self.windows(name, &mut ranges, &params, range_arg)?;
         if !matches!(name, "last_over_time" | "first_over_time") {
             for c in &mut columns {
                 c.labels = c.labels.without_name();
@@ -360,7 +367,7 @@ impl Evaluator<'_> {
     fn windows(
         &mut self,
         name: &str,
-        ranges: &RangeVector,
+        ranges: &mut RangeVector,
         params: &[(f64, f64)],
         arg: &Expr,
     ) -> Evaluated<Vec<Column>> {
@@ -380,11 +387,13 @@ impl Evaluator<'_> {
             _ => vec![false; ranges.series.len()],
         };
         let mut problems: Vec<(usize, &'static str)> = Vec::new();
-        for (c, done) in columns.iter_mut().zip(&done) {
+        for ((c, s), done) in columns.iter_mut().zip(&mut ranges.series).zip(&done) {
             if !done {
                 c.values.resize(self.steps.count, None);
+                without_stale(s);
             }
         }
+        let ranges = &*ranges;
         let mut ignored: Vec<usize> = Vec::new();
         let mut points = Points::new();
         let budget = self.budget;
@@ -461,7 +470,9 @@ impl Evaluator<'_> {
                 Ok::<_, obs_model::SelectError>(())
             },
         )?;
-        self.note_histograms(name, ranges, arg);
+        if !done.iter().all(|d| *d) || done.is_empty() {
+            self.note_histograms(name, ranges, arg);
+        }
         for series in ignored {
             let metric = ranges.series.get(series).map_or("", |s| s.labels.metric_name());
             let text = format!(

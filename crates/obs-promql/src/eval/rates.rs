@@ -7,7 +7,7 @@
 
 use crate::eval::Slot;
 use crate::eval::range_functions::{Window, extrapolation};
-use obs_model::{Sample, SampleValue};
+use obs_model::{Sample, SampleValue, is_stale};
 
 /// Which of the three functions.
 #[derive(Debug, Clone, Copy)]
@@ -31,7 +31,7 @@ fn float(s: &Sample) -> Option<f64> {
     if let SampleValue::Float(f) = s.value { Some(f) } else { None }
 }
 
-/// Returns the function at each window's end, `None` when the series has histograms.
+/// Returns the function at each window's end, `None` when the series has histograms or ends.
 pub(crate) fn of_floats(
     samples: &[Sample],
     ends: &[i64],
@@ -41,7 +41,7 @@ pub(crate) fn of_floats(
     let mut resets: Vec<(usize, f64)> = Vec::new();
     let mut before = f64::NEG_INFINITY;
     for (i, s) in samples.iter().enumerate() {
-        let f = float(s)?;
+        let f = float(s).filter(|f| !is_stale(*f))?;
         if kind.counter && f < before {
             resets.push((i, before));
         }

@@ -66,6 +66,14 @@ impl RangeVector {
     }
 }
 
+/// Takes the markers of staleness out of a series.
+pub(crate) fn without_stale(s: &mut Series) {
+    // Most series never end: looking is cheaper than moving.
+    if s.samples.iter().any(|x| x.value.is_stale()) {
+        s.samples.retain(|x| !x.value.is_stale());
+    }
+}
+
 impl Evaluator<'_> {
     /// The value of a smoothed selector lies between the samples around each step; after the last
     /// sample it stays.
@@ -158,18 +166,18 @@ impl Evaluator<'_> {
 
     /// Evaluates a range selector or subquery.
     pub(crate) fn range_vector(&mut self, expr: &Expr) -> Evaluated<RangeVector> {
+        let mut ranges = self.raw_range_vector(expr)?;
+        ranges.series.iter_mut().for_each(without_stale);
+        Ok(ranges)
+    }
+
+    /// Like [`Self::range_vector`]; markers of staleness are still among the samples.
+    pub(crate) fn raw_range_vector(&mut self, expr: &Expr) -> Evaluated<RangeVector> {
         match expr.unwrap_parens() {
             Expr::Matrix { selector, range_ms, .. } => {
                 let (from, to) = self.reference_bounds(selector);
                 let reach = reach(selector.extension, self.options.lookback_ms);
-                let mut series =
-                    self.fetch(selector, from - range_ms - reach.0 + 1, to + reach.1)?;
-                for s in &mut series {
-                    // Most series never end: looking is cheaper than moving.
-                    if s.samples.iter().any(|x| x.value.is_stale()) {
-                        s.samples.retain(|x| !x.value.is_stale());
-                    }
-                }
+                let series = self.fetch(selector, from - range_ms - reach.0 + 1, to + reach.1)?;
                 let ends = self
                     .steps
                     .times()

@@ -1,4 +1,7 @@
-//! Finds targets: in the file itself, in other files, over HTTP, in DNS.
+//! Finds targets: in the file itself, in other files, over HTTP, in DNS, in a cluster.
+
+mod docker;
+mod kubernetes;
 
 use crate::config::{DnsSd, FileSd, HttpSd, ScrapeConfig, StaticConfig, expand};
 use crate::http::{HttpClient, read_body};
@@ -74,6 +77,12 @@ pub fn start(
     }
     for c in &job.dns_sd_configs {
         tokio::spawn(dns(c.clone(), next(), stop.clone()));
+    }
+    for c in &job.docker_sd_configs {
+        tokio::spawn(docker::run(c.clone(), folder.to_owned(), next(), stop.clone()));
+    }
+    for c in &job.kubernetes_sd_configs {
+        tokio::spawn(kubernetes::run(c.clone(), folder.to_owned(), next(), stop.clone()));
     }
 }
 
