@@ -252,6 +252,32 @@ remote_read: [{{url: 'http://{ours}/api/v1/read', read_recent: true}}]
         server.stop()
 
 
+def test_a_target_that_serves_too_much_costs_only_itself(tmp_path):
+    pages = {
+        "many": "".join(f'm{{i="{i}"}} 1\n' for i in range(50)),
+        "long": "x" * 100_000 + "\n",
+        "label": 'fine 1\nwide{l="' + "v" * 65536 + '"} 1\n',
+        "broken": "ok 1\nno value\n",
+        "good": "good 1\n",
+    }
+    targets = {name: Exporter(text).address for name, text in pages.items()}
+    jobs = "".join(f"- {{job_name: {n}, sample_limit: 20, body_size_limit: 70KB, static_configs: [{{targets: ['{a}']}}]}}\n" for n, a in targets.items())
+    (tmp_path / "p.yml").write_text("global: {scrape_interval: 1s}\nscrape_configs:\n" + jobs)
+    (tmp_path / "o.yaml").write_text("prometheus: {config_file: p.yml}\n")
+    server = Server(tmp_path / "data", "--config", str(tmp_path / "o.yaml"))
+    try:
+        wait_for(lambda: len(query(server, "up")) == 5)
+        up = {r["metric"]["job"]: r["value"][1] for r in query(server, "up")}
+        assert up == {"many": "0", "long": "0", "label": "1", "broken": "0", "good": "1"}
+        shown = server.get("/api/v1/targets", listener="prometheus")["data"]["activeTargets"]
+        errors = {t["scrapePool"]: t["lastError"] for t in shown}
+        assert errors["many"] == "sample limit exceeded" and errors["long"] == "body size limit exceeded"
+        assert "line 2" in errors["broken"]
+        assert query(server, "fine") and not query(server, "wide") and not query(server, "m") and not query(server, "ok")
+    finally:
+        server.stop()
+
+
 def test_pods_of_a_cluster_and_containers_are_found(tmp_path):
     exporter = Exporter("found_total 1\n")
     host, port = exporter.address.split(":")

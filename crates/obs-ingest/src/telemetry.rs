@@ -43,7 +43,32 @@ pub struct Handles {
     pub limit_usage: IntGaugeVec,
     pub gauges: IntGaugeVec,
     pub counters: IntCounterVec,
+    /// Counters under Prometheus' names, which its dashboards expect.
+    named: Vec<(&'static str, IntCounterVec)>,
+    pub exemplars: IntGaugeVec,
 }
+
+impl Handles {
+    /// Raises a counter of [`NAMED`] to a total that is kept elsewhere.
+    pub fn raise(&self, name: &str, total: u64) {
+        if let Some((_, c)) = self.named.iter().find(|c| c.0 == name) {
+            let none: [&str; 0] = [];
+            let counter = c.with_label_values(&none);
+            counter.inc_by(total.saturating_sub(counter.get()));
+        }
+    }
+}
+
+/// What rules and remote write count.
+const NAMED: [(&str, &str); 7] = [
+    ("prometheus_rule_evaluations_total", "Rules evaluated."),
+    ("prometheus_rule_evaluation_failures_total", "Rules whose evaluation failed."),
+    ("prometheus_rule_group_iterations_total", "Evaluations of groups."),
+    ("prometheus_rule_group_iterations_missed_total", "Evaluations left out: the one before ran."),
+    ("prometheus_remote_storage_samples_total", "Samples that remote write delivered."),
+    ("prometheus_remote_storage_samples_dropped_total", "Samples that remote write gave up."),
+    ("prometheus_remote_storage_retries_total", "Requests of remote write that are tried again."),
+];
 
 impl std::ops::Deref for Telemetry {
     type Target = Handles;
@@ -86,7 +111,17 @@ impl Telemetry {
             .buckets(SECONDS.to_vec()),
         )?;
         registry.register(Box::new(acquire_seconds.clone()))?;
+        let named = NAMED
+            .iter()
+            .map(|(name, help)| counter(name, help, &[]).map(|c| (*name, c)))
+            .collect::<Result<_, _>>()?;
         let handles = Handles {
+            named,
+            exemplars: gauge(
+                "prometheus_tsdb_exemplar_exemplars_in_storage",
+                "Exemplars kept.",
+                &[],
+            )?,
             write_seconds: histogram(
                 "storage_write_duration_seconds",
                 "Time until a write is durable.",

@@ -5,7 +5,7 @@ use crate::notifier::Notifier;
 use crate::serve::wall_clock;
 use obs_collect::config::{PrometheusConfig, RemoteWrite};
 use obs_collect::http::HttpClient;
-use obs_collect::remote::Remote;
+use obs_collect::remote::{Counts, Remote};
 use obs_collect::{Batch, Sink, SinkFuture};
 use obs_ingest::Ingest;
 use obs_model::{Append, AppendFuture, Labels, TenantId, WriteBatch};
@@ -16,6 +16,7 @@ use obs_rules::{Engine, packs};
 use obs_server::Workers;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -296,6 +297,30 @@ impl Running {
         self.workers.scrape.update(loaded.config)?;
         self.workers.rules.update(&loaded.groups, &loaded.options);
         Ok(())
+    }
+
+    /// Puts what was counted into the own metrics.
+    pub(crate) fn publish(&self, ingest: &Ingest) {
+        let t = ingest.telemetry();
+        let rules = &self.workers.rules.counts;
+        let remotes = self.fan_out.remotes.read().unwrap_or_else(PoisonError::into_inner);
+        let sum = |part: fn(&Counts) -> &AtomicU64| {
+            remotes.iter().map(|r| part(&r.1.counts).load(Ordering::Relaxed)).sum::<u64>()
+        };
+        for (name, total) in [
+            ("prometheus_rule_evaluations_total", rules.evaluations.load(Ordering::Relaxed)),
+            ("prometheus_rule_evaluation_failures_total", rules.failures.load(Ordering::Relaxed)),
+            ("prometheus_rule_group_iterations_total", rules.iterations.load(Ordering::Relaxed)),
+            ("prometheus_rule_group_iterations_missed_total", rules.missed.load(Ordering::Relaxed)),
+            ("prometheus_remote_storage_samples_total", sum(|c| &c.sent)),
+            ("prometheus_remote_storage_samples_dropped_total", sum(|c| &c.dropped)),
+            ("prometheus_remote_storage_retries_total", sum(|c| &c.retried)),
+        ] {
+            t.raise(name, total);
+        }
+        let none: [&str; 0] = [];
+        let kept = i64::try_from(ingest.exemplars().len()).unwrap_or(i64::MAX);
+        t.exemplars.with_label_values(&none).set(kept);
     }
 
     pub(crate) async fn stop(&self) {

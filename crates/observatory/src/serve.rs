@@ -167,6 +167,7 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
         store.clone(),
         config.store.memory.clone(),
         ingest.clone(),
+        running.clone(),
         instance(&endpoints),
         stop.clone(),
     ));
@@ -366,6 +367,7 @@ async fn tick(
     store: Store,
     memory: Arc<MemoryPool>,
     ingest: Ingest,
+    running: Running,
     instance: String,
     stop: CancellationToken,
 ) {
@@ -383,6 +385,7 @@ async fn tick(
             _ = derive.tick() => ingest.tick(wall_clock().to_millis()).await,
             _ = scrape.tick() => {
                 publish_usage(&store, &memory, ingest.telemetry());
+                running.publish(&ingest);
                 let (series, metadata) = ingest.telemetry().series(&instance, wall_clock().to_millis());
                 store.append(&TenantId::default(), WriteBatch { series, metadata, ..WriteBatch::default() }).await.map(|_| ())
             }
