@@ -4,6 +4,7 @@ use crate::state::AppState;
 use http::StatusCode;
 use obs_model::{Budget, SelectError};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 
 /// Why a query gave no result, by whose fault it was.
@@ -96,11 +97,26 @@ pub(crate) async fn blocking<T: Send + 'static>(
     method: &str,
     work: impl FnOnce(&AppState, &Budget) -> Result<T, QueryFailure> + Send + 'static,
 ) -> Result<T, QueryFailure> {
-    with_budget(state, repository, method, |state, budget| async move {
+    blocking_for(state, None, repository, method, work).await
+}
+
+/// Like [`blocking`], with a shorter time than the configured one if the request asks for it.
+pub(crate) async fn blocking_for<T: Send + 'static>(
+    state: &AppState,
+    timeout: Option<Duration>,
+    repository: &str,
+    method: &str,
+    work: impl FnOnce(&AppState, &Budget) -> Result<T, QueryFailure> + Send + 'static,
+) -> Result<T, QueryFailure> {
+    let run = with_budget(state, repository, method, |state, budget| async move {
         let task = tokio::task::spawn_blocking(move || work(&state, &budget));
         task.await.map_err(|e| QueryFailure::Internal(e.to_string()))?
-    })
-    .await
+    });
+    match timeout {
+        None => run.await,
+        // Dropping the run cancels what it started.
+        Some(t) => tokio::time::timeout(t, run).await.unwrap_or(Err(QueryFailure::Timeout)),
+    }
 }
 
 /// Like [`blocking`] for work that is itself asynchronous.

@@ -125,6 +125,26 @@ pub(crate) fn expand(
     Ok(out)
 }
 
+/// Hides the values of keys that hold secrets; the text stays readable.
+pub(crate) fn redact(text: &str) -> String {
+    let words = ["password", "secret", "token", "credential", "access_key", "api_key", "bearer"];
+    let mut out = String::with_capacity(text.len());
+    for line in text.lines() {
+        let hidden = line.split_once(':').filter(|(key, value)| {
+            let key = key.to_ascii_lowercase();
+            // Files and addresses are no secrets.
+            let is_place = key.trim_end().ends_with("_file") || key.trim_end().ends_with("_url");
+            !value.trim().is_empty() && !is_place && words.iter().any(|w| key.contains(w))
+        });
+        match hidden {
+            Some((key, _)) => out.push_str(&format!("{key}: <secret>")),
+            None => out.push_str(line),
+        }
+        out.push('\n');
+    }
+    out
+}
+
 /// Edits between two words, for suggestions.
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
@@ -376,6 +396,14 @@ mod tests {
         assert_eq!(at(Listener::Loki), Address::At("127.0.0.1:4400".parse().unwrap()));
         assert_eq!(c.server.query_timeout, Duration::from_secs(60));
         assert!(try_load("# nothing\n").is_ok());
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let text = "a: 1\nbasic_auth:\n  username: u\n  password: p\n  password_file: /x\n- {bearer_token: t, a: b}\n";
+        let shown = redact(text);
+        assert!(!shown.contains(" p\n") && !shown.contains(" t,"), "{shown}");
+        assert!(shown.contains("username: u") && shown.contains("password_file: /x"));
     }
 
     #[test]

@@ -111,6 +111,11 @@ pub(crate) fn read_rules(file: &Path) -> Result<obs_rules::file::RuleFile, Confi
 }
 
 impl Settings {
+    /// Returns prometheus.yml as it is, if there is one.
+    pub(crate) fn text(&self) -> Option<String> {
+        std::fs::read_to_string(self.config_file.as_ref()?).ok()
+    }
+
     /// Reads and checks all files.
     pub(crate) fn load(&self, external_url: &str) -> Result<Loaded, ConfigError> {
         let config = match &self.config_file {

@@ -149,7 +149,9 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
                 Ok(())
             })
         },
-        config_text: config.text.clone(),
+        config_text: config::redact(
+            &config.prometheus.text().unwrap_or_else(|| config.text.clone()),
+        ),
         workers: running.workers.clone(),
         quit: options.quit_over_http.then(|| {
             let quit = quit.clone();

@@ -5,7 +5,7 @@ mod status;
 mod syntax;
 
 use crate::params::{Params, prometheus_time, step_ms};
-use crate::run::{QueryFailure, blocking};
+use crate::run::{QueryFailure, blocking, blocking_for};
 use crate::state::AppState;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
@@ -21,7 +21,7 @@ use obs_promql::{
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub(crate) fn routes() -> Router<AppState> {
     Router::new()
@@ -40,6 +40,7 @@ pub(crate) fn routes() -> Router<AppState> {
         .route("/api/v1/targets", get(status::targets))
         .route("/api/v1/targets/metadata", get(status::target_metadata))
         .route("/api/v1/scrape_pools", get(status::scrape_pools))
+        .route("/api/v1/notifications", get(|| async { success(json!([])) }))
         .route("/api/v1/status/flags", get(status::flags))
         .route("/api/v1/status/runtimeinfo", get(status::runtime_info))
         .route("/api/v1/status/tsdb", get(status::tsdb))
@@ -136,18 +137,19 @@ async fn query(State(state): State<AppState>, p: Params) -> Api<Response> {
     let time = time_param(&p, "time")?.unwrap_or_else(|| state.now().to_millis().millis());
     let extras = Extras::of(&p, (time, time), 1)?;
     let tenant = p.tenant.clone();
-    let result = blocking(&state, "metric_repository", "query", move |s, budget| {
-        let out = evaluated(evaluate_instant(
-            &*s.source,
-            &tenant,
-            &expr,
-            TimestampMs::from_millis(time),
-            options,
-            budget,
-        ))?;
-        Ok((out, budget.samples_taken()))
-    })
-    .await?;
+    let result =
+        blocking_for(&state, extras.timeout, "metric_repository", "query", move |s, budget| {
+            let out = evaluated(evaluate_instant(
+                &*s.source,
+                &tenant,
+                &expr,
+                TimestampMs::from_millis(time),
+                options,
+                budget,
+            ))?;
+            Ok((out, budget.samples_taken()))
+        })
+        .await?;
     Ok(respond(&text, result, extras))
 }
 
@@ -192,11 +194,18 @@ async fn query_range(State(state): State<AppState>, p: Params) -> Api<Response> 
     let extras = Extras::of(&p, (start, end), step)?;
     let tenant = p.tenant.clone();
     let range = (TimestampMs::from_millis(start), TimestampMs::from_millis(end));
-    let result = blocking(&state, "metric_repository", "query_range", move |s, budget| {
-        let out =
-            evaluated(evaluate_range(&*s.source, &tenant, &expr, range, step, options, budget))?;
-        Ok((out, budget.samples_taken()))
-    })
+    let result = blocking_for(
+        &state,
+        extras.timeout,
+        "metric_repository",
+        "query_range",
+        move |s, budget| {
+            let out = evaluated(evaluate_range(
+                &*s.source, &tenant, &expr, range, step, options, budget,
+            ))?;
+            Ok((out, budget.samples_taken()))
+        },
+    )
     .await?;
     Ok(respond(&text, result, extras))
 }
@@ -206,6 +215,7 @@ struct Extras {
     /// Series past which the result is cut; 0 means none.
     limit: usize,
     stats: bool,
+    timeout: Option<Duration>,
     /// Every step's time, for statistics.
     per_step: Option<(i64, i64, i64)>,
     began: Instant,
@@ -216,7 +226,19 @@ impl Extras {
         let limit = p.number("limit", 0).map_err(ApiError::bad)?;
         let stats = p.get("stats");
         let per_step = (stats == Some("all")).then_some((start, end, step.max(1)));
-        Ok(Self { limit, stats: stats.is_some(), per_step, began: Instant::now() })
+        let timeout = match p.get("timeout") {
+            None => None,
+            Some(text) => {
+                let ms = step_ms(text).and_then(|ms| u64::try_from(ms).ok());
+                let ms = ms.ok_or_else(|| {
+                    ApiError::bad(format!(
+                        "invalid parameter \"timeout\": cannot parse {text:?} to a valid duration"
+                    ))
+                })?;
+                Some(Duration::from_millis(ms))
+            }
+        };
+        Ok(Self { limit, stats: stats.is_some(), timeout, per_step, began: Instant::now() })
     }
 
     /// Cuts a result; returns whether anything was left out.
