@@ -252,6 +252,45 @@ remote_read: [{{url: 'http://{ours}/api/v1/read', read_recent: true}}]
         server.stop()
 
 
+def test_rules_over_logs_and_sql_and_alerts_over_a_restart(tmp_path):
+    (tmp_path / "rules.yml").write_text("""groups:
+- name: logs
+  type: logql
+  interval: 1s
+  rules: [{record: errors:logged, expr: 'sum by (app) (count_over_time({app="x"} |= "error" [1h]))'}]
+- name: sql
+  type: sql
+  interval: 1s
+  rules: [{alert: ManyLogs, expr: "SELECT 'logs' AS what, count(*) AS value FROM logs HAVING count(*) > 1", annotations: {summary: '{{ $value }} {{ $labels.what }}'}}]
+- name: slow
+  interval: 1s
+  rules: [{alert: Slow, expr: vector(1), for: 8s}]
+""")
+    (tmp_path / "o.yaml").write_text("prometheus: {rule_files: [rules.yml]}\n")
+    arguments = ["--config", str(tmp_path / "o.yaml")]
+    server = Server(tmp_path / "data", *arguments)
+    now = time.time_ns()
+    lines = [[str(now - i), text] for i, text in enumerate(["an error", "fine", "error again"])]
+    body = json.dumps({"streams": [{"stream": {"app": "x"}, "values": lines}]}).encode()
+    assert server.post("/loki/api/v1/push", body, listener="loki")[0] == 204
+    wait_for(lambda: value(server, 'errors:logged{app="x"}') == 2)
+    alerts = lambda: {a["labels"]["alertname"]: a for a in server.get("/api/v1/alerts", listener="prometheus")["data"]["alerts"]}
+    assert wait_for(lambda: alerts().get("ManyLogs"))["annotations"]["summary"] == "3 logs"
+    began = wait_for(lambda: alerts().get("Slow"))["activeAt"]
+    time.sleep(3)
+    server.stop()
+    server = Server(tmp_path / "data", *arguments)
+    try:
+        again = wait_for(lambda: alerts().get("Slow"))
+        # It goes on, moved by the time the server was away, which is short.
+        assert again["state"] == "pending" and again["activeAt"][:16] >= began[:16]
+        resumed = time.time()
+        wait_for(lambda: alerts()["Slow"]["state"] == "firing")
+        assert time.time() - resumed < 7, "the time before the restart counts"
+    finally:
+        server.stop()
+
+
 def test_a_target_that_serves_too_much_costs_only_itself(tmp_path):
     pages = {
         "many": "".join(f'm{{i="{i}"}} 1\n' for i in range(50)),

@@ -356,3 +356,103 @@ impl RuleState {
         self.alerts.state()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Answers every query with one series.
+    struct One;
+
+    impl Engine for One {
+        fn instant(&self, _: &Query, _: i64) -> Result<Rows, String> {
+            Ok(vec![(Labels::from_pairs([("job", "a")]), SampleValue::Float(1.0))])
+        }
+    }
+
+    fn group(text: &str) -> Group {
+        let file = crate::file::read(text);
+        assert_eq!(file.errors, []);
+        Group::new("f", &file.groups[0], &Options { interval_ms: 60_000, ..Options::default() })
+    }
+
+    const RULES: &str = "groups:\n- name: g\n  rules:\n  - alert: A\n    expr: up\n    for: 10m\n  - record: r\n    expr: up\n";
+
+    fn run(g: &mut Group, now: i64, restored: Restored<'_>) -> Vec<(Labels, Sample)> {
+        let mut out = Vec::new();
+        g.evaluate(&One, &Options::default(), now, restored, &mut |p| {
+            out.extend(p);
+            Ok(())
+        });
+        out
+    }
+
+    #[test]
+    fn a_restart_goes_on_where_pending_alerts_were() {
+        let minute = 60_000;
+        // Active since minute 0, last written in minute 7; the server was away until minute 20.
+        let restored = |l: &Labels| {
+            assert_eq!(l.to_string(), "ALERTS_FOR_STATE{alertname=\"A\", job=\"a\"}");
+            Some((7 * minute, 0))
+        };
+        let mut g = group(RULES);
+        run(&mut g, 20 * minute, &restored);
+        assert_eq!(g.rules[0].state(), State::Pending);
+        run(&mut g, 22 * minute, &restored);
+        assert_eq!(g.rules[0].state(), State::Pending);
+        run(&mut g, 23 * minute, &restored);
+        assert_eq!(g.rules[0].state(), State::Firing);
+        // It fired before: it fires at once.
+        let mut g = group(RULES);
+        run(&mut g, 30 * minute, &|_| Some((29 * minute, 5 * minute)));
+        assert_eq!(g.rules[0].state(), State::Firing);
+        // Nothing is known: it starts anew.
+        let mut g = group(RULES);
+        run(&mut g, 30 * minute, &|_| None);
+        assert_eq!(g.rules[0].state(), State::Pending);
+    }
+
+    #[test]
+    fn a_reload_keeps_alerts_and_ends_series_of_rules_that_go() {
+        let mut g = group(RULES);
+        run(&mut g, 0, &|_| None);
+        run(&mut g, 600_000, &|_| None);
+        assert_eq!(g.rules[0].state(), State::Firing);
+        let mut fresh = group(&RULES.replace("record: r", "record: s"));
+        fresh.take_over(g);
+        assert_eq!(fresh.rules[0].state(), State::Firing);
+        let written = run(&mut fresh, 660_000, &|_| None);
+        let stale: Vec<String> =
+            written.iter().filter(|p| p.1.value.is_stale()).map(|p| p.0.to_string()).collect();
+        assert_eq!(stale, ["r{job=\"a\"}"]);
+        assert!(fresh.end(700_000).iter().any(|p| p.0.metric_name() == "ALERTS"));
+    }
+
+    #[test]
+    fn limits_stop_a_rule_and_duplicates_are_errors() {
+        struct Two;
+        impl Engine for Two {
+            fn instant(&self, _: &Query, _: i64) -> Result<Rows, String> {
+                let row = |n: &str| {
+                    (Labels::from_pairs([("__name__", n), ("a", "b")]), SampleValue::Float(1.0))
+                };
+                Ok(vec![row("x"), row("y")])
+            }
+        }
+        let run = |text: &str| {
+            let mut g = group(text);
+            g.evaluate(&Two, &Options::default(), 0, &|_| None, &mut |_| Ok(()));
+            g.rules[0].health.clone()
+        };
+        let bad = |h: Health| if let Health::Bad(e) = h { e } else { panic!("{h:?}") };
+        assert!(
+            bad(run("groups: [{name: g, rules: [{record: r, expr: up}]}]"))
+                .contains("same labelset")
+        );
+        let limited = "groups: [{name: g, limit: 1, rules: [{alert: A, expr: up, labels: {v: '{{ $value }}'}}]}]";
+        assert!(
+            bad(run(limited)).contains("same labelset")
+                || bad(run(limited)).contains("exceeded limit")
+        );
+    }
+}
