@@ -95,8 +95,37 @@ impl Ord for Labels {
         if Arc::ptr_eq(&self.text, &other.text) {
             return Ordering::Equal;
         }
-        self.iter().cmp(other.iter())
+        // Most label sets that are compared begin alike: what is the same byte for byte is passed
+        // over, and the first part that differs decides.
+        let (a, b) = (self.text.as_bytes(), other.text.as_bytes());
+        let differs = first_difference(a, b);
+        let mut at = 0;
+        let mut rest = &*self.text;
+        while let Some((_, after)) = take(rest) {
+            let next = self.text.len() - after.len();
+            if next > differs {
+                break;
+            }
+            (at, rest) = (next, after);
+        }
+        let part = |text: &'_ str| -> Option<(usize, usize)> {
+            let (part, after) = take(text.get(at..)?)?;
+            Some((text.len() - after.len() - part.len(), text.len() - after.len()))
+        };
+        match (part(&self.text), part(&other.text)) {
+            (Some((from, to)), Some((f, t))) => a.get(from..to).cmp(&b.get(f..t)),
+            (a, b) => a.is_some().cmp(&b.is_some()),
+        }
     }
+}
+
+/// Returns where two texts first differ, or the length of the shorter one.
+fn first_difference(a: &[u8], b: &[u8]) -> usize {
+    const WORD: usize = 16;
+    let same = a.chunks_exact(WORD).zip(b.chunks_exact(WORD)).take_while(|(a, b)| a == b).count();
+    let from = same * WORD;
+    let (a, b) = (a.get(from..).unwrap_or_default(), b.get(from..).unwrap_or_default());
+    from + a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
 impl Default for Labels {
@@ -252,6 +281,27 @@ mod tests {
         assert_eq!(a.get("zz"), "");
         assert_eq!(a.with(METRIC_NAME, "m").to_string(), r#"m{a="3", b="2"}"#);
         assert!(a.with("a", "") > a);
+    }
+
+    #[test]
+    fn the_order_is_that_of_names_and_values() {
+        let long = "v".repeat(100);
+        let pairs = ["", "a", "ab", "b", &long];
+        let mut sets = vec![Labels::default()];
+        for n in ["a", "aa", "b", "zzzzzzzzzzzzzzzzzzzzzzzzzzz"] {
+            for v in pairs {
+                for m in ["a", "c"] {
+                    for w in pairs {
+                        sets.push(Labels::from_pairs([(n, v), (m, w)]));
+                    }
+                }
+            }
+        }
+        for a in &sets {
+            for b in &sets {
+                assert_eq!(a.cmp(b), a.iter().cmp(b.iter()), "{a} {b}");
+            }
+        }
     }
 
     #[test]

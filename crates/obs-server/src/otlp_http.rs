@@ -77,6 +77,7 @@ pub(crate) async fn metrics(
     count(state, "metrics", &decoded.rejected);
     let m = decoded.items;
     let now: TimestampNs = state.now();
+    ingest.exemplars().add(tenant, m.exemplars);
     let outcome = state.ingest.metrics(tenant, m.points, m.deltas, m.metadata, now).await?;
     Ok(partial(&decoded.rejected, outcome))
 }

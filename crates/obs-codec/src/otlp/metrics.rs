@@ -8,17 +8,18 @@ use super::common::{attributes, resource};
 use super::names::{label_name, metric_name};
 use crate::{Decoded, Rejected};
 use obs_model::{
-    Attributes, Histogram, Labels, LabelsBuilder, METRIC_NAME, MetricKind, MetricMetadata,
-    Resource, STALE_NAN_BITS, Sample, SampleValue, Series, TimestampMs,
+    Attributes, Exemplar, Histogram, Labels, LabelsBuilder, METRIC_NAME, MetricKind,
+    MetricMetadata, Resource, STALE_NAN_BITS, Sample, SampleValue, Series, TimestampMs,
 };
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::metrics::v1::exemplar::Value as ExemplarValue;
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value as NumberValue;
 use opentelemetry_proto::tonic::metrics::v1::{
-    AggregationTemporality, ExponentialHistogramDataPoint, HistogramDataPoint, Metric,
-    NumberDataPoint, SummaryDataPoint,
+    AggregationTemporality, Exemplar as WireExemplar, ExponentialHistogramDataPoint,
+    HistogramDataPoint, Metric, NumberDataPoint, SummaryDataPoint,
 };
 use prost::Message;
 use std::collections::BTreeMap;
@@ -46,6 +47,30 @@ pub struct Metrics {
     /// Delta points: each sample is an increment since the one before.
     pub deltas: Vec<Series>,
     pub metadata: Vec<MetricMetadata>,
+    pub exemplars: Vec<(Labels, Exemplar)>,
+}
+
+/// Turns an exemplar into Prometheus' form: the ids of its span are labels beside what was filtered
+/// from the point's attributes.
+fn exemplar(e: WireExemplar) -> Option<Exemplar> {
+    let hex = |id: &[u8]| id.iter().fold(String::new(), |out, b| out + &format!("{b:02x}"));
+    let value = match e.value? {
+        ExemplarValue::AsDouble(d) => d,
+        ExemplarValue::AsInt(i) => i as f64,
+    };
+    let mut pairs: Vec<(String, String)> = Vec::new();
+    for a in e.filtered_attributes {
+        for (name, v) in attributes(vec![a]).iter() {
+            pairs.push((label_name(name), v.to_string()));
+        }
+    }
+    for (name, id) in [("trace_id", &e.trace_id), ("span_id", &e.span_id)] {
+        if !id.is_empty() {
+            pairs.push((name.to_owned(), hex(id)));
+        }
+    }
+    let timestamp_ms = time(e.time_unix_nano).map(TimestampMs::millis);
+    Some(Exemplar { labels: Labels::from_pairs(pairs), value, timestamp_ms })
 }
 
 struct Builder<'a> {
@@ -343,7 +368,14 @@ impl Builder<'_> {
             None => return self.rejected.add("data point has no value"),
         };
         let labels = self.labels(name, "", &p.attributes, Extra::None);
+        self.exemplars(labels.as_ref(), p.exemplars);
         self.push(labels, t, SampleValue::Float(value), delta);
+    }
+
+    fn exemplars(&mut self, labels: Option<&Labels>, list: Vec<WireExemplar>) {
+        let Some(labels) = labels else { return };
+        let read = list.into_iter().filter_map(exemplar);
+        self.out.exemplars.extend(read.map(|e| (labels.clone(), e)));
     }
 
     fn histogram(
@@ -370,6 +402,15 @@ impl Builder<'_> {
         self.push(labels, t, value(p.count as f64), delta);
         let labels = self.labels(name, "_count", &p.attributes, Extra::None);
         self.push(labels, t, value(p.count as f64), delta);
+        for e in p.exemplars {
+            let Some(read) = exemplar(e) else { continue };
+            // It belongs to the bucket that counted it.
+            let bound = p.explicit_bounds.iter().find(|b| read.value <= **b);
+            let le = Extra::Le(bound.copied().unwrap_or(f64::INFINITY));
+            if let Some(labels) = self.labels(name, "_bucket", &p.attributes, le) {
+                self.out.exemplars.push((labels, read));
+            }
+        }
         if let Some(sum) = p.sum {
             let labels = self.labels(name, "_sum", &p.attributes, Extra::None);
             self.push(labels, t, value(sum), delta);
@@ -415,6 +456,7 @@ impl Builder<'_> {
             ..Histogram::default()
         };
         let labels = self.labels(name, "", &p.attributes, Extra::None);
+        self.exemplars(labels.as_ref(), p.exemplars);
         self.push(labels, t, SampleValue::Histogram(Arc::new(h)), delta);
     }
 
@@ -527,5 +569,17 @@ mod tests {
         // Scale 9 is one finer than the finest: indices -1, 0, 1 become -1, 0, 0, one higher here.
         assert_eq!((h.schema, h.positive.clone()), (8, vec![(0, 1.0), (1, 2.0)]));
         assert_eq!(d.rejected.count, 1);
+    }
+
+    #[test]
+    fn exemplars_lead_to_their_spans() {
+        let d = decode(
+            r#"{"name":"lat","unit":"s","histogram":{"aggregationTemporality":2,"dataPoints":[{"timeUnixNano":"1000000000","count":"3","sum":9,"explicitBounds":[0.5,1],"bucketCounts":["1","1","1"],"exemplars":[{"timeUnixNano":"900000000","asDouble":0.7,"traceId":"0102030405060708090a0b0c0d0e0f10","spanId":"0102030405060708","filteredAttributes":[{"key":"user.id","value":{"stringValue":"u"}}]}]}]}}"#,
+        );
+        let (labels, e) = &d.items.exemplars[0];
+        assert_eq!(labels.get("le"), "1");
+        assert_eq!((e.value, e.timestamp_ms), (0.7, Some(900)));
+        assert_eq!(e.labels.get("trace_id"), "0102030405060708090a0b0c0d0e0f10");
+        assert_eq!((e.labels.get("span_id"), e.labels.get("user_id")), ("0102030405060708", "u"));
     }
 }

@@ -19,7 +19,7 @@ use obs_promql::{
     parse,
 };
 use serde_json::json;
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
@@ -438,13 +438,13 @@ fn selectors(p: &Params, required: bool) -> Api<Vec<Vec<Matcher>>> {
 }
 
 /// Returns the matching label sets in the request's range.
-async fn label_sets(state: &AppState, p: &Params, required: bool) -> Api<BTreeSet<Labels>> {
+async fn label_sets(state: &AppState, p: &Params, required: bool) -> Api<Vec<Labels>> {
     let selectors = selectors(p, required)?;
     let start = time_param(p, "start")?.unwrap_or(i64::MIN);
     let end = time_param(p, "end")?.unwrap_or(i64::MAX);
     let tenant = p.tenant.clone();
     let run = move |s: &AppState, budget: &Budget| {
-        let mut out = BTreeSet::new();
+        let mut out = Vec::new();
         for matchers in &selectors {
             let selection = SeriesSelection {
                 matchers,
@@ -452,6 +452,10 @@ async fn label_sets(state: &AppState, p: &Params, required: bool) -> Api<BTreeSe
                 end: TimestampMs::from_millis(end),
             };
             out.extend(s.source.label_sets(&tenant, &selection, budget)?);
+        }
+        if selectors.len() > 1 {
+            out.sort_unstable();
+            out.dedup();
         }
         Ok(out)
     };
@@ -480,8 +484,7 @@ async fn series(State(state): State<AppState>, p: Params) -> Api<Response> {
 
 async fn labels(State(state): State<AppState>, p: Params) -> Api<Response> {
     let sets = label_sets(&state, &p, false).await?;
-    let names: BTreeSet<&str> = sets.iter().flat_map(|l| l.iter().map(|(n, _)| n)).collect();
-    limited(&p, names.into_iter().collect())
+    limited(&p, sorted(sets.iter().flat_map(|l| l.iter().map(|(n, _)| n))))
 }
 
 async fn label_values(
@@ -490,9 +493,15 @@ async fn label_values(
     p: Params,
 ) -> Api<Response> {
     let sets = label_sets(&state, &p, false).await?;
-    let values: BTreeSet<&str> =
-        sets.iter().map(|l| l.get(&name)).filter(|v| !v.is_empty()).collect();
-    limited(&p, values.into_iter().collect())
+    limited(&p, sorted(sets.iter().map(|l| l.get(&name)).filter(|v| !v.is_empty())))
+}
+
+/// Each text once, in order. Most are repeated many times, which hashing bears better than sorting.
+fn sorted<'t>(all: impl Iterator<Item = &'t str>) -> Vec<&'t str> {
+    let unique: HashSet<&str> = all.collect();
+    let mut out: Vec<&str> = unique.into_iter().collect();
+    out.sort_unstable();
+    out
 }
 
 async fn metadata(State(state): State<AppState>, p: Params) -> Api<Response> {
