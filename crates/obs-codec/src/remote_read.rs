@@ -1,6 +1,7 @@
 //! Prometheus remote read: requests, answers in samples, answers in streamed chunks.
 
 use crate::DecodeError;
+use crate::remote_write::{Span, WireHistogram};
 use obs_model::{
     CUSTOM_BUCKETS_SCHEMA, Histogram, Labels, MatchOp, Matcher, ResetHint, Sample, SampleValue,
     Series,
@@ -54,42 +55,6 @@ struct WireSample {
     value: f64,
     #[prost(int64, tag = "2")]
     timestamp: i64,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct WireSpan {
-    #[prost(sint32, tag = "1")]
-    offset: i32,
-    #[prost(uint32, tag = "2")]
-    length: u32,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct WireHistogram {
-    #[prost(double, optional, tag = "2")]
-    count: Option<f64>,
-    #[prost(double, tag = "3")]
-    sum: f64,
-    #[prost(sint32, tag = "4")]
-    schema: i32,
-    #[prost(double, tag = "5")]
-    zero_threshold: f64,
-    #[prost(double, optional, tag = "7")]
-    zero_count: Option<f64>,
-    #[prost(message, repeated, tag = "8")]
-    negative_spans: Vec<WireSpan>,
-    #[prost(double, repeated, tag = "10")]
-    negative_counts: Vec<f64>,
-    #[prost(message, repeated, tag = "11")]
-    positive_spans: Vec<WireSpan>,
-    #[prost(double, repeated, tag = "13")]
-    positive_counts: Vec<f64>,
-    #[prost(int32, tag = "14")]
-    reset_hint: i32,
-    #[prost(int64, tag = "15")]
-    timestamp: i64,
-    #[prost(double, repeated, tag = "16")]
-    custom_values: Vec<f64>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -189,13 +154,13 @@ fn labels(l: &Labels) -> Vec<WireLabel> {
     l.iter().map(|(n, v)| WireLabel { name: n.into(), value: v.into() }).collect()
 }
 
-fn spans(buckets: &[(i32, f64)]) -> (Vec<WireSpan>, Vec<f64>) {
-    let mut out: Vec<WireSpan> = Vec::new();
+fn spans(buckets: &[(i32, f64)]) -> (Vec<Span>, Vec<f64>) {
+    let mut out: Vec<Span> = Vec::new();
     let mut next = 0;
     for (index, _) in buckets {
         match out.last_mut() {
             Some(s) if *index == next => s.length += 1,
-            _ => out.push(WireSpan { offset: index - next, length: 1 }),
+            _ => out.push(Span { offset: index - next, length: 1 }),
         }
         next = index + 1;
     }
@@ -207,11 +172,11 @@ fn histogram(h: &Histogram, timestamp: i64) -> WireHistogram {
     let (negative_spans, negative_counts) = spans(&h.negative);
     let custom = h.schema == CUSTOM_BUCKETS_SCHEMA;
     WireHistogram {
-        count: Some(h.count),
+        count_float: Some(h.count),
         sum: h.sum,
         schema: h.schema,
         zero_threshold: h.zero_threshold,
-        zero_count: Some(h.zero_count),
+        zero_count_float: Some(h.zero_count),
         negative_spans,
         negative_counts,
         positive_spans,
@@ -224,6 +189,7 @@ fn histogram(h: &Histogram, timestamp: i64) -> WireHistogram {
         },
         timestamp,
         custom_values: if custom { h.custom_bounds.clone() } else { Vec::new() },
+        ..WireHistogram::default()
     }
 }
 

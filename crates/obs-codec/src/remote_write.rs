@@ -244,48 +244,48 @@ fn read_metadata(bytes: &[u8]) -> Result<Option<MetricMetadata>, DecodeError> {
 
 /// `prometheus.BucketSpan`.
 #[derive(Clone, PartialEq, Message)]
-struct Span {
+pub(crate) struct Span {
     #[prost(sint32, tag = "1")]
-    offset: i32,
+    pub(crate) offset: i32,
     #[prost(uint32, tag = "2")]
-    length: u32,
+    pub(crate) length: u32,
 }
 
 /// `prometheus.Histogram`; the alternatives of its oneofs are distinct fields here.
 #[derive(Clone, PartialEq, Message)]
-struct WireHistogram {
+pub(crate) struct WireHistogram {
     #[prost(uint64, optional, tag = "1")]
-    count_int: Option<u64>,
+    pub(crate) count_int: Option<u64>,
     #[prost(double, optional, tag = "2")]
-    count_float: Option<f64>,
+    pub(crate) count_float: Option<f64>,
     #[prost(double, tag = "3")]
-    sum: f64,
+    pub(crate) sum: f64,
     #[prost(sint32, tag = "4")]
-    schema: i32,
+    pub(crate) schema: i32,
     #[prost(double, tag = "5")]
-    zero_threshold: f64,
+    pub(crate) zero_threshold: f64,
     #[prost(uint64, optional, tag = "6")]
-    zero_count_int: Option<u64>,
+    pub(crate) zero_count_int: Option<u64>,
     #[prost(double, optional, tag = "7")]
-    zero_count_float: Option<f64>,
+    pub(crate) zero_count_float: Option<f64>,
     #[prost(message, repeated, tag = "8")]
-    negative_spans: Vec<Span>,
+    pub(crate) negative_spans: Vec<Span>,
     #[prost(sint64, repeated, tag = "9")]
-    negative_deltas: Vec<i64>,
+    pub(crate) negative_deltas: Vec<i64>,
     #[prost(double, repeated, tag = "10")]
-    negative_counts: Vec<f64>,
+    pub(crate) negative_counts: Vec<f64>,
     #[prost(message, repeated, tag = "11")]
-    positive_spans: Vec<Span>,
+    pub(crate) positive_spans: Vec<Span>,
     #[prost(sint64, repeated, tag = "12")]
-    positive_deltas: Vec<i64>,
+    pub(crate) positive_deltas: Vec<i64>,
     #[prost(double, repeated, tag = "13")]
-    positive_counts: Vec<f64>,
+    pub(crate) positive_counts: Vec<f64>,
     #[prost(int32, tag = "14")]
-    reset_hint: i32,
+    pub(crate) reset_hint: i32,
     #[prost(int64, tag = "15")]
-    timestamp: i64,
+    pub(crate) timestamp: i64,
     #[prost(double, repeated, tag = "16")]
-    custom_values: Vec<f64>,
+    pub(crate) custom_values: Vec<f64>,
 }
 
 /// Returns (index, count) of each bucket. Integer counts come as differences.

@@ -4,6 +4,7 @@
 //! is any key that Prometheus would refuse.
 
 use crate::relabel::Rule;
+use obs_promql::duration::{format_ms, parse_ms};
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,62 +16,13 @@ pub struct Span(pub Duration);
 
 /// Parses `1h30m`; `0` needs no unit.
 pub fn parse_duration(text: &str) -> Option<Duration> {
-    if text == "0" {
-        return Some(Duration::ZERO);
-    }
-    let units = [
-        ("ms", 1),
-        ("s", 1000),
-        ("m", 60_000),
-        ("h", 3_600_000),
-        ("d", 86_400_000),
-        ("w", 604_800_000),
-        ("y", 31_536_000_000),
-    ];
-    let mut rest = text;
-    let mut total = 0_u64;
-    let mut last = u64::MAX;
-    if text.is_empty() {
-        return None;
-    }
-    while !rest.is_empty() {
-        let n = rest.find(|c: char| !c.is_ascii_digit())?;
-        let (digits, tail) = rest.split_at(n);
-        let n = tail.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(tail.len());
-        let (unit, tail) = tail.split_at(n);
-        let size = units.iter().find(|u| u.0 == unit)?.1;
-        if size >= last {
-            return None;
-        }
-        last = size;
-        total = total.checked_add(digits.parse::<u64>().ok()?.checked_mul(size)?)?;
-        rest = tail;
-    }
-    Some(Duration::from_millis(total))
+    let ms = if text == "0" { 0 } else { parse_ms(text)? };
+    u64::try_from(ms).ok().map(Duration::from_millis)
 }
 
 /// Writes a duration as Prometheus does.
 pub fn format_duration(d: Duration) -> String {
-    let mut left = d.as_millis();
-    if left == 0 {
-        return "0s".into();
-    }
-    let mut out = String::new();
-    for (unit, size, exact) in [
-        ("y", 31_536_000_000_u128, true),
-        ("w", 604_800_000, true),
-        ("d", 86_400_000, false),
-        ("h", 3_600_000, false),
-        ("m", 60_000, false),
-        ("s", 1000, false),
-        ("ms", 1, false),
-    ] {
-        if left >= size && (!exact || left.is_multiple_of(size)) {
-            out.push_str(&format!("{}{unit}", left / size));
-            left %= size;
-        }
-    }
-    out
+    format_ms(i64::try_from(d.as_millis()).unwrap_or(i64::MAX))
 }
 
 impl<'de> Deserialize<'de> for Span {

@@ -25,6 +25,11 @@ fn escaped(v: &str) -> String {
 }
 
 pub(super) async fn federate(State(state): State<AppState>, p: Params) -> Api<Response> {
+    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    if p.all("match[]").next().is_none() {
+        // Nothing was asked for.
+        return Ok((kind, String::new()).into_response());
+    }
     let selectors = super::selectors(&p, true)?;
     let external = state.workers.scrape.config().global.external_labels.clone();
     let now = state.now().to_millis();
@@ -83,6 +88,5 @@ pub(super) async fn federate(State(state): State<AppState>, p: Params) -> Api<Re
         let at = TimestampMs::from_millis(t).millis();
         let _ = writeln!(text, "{{{}}} {} {at}", pairs.join(","), format_float(f));
     }
-    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     Ok((kind, text).into_response())
 }
