@@ -238,7 +238,8 @@ remote_read: [{{url: 'http://{ours}/api/v1/read', read_recent: true}}]
         url = f"http://{ours}"
         assert 'jobs_total{' in promtool("query", "instant", url, 'jobs_total{queue="b"}')
         start = str(int(time.time()) - 60)
-        assert "@[" in promtool("query", "range", "--start", start, url, 'jobs_total{queue="b"}')
+        # Its last step may lie before the first sample.
+        wait_for(lambda: "@[" in promtool("query", "range", "--start", start, url, 'jobs_total{queue="b"}'))
         assert "jobs_total" in promtool("query", "labels", url, "__name__")
         assert 'queue="b"' in promtool("query", "series", "--match=jobs_total", url)
         with urllib.request.urlopen(f"http://{server.endpoints['ui']}/metrics") as r:
