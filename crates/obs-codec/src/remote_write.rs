@@ -212,6 +212,21 @@ fn read_sample_at(bytes: &[u8], (v, t): (u64, u64)) -> Result<Sample, DecodeErro
     Ok(Sample::float(time, value))
 }
 
+/// Kinds by their number on the wire, from 1 on; 0 is unknown.
+const KINDS: [MetricKind; 5] = [
+    MetricKind::Counter,
+    MetricKind::Gauge,
+    MetricKind::Histogram,
+    MetricKind::GaugeHistogram,
+    MetricKind::Summary,
+];
+
+/// Returns the kind of a number on the wire, the same in both versions.
+pub(crate) fn kind_of(number: u64) -> MetricKind {
+    let at = number.checked_sub(1).and_then(|n| usize::try_from(n).ok());
+    at.and_then(|n| KINDS.get(n)).copied().unwrap_or(MetricKind::Unknown)
+}
+
 fn read_metadata(bytes: &[u8]) -> Result<Option<MetricMetadata>, DecodeError> {
     let mut m = MetricMetadata {
         name: String::new(),
@@ -224,14 +239,7 @@ fn read_metadata(bytes: &[u8]) -> Result<Option<MetricMetadata>, DecodeError> {
     while let Some((number, field)) = r.field()? {
         match (number, field) {
             (1, Field::Varint(kind)) => {
-                m.kind = match kind {
-                    1 => MetricKind::Counter,
-                    2 => MetricKind::Gauge,
-                    3 => MetricKind::Histogram,
-                    4 => MetricKind::GaugeHistogram,
-                    5 => MetricKind::Summary,
-                    _ => MetricKind::Unknown,
-                }
+                m.kind = kind_of(kind);
             }
             (2, Field::Bytes(b)) => m.name = text(b)?,
             (4, Field::Bytes(b)) => m.help = text(b)?,
@@ -391,14 +399,7 @@ pub fn encode(points: &[(Labels, Sample)], metadata: &[MetricMetadata]) -> Vec<u
     }
     for m in metadata {
         let mut entry = Vec::new();
-        let kind = match m.kind {
-            MetricKind::Counter => 1,
-            MetricKind::Gauge => 2,
-            MetricKind::Histogram => 3,
-            MetricKind::GaugeHistogram => 4,
-            MetricKind::Summary => 5,
-            _ => 0,
-        };
+        let kind = KINDS.iter().position(|k| *k == m.kind).map_or(0, |at| at as u64 + 1);
         put_varint(&mut entry, 1 << 3);
         put_varint(&mut entry, kind);
         put_bytes(&mut entry, 2, m.name.as_bytes());

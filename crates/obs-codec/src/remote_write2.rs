@@ -1,7 +1,7 @@
 //! Prometheus remote write 2.0: labels are numbers of texts that the request lists once.
 
 use crate::remote_write::{
-    Field, Intern, Reader, RemoteWrite, damaged, read_histogram, read_sample,
+    Field, Intern, Reader, RemoteWrite, damaged, kind_of, read_histogram, read_sample,
 };
 use crate::{DecodeError, Decoded, Rejected};
 use obs_model::{Exemplar, Labels, LabelsBuilder, MetricKind, MetricMetadata, Sample};
@@ -204,16 +204,7 @@ fn read_metadata(
     let text = |v: u64| u32::try_from(v).ok().and_then(|n| symbols.get(n).ok()).unwrap_or("");
     while let Some((number, field)) = r.field()? {
         match (number, field) {
-            (1, Field::Varint(v)) => {
-                kind = match v {
-                    1 => MetricKind::Counter,
-                    2 => MetricKind::Gauge,
-                    3 => MetricKind::Histogram,
-                    4 => MetricKind::GaugeHistogram,
-                    5 => MetricKind::Summary,
-                    _ => MetricKind::Unknown,
-                }
-            }
+            (1, Field::Varint(v)) => kind = kind_of(v),
             (3, Field::Varint(v)) => help = text(v),
             (4, Field::Varint(v)) => unit = text(v),
             _ => {}

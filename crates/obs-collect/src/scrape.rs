@@ -78,10 +78,6 @@ struct Memory {
     scrape: u64,
 }
 
-struct Read {
-    page: Page,
-}
-
 impl Loop {
     pub(crate) fn new(
         c: &PrometheusConfig,
@@ -166,9 +162,9 @@ impl Loop {
         memory.scrape += 1;
         let mut batch = Batch::default();
         let mut scraped = 0;
-        let result = read.and_then(|r| {
-            scraped = r.page.samples.len();
-            self.take(r.page, memory, at, &mut batch)
+        let result = read.and_then(|page| {
+            scraped = page.samples.len();
+            self.take(page, memory, at, &mut batch)
         });
         let (kept, added, mut error) = match result {
             Ok((kept, added)) => (kept, added, None),
@@ -217,7 +213,7 @@ impl Loop {
         }
     }
 
-    async fn read(&self) -> Result<Read, String> {
+    async fn read(&self) -> Result<Page, String> {
         let timeout = self.target.timeout;
         let mut request = self.client.get(&self.url).await?;
         request = request
@@ -266,7 +262,7 @@ impl Loop {
                     e => e.to_string(),
                 })?
             };
-            parse(format, &body).map(|page| Read { page }).map_err(|e| e.reason)
+            parse(format, &body).map_err(|e| e.reason)
         };
         // A large page takes a while to read.
         tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())?

@@ -38,4 +38,4 @@ pub use ports::{
     SelectSpans, SeriesSelection, SnapshotFile, SpanSelection, Visit, WriteBatch,
 };
 pub use span::{Span, SpanEvent, SpanKind, SpanLink, SpanStatus};
-pub use time::{TimestampMs, TimestampNs};
+pub use time::{TimestampMs, TimestampNs, civil_from_days};

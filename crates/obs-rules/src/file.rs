@@ -149,9 +149,8 @@ fn yaml_error(e: &serde_saphyr::Error) -> FileError {
     FileError { line, group: None, message: message.to_owned() }
 }
 
-fn is_valid_name(name: &str, colons: bool) -> bool {
+fn is_valid_name(name: &str) -> bool {
     // UTF-8 names are valid since Prometheus 3.
-    let _ = colons;
     !name.is_empty() && !name.contains(['{', '}'])
 }
 
@@ -169,7 +168,7 @@ type Problem = (Option<(u64, u64)>, String);
 
 fn check_labels(labels: &BTreeMap<String, String>, name: &str, what: &str) -> Result<(), String> {
     for (label, value) in labels {
-        if !is_valid_name(label, false) || (what == "label" && label == "__name__") {
+        if !is_valid_name(label) || (what == "label" && label == "__name__") {
             return Err(format!("invalid {what} name: {label}"));
         }
         crate::template::check(name, value).map_err(|e| format!("{what} {label:?}: {e}"))?;
@@ -218,13 +217,13 @@ fn read_rule(
                 return fail(here, &format!("invalid field '{what}' in recording rule"));
             }
         }
-        if !is_valid_name(&record, true) {
+        if !is_valid_name(&record) {
             return fail(
                 raw.record.as_ref().map_or(here, place),
                 &format!("invalid recording rule name: {record}"),
             );
         }
-        if let Some(bad) = labels.keys().find(|l| !is_valid_name(l, false) || *l == "__name__") {
+        if let Some(bad) = labels.keys().find(|l| !is_valid_name(l) || *l == "__name__") {
             return fail(here, &format!("invalid label name: {bad}"));
         }
         return Ok(Rule { kind: RuleKind::Record(record), query, labels, line });

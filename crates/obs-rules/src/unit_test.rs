@@ -324,11 +324,8 @@ fn one(
             }
         }
         // Alerts are asked for between this evaluation and the next.
-        while let Some((when, _)) = pending.peek().filter(|(when, _)| *when < at + interval) {
-            let _ = when;
-            if let Some((when, tests)) = pending.next() {
-                tests.iter().for_each(|test| check_alerts(test, &groups, when, fail));
-            }
+        while let Some((when, tests)) = pending.next_if(|(when, _)| *when < at + interval) {
+            tests.iter().for_each(|test| check_alerts(test, &groups, when, fail));
         }
         at += interval;
     }

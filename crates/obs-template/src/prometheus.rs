@@ -3,6 +3,7 @@
 use crate::exec::Functions;
 use crate::format::{escape_url, format_float_g};
 use crate::value::Value;
+use obs_model::civil_from_days;
 use std::collections::BTreeMap;
 
 /// One sample of a query's result.
@@ -188,7 +189,7 @@ fn timestamp(v: f64) -> Result<String, String> {
     let millis = ((v * 1e9) as i64).div_euclid(1_000_000);
     let (seconds, fraction) = (millis.div_euclid(1000), millis.rem_euclid(1000));
     let (days, of_day) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    let (year, month, day) = civil(days);
+    let (year, month, day) = civil_from_days(days);
     let mut out = format!(
         "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}",
         of_day / 3600,
@@ -200,18 +201,6 @@ fn timestamp(v: f64) -> Result<String, String> {
     }
     out.push_str(" +0000 UTC");
     Ok(out)
-}
-
-/// The date of a day since 1970.
-fn civil(days: i64) -> (i64, i64, i64) {
-    let z = days + 719_468;
-    let era = z.div_euclid(146_097);
-    let doe = z.rem_euclid(146_097);
-    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let month = if mp < 10 { mp + 3 } else { mp - 9 };
-    (yoe + era * 400 + i64::from(month <= 2), month, doy - (153 * mp + 2) / 5 + 1)
 }
 
 /// Parses `1h30m` into seconds.

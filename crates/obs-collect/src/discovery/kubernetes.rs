@@ -215,25 +215,20 @@ struct Related<'v> {
 fn endpoint(role: &str, namespace: &str, a: &Place<'_>, port: &Value, r: &Related<'_>) -> Labels {
     let number = port.get("port").and_then(Value::as_u64).unwrap_or(0);
     // Slices name their labels after themselves, endpoints after a single endpoint.
-    let (of, port_of) = if role == "endpointslice" {
-        ("endpointslice_endpoint_conditions_", "endpointslice_")
-    } else {
-        ("endpoint_", "endpoint_")
-    };
-    let prefix = if role == "endpointslice" { "endpointslice_" } else { "endpoint_" };
+    let is_slice = role == "endpointslice";
+    let prefix = if is_slice { "endpointslice_" } else { "endpoint_" };
+    let of = if is_slice { "endpointslice_endpoint_" } else { "endpoint_" };
+    let ready = if is_slice { "conditions_ready" } else { "ready" };
     let mut b = LabelsBuilder::default();
     b.push("__address__", with_port(a.ip, number));
-    b.push(format!("{META}{port_of}port_name"), text(port, "/name"));
-    b.push(format!("{META}{port_of}port_protocol"), text(port, "/protocol"));
-    if role == "endpointslice" {
+    b.push(format!("{META}{prefix}port_name"), text(port, "/name"));
+    b.push(format!("{META}{prefix}port_protocol"), text(port, "/protocol"));
+    if is_slice {
         b.push(format!("{META}endpointslice_port"), number.to_string());
-        b.push(format!("{META}endpointslice_endpoint_hostname"), a.hostname);
-        b.push(format!("{META}endpointslice_endpoint_node_name"), a.node);
-    } else {
-        b.push(format!("{META}endpoint_hostname"), a.hostname);
-        b.push(format!("{META}endpoint_node_name"), a.node);
     }
-    b.push(format!("{META}{of}ready"), a.ready.to_string());
+    b.push(format!("{META}{of}hostname"), a.hostname);
+    b.push(format!("{META}{of}node_name"), a.node);
+    b.push(format!("{META}{of}{ready}"), a.ready.to_string());
     let Some(target) = a.target else { return b.build() };
     let (kind, name) = (text(target, "/kind"), text(target, "/name"));
     b.push(format!("{META}{prefix}address_target_kind"), kind);

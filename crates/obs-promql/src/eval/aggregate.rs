@@ -182,6 +182,10 @@ fn check_count(k: &[f64]) -> Evaluated<()> {
     }
 }
 
+fn has_histogram(c: &Column) -> bool {
+    c.values.iter().any(|v| matches!(v, Some(SampleValue::Histogram(_))))
+}
+
 /// Adds up columns of floats alone, which most sums are; `None` for anything else. The numbers are
 /// those of [`Group`].
 fn sum_floats(op: AggregateOp, members: &[Column], steps: usize) -> Option<Vec<Slot>> {
@@ -271,8 +275,6 @@ impl Evaluator<'_> {
         columns: Vec<Column>,
         pos: Pos,
     ) -> Evaluated<Vec<Column>> {
-        let has_histogram =
-            |c: &Column| c.values.iter().any(|v| matches!(v, Some(SampleValue::Histogram(_))));
         if op.ignores_histograms() && columns.iter().any(has_histogram) {
             let text = format!("ignored histogram in {} aggregation", op.as_str());
             self.annotations.info(text, pos);
@@ -321,7 +323,8 @@ impl Evaluator<'_> {
                 out.push(Column { labels, values });
                 continue;
             }
-            if matches!(op, AggregateOp::Sum | AggregateOp::Avg) {
+            let adds = matches!(op, AggregateOp::Sum | AggregateOp::Avg);
+            if adds && members.iter().any(has_histogram) {
                 for step in 0..self.steps.count {
                     let histograms = members.iter().filter_map(|c| match c.values.get(step) {
                         Some(Some(SampleValue::Histogram(h))) => Some(&**h),
@@ -338,9 +341,7 @@ impl Evaluator<'_> {
                     }
                 }
             }
-            if slots.iter().any(|g| g.floats > 0 && g.histograms > 0)
-                && matches!(op, AggregateOp::Sum | AggregateOp::Avg)
-            {
+            if adds && slots.iter().any(|g| g.floats > 0 && g.histograms > 0) {
                 self.annotations.warn(
                     "encountered a mix of histograms and floats for aggregation",
                     Pos::default(),

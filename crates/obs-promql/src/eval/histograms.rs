@@ -16,7 +16,9 @@ struct Bucket {
 }
 
 /// Prometheus' `bucketQuantile`: linear inside a bucket, the highest finite bound at the top.
-fn classic_quantile(q: f64, buckets: &mut Vec<Bucket>) -> f64 {
+///
+/// `fixed` is called when the counts had to be made monotonic.
+fn classic_quantile(q: f64, buckets: &mut Vec<Bucket>, fixed: impl FnOnce()) -> f64 {
     if q.is_nan() {
         return f64::NAN;
     }
@@ -26,8 +28,10 @@ fn classic_quantile(q: f64, buckets: &mut Vec<Bucket>) -> f64 {
     if q > 1.0 {
         return f64::INFINITY;
     }
-    if !prepare(buckets) {
-        return f64::NAN;
+    match prepare(buckets) {
+        None => return f64::NAN,
+        Some(true) => fixed(),
+        Some(false) => {}
     }
     let n = buckets.len();
     let at = |i: usize| buckets.get(i).copied().unwrap_or(Bucket { le: f64::NAN, count: f64::NAN });
@@ -56,36 +60,17 @@ fn classic_quantile(q: f64, buckets: &mut Vec<Bucket>) -> f64 {
 /// floats in another order makes.
 const SMALL_DELTA: f64 = 1e-12;
 
-/// Returns whether counts fall from one bucket to the next, by more than rounding.
-fn falls(buckets: &[Bucket]) -> bool {
-    let mut highest = f64::NEG_INFINITY;
-    let mut sorted: Vec<Bucket> = buckets.to_vec();
-    sorted.sort_by(|a, b| a.le.total_cmp(&b.le));
-    sorted.dedup_by(|b, a| {
-        let same = a.le == b.le;
-        if same {
-            a.count += b.count;
-        }
-        same
-    });
-    sorted.iter().any(|b| {
-        let close = (highest - b.count).abs() <= SMALL_DELTA * highest.abs().max(b.count.abs());
-        let hit = b.count < highest && !close;
-        highest = highest.max(b.count);
-        hit
-    })
-}
-
 /// Observations that are in no bucket: they were NaN.
 fn nan_observations(h: &Histogram) -> bool {
     h.sum.is_nan() && h.count > h.buckets().iter().map(|b| b.count).sum::<f64>()
 }
 
-/// Sorts, joins equal bounds, makes counts monotonic; false if there is no `+Inf` bucket.
-fn prepare(buckets: &mut Vec<Bucket>) -> bool {
+/// Sorts, joins equal bounds, makes counts monotonic. Returns whether some count fell by more than
+/// rounding; `None` if there is no `+Inf` bucket.
+fn prepare(buckets: &mut Vec<Bucket>) -> Option<bool> {
     buckets.sort_by(|a, b| a.le.total_cmp(&b.le));
     if buckets.last().is_none_or(|b| b.le != f64::INFINITY) {
-        return false;
+        return None;
     }
     buckets.dedup_by(|b, a| {
         let same = a.le == b.le;
@@ -94,12 +79,14 @@ fn prepare(buckets: &mut Vec<Bucket>) -> bool {
         }
         same
     });
-    let mut highest = f64::NEG_INFINITY;
+    let (mut highest, mut fell) = (f64::NEG_INFINITY, false);
     for b in buckets {
+        let close = (highest - b.count).abs() <= SMALL_DELTA * highest.abs().max(b.count.abs());
+        fell |= b.count < highest && !close;
         highest = highest.max(b.count);
         b.count = highest;
     }
-    true
+    Some(fell)
 }
 
 /// Prometheus' `histogramQuantile`: exponential interpolation in exponential buckets.
@@ -315,10 +302,7 @@ impl Evaluator<'_> {
         let out = self.per_histogram(
             columns,
             pos,
-            |s, b| {
-                fixed.set(fixed.get() || falls(b));
-                classic_quantile(at(s), b)
-            },
+            |s, b| classic_quantile(at(s), b, || fixed.set(true)),
             |s, h| {
                 let value = native_quantile(at(s), h);
                 if nan_observations(h) {
@@ -366,7 +350,7 @@ impl Evaluator<'_> {
             columns,
             pos,
             |s, b| {
-                if prepare(b) {
+                if prepare(b).is_some() {
                     share(at(lower, s), at(upper, s), b.last().map_or(0.0, |b| b.count), &|v| {
                         classic_rank(v, b)
                     })

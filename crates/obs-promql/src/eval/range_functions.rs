@@ -371,20 +371,17 @@ impl Evaluator<'_> {
         params: &[(f64, f64)],
         arg: &Expr,
     ) -> Evaluated<Vec<Column>> {
-        let is_rate = rates::Kind::of(name).is_some();
-        let blank = || if is_rate { Vec::new() } else { vec![None; self.steps.count] };
+        let kind = rates::Kind::of(name).filter(|_| ranges.extension.is_none());
         self.budget
             .take(0, ranges.series.len().saturating_mul(self.steps.count).saturating_mul(24))?;
         let mut columns: Vec<Column> = ranges
             .series
             .iter()
-            .map(|s| Column { labels: s.labels.clone(), values: blank() })
+            .map(|s| Column { labels: s.labels.clone(), values: Vec::new() })
             .collect();
-        let done = match rates::Kind::of(name) {
-            Some(kind) if ranges.extension.is_none() => {
-                self.float_rates(ranges, kind, &mut columns)?
-            }
-            _ => vec![false; ranges.series.len()],
+        let done = match kind {
+            Some(kind) => self.float_rates(ranges, kind, &mut columns)?,
+            None => vec![false; ranges.series.len()],
         };
         let mut problems: Vec<(usize, &'static str)> = Vec::new();
         for ((c, s), done) in columns.iter_mut().zip(&mut ranges.series).zip(&done) {

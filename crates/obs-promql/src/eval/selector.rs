@@ -82,14 +82,14 @@ impl Evaluator<'_> {
         let lookback = self.options.lookback_ms;
         let series = self.fetch(selector, from - lookback + 1, to + lookback)?;
         self.budget.take(0, series.len().saturating_mul(self.steps.count).saturating_mul(24))?;
+        let times: Vec<i64> = self
+            .steps
+            .times()
+            .map(|t| self.reference_time(selector.at, t) - selector.offset_ms)
+            .collect();
         let mut out = Vec::with_capacity(series.len());
         for mut s in series {
-            s.samples.retain(|x| !x.value.is_stale());
-            let times: Vec<i64> = self
-                .steps
-                .times()
-                .map(|t| self.reference_time(selector.at, t) - selector.offset_ms)
-                .collect();
+            without_stale(&mut s);
             let value = |t: &i64| {
                 let after = s.samples.partition_point(|x| x.timestamp.millis() <= *t);
                 let before = after.checked_sub(1).and_then(|i| s.samples.get(i));
@@ -104,7 +104,7 @@ impl Evaluator<'_> {
             };
             let values: Vec<_> = times.iter().map(value).collect();
             if values.iter().any(Option::is_some) {
-                out.push((Column { labels: s.labels, values }, times));
+                out.push((Column { labels: s.labels, values }, times.clone()));
             }
         }
         Ok(out)

@@ -4,7 +4,7 @@ use crate::ast::{Expr, Pos};
 use crate::eval::{
     Column, Evaluated, Evaluator, Slot, Value, execution, histograms, merge_same_labels,
 };
-use obs_model::{Labels, METRIC_NAME, MatchOp, Matcher, SampleValue};
+use obs_model::{Labels, METRIC_NAME, MatchOp, Matcher, SampleValue, civil_from_days};
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
@@ -55,18 +55,11 @@ fn date(seconds: f64) -> Date {
     let since = s.cast_unsigned().wrapping_add(BEFORE_1970);
     let s = i128::from(since) - i128::from(BEFORE_1970);
     let days = s.div_euclid(86_400) as i64;
-    let z = days + 719_468;
-    let era = z.div_euclid(146_097);
-    let doe = z.rem_euclid(146_097);
-    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
-    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
-    let mp = (5 * doy + 2) / 153;
-    let month = if mp < 10 { mp + 3 } else { mp - 9 };
-    let year = yoe + era * 400 + i64::from(month <= 2);
+    let (year, month, day) = civil_from_days(days);
     Date {
         year,
-        month,
-        day: doy - (153 * mp + 2) / 5 + 1,
+        month: i64::from(month),
+        day: i64::from(day),
         seconds_of_day: s.rem_euclid(86_400) as i64,
         days,
     }
