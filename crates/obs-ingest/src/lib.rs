@@ -12,9 +12,11 @@ mod limits;
 mod pipeline;
 mod seen;
 mod telemetry;
+mod watch;
 
 pub use derive::Derived;
 pub use exemplars::{Exemplars, SeriesExemplars};
 pub use limits::{Limits, TenantLimits, Violation};
 pub use pipeline::{Ingest, Outcome};
 pub use telemetry::Telemetry;
+pub use watch::Watch;

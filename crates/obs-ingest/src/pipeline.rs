@@ -7,6 +7,7 @@ use crate::identity::Identities;
 use crate::limits::{TenantLimits, Violation};
 use crate::seen::Seen;
 use crate::telemetry::Telemetry;
+use crate::watch::{Watch, Watchers};
 use obs_llm::{PriceBook, call_from_span};
 use obs_model::{
     Append, AppendError, Appended, CostState, Labels, LlmCall, LogRecord, MetricMetadata, Sample,
@@ -76,6 +77,7 @@ pub struct Ingest {
     telemetry: Telemetry,
     identities: Arc<Identities>,
     exemplars: Arc<Exemplars>,
+    watchers: Arc<Watchers>,
     state: Arc<Mutex<State>>,
 }
 
@@ -119,6 +121,7 @@ impl Ingest {
             telemetry,
             identities: Arc::default(),
             exemplars: Arc::default(),
+            watchers: Arc::default(),
             state: Arc::new(Mutex::new(state)),
         }
     }
@@ -126,6 +129,12 @@ impl Ingest {
     /// Returns the price book in force.
     pub fn prices(&self) -> Arc<PriceBook> {
         self.prices.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Tells a watcher of every log record that is stored from now on, as long as it lives.
+    pub fn watch<W: Watch + 'static>(&self, watch: &Arc<W>) {
+        let weak = Arc::downgrade(watch);
+        self.watchers.add(weak);
     }
 
     /// Exemplars of all tenants.
@@ -259,7 +268,12 @@ impl Ingest {
         }
         outcome.accepted = batch.logs.len() as u64;
         self.count_rejected("logs", &outcome);
+        let watchers = self.watchers.all();
+        let seen = if watchers.is_empty() { Vec::new() } else { batch.logs.clone() };
         self.append(tenant, "log", ("logs", outcome.accepted), batch).await?;
+        for watcher in watchers {
+            watcher.stored(tenant, &seen);
+        }
         Ok(outcome)
     }
 

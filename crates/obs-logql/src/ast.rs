@@ -1,5 +1,8 @@
 //! The syntax tree.
 
+use crate::ip::IpFilter;
+use crate::parse::{JsonPath, Pattern};
+use crate::template::LineTemplate;
 use obs_model::Matcher;
 use regex::Regex;
 
@@ -11,21 +14,22 @@ pub enum Query {
 }
 
 /// A stream selector and its pipeline.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct LogExpr {
     pub matchers: Vec<Matcher>,
     pub stages: Vec<Stage>,
 }
 
 impl LogExpr {
-    /// Returns texts that every line of the result contains: what the leading line filters say.
+    /// Returns texts that every line of the result contains: what line filters say before any
+    /// stage that changes the line.
     pub fn needles(&self) -> Vec<String> {
-        let leading = self.stages.iter().map_while(|s| match s {
-            Stage::Line(f) => Some(f),
-            Stage::Json | Stage::Logfmt | Stage::Label(_) => None,
+        let before_change = self.stages.iter().take_while(|s| !s.changes_line());
+        let filters = before_change.filter_map(|s| match s {
+            Stage::Line(f) if !f.negated => Some(f),
+            _ => None,
         });
-        leading
-            .filter(|f| !f.negated)
+        filters
             .filter_map(|f| match f.any.as_slice() {
                 [LineMatch::Contains(text)] if !text.is_empty() => Some(text.clone()),
                 _ => None,
@@ -37,9 +41,30 @@ impl LogExpr {
 #[derive(Debug, Clone)]
 pub enum Stage {
     Line(LineFilter),
-    Json,
-    Logfmt,
+    /// Without expressions, every field becomes a label.
+    Json(Vec<(String, JsonPath)>),
+    Logfmt {
+        strict: bool,
+        keep_empty: bool,
+        /// (label, key); without any, every key becomes a label.
+        fields: Vec<(String, String)>,
+    },
+    Regexp(Regex),
+    Pattern(Pattern),
+    Unpack,
     Label(LabelFilter),
+    LineFormat(LineTemplate),
+    LabelFormat(Vec<LabelFormat>),
+    Decolorize,
+    Drop(Vec<LabelChoice>),
+    Keep(Vec<LabelChoice>),
+    Distinct(Vec<String>),
+}
+
+impl Stage {
+    fn changes_line(&self) -> bool {
+        matches!(self, Self::LineFormat(_) | Self::Unpack | Self::Decolorize)
+    }
 }
 
 /// A line filter; the line must (not) match any of the alternatives.
@@ -52,15 +77,42 @@ pub struct LineFilter {
 #[derive(Debug, Clone)]
 pub enum LineMatch {
     Contains(String),
-    Regex(Regex),
+    Regex(Regex, String),
+    Pattern(Pattern),
+    Ip(IpFilter),
 }
 
 #[derive(Debug, Clone)]
 pub enum LabelFilter {
     Matches(Matcher),
-    Compare { name: String, op: CompareOp, value: Quantity },
+    Compare {
+        name: String,
+        op: CompareOp,
+        value: Quantity,
+        /// The quantity as written.
+        text: String,
+    },
+    Ip {
+        name: String,
+        negated: bool,
+        ip: IpFilter,
+    },
     And(Box<Self>, Box<Self>),
     Or(Box<Self>, Box<Self>),
+}
+
+impl LabelFilter {
+    /// Adds the names of the labels that are looked at.
+    pub(crate) fn names<'a>(&'a self, out: &mut Vec<&'a str>) {
+        match self {
+            Self::Matches(m) => out.push(&m.name),
+            Self::Compare { name, .. } | Self::Ip { name, .. } => out.push(name),
+            Self::And(a, b) | Self::Or(a, b) => {
+                a.names(out);
+                b.names(out);
+            }
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +125,30 @@ pub enum CompareOp {
     LessEqual,
 }
 
+impl CompareOp {
+    pub(crate) fn holds(self, left: f64, right: f64) -> bool {
+        match self {
+            Self::Equal => left == right,
+            Self::NotEqual => left != right,
+            Self::Greater => left > right,
+            Self::GreaterEqual => left >= right,
+            Self::Less => left < right,
+            Self::LessEqual => left <= right,
+        }
+    }
+
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Self::Equal => "==",
+            Self::NotEqual => "!=",
+            Self::Greater => ">",
+            Self::GreaterEqual => ">=",
+            Self::Less => "<",
+            Self::LessEqual => "<=",
+        }
+    }
+}
+
 /// The right side of a numeric label filter: how the label's text is read.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Quantity {
@@ -82,21 +158,131 @@ pub enum Quantity {
     Bytes(f64),
 }
 
+/// One part of `label_format`.
+#[derive(Debug, Clone)]
+pub enum LabelFormat {
+    Rename { to: String, from: String },
+    Template { to: String, template: LineTemplate },
+}
+
+impl LabelFormat {
+    pub(crate) fn target(&self) -> &str {
+        match self {
+            Self::Rename { to, .. } | Self::Template { to, .. } => to,
+        }
+    }
+}
+
+/// A label of `drop` or `keep`, perhaps only when its value matches.
+#[derive(Debug, Clone)]
+pub enum LabelChoice {
+    Name(String),
+    Matching(Matcher),
+}
+
+impl LabelChoice {
+    pub(crate) fn holds(&self, name: &str, value: &str) -> bool {
+        match self {
+            Self::Name(n) => n == name,
+            Self::Matching(m) => m.name == name && m.matches(value),
+        }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Name(n) => n,
+            Self::Matching(m) => &m.name,
+        }
+    }
+}
+
+/// A label whose value is the sample.
+#[derive(Debug, Clone)]
+pub struct Unwrap {
+    pub label: String,
+    pub conversion: Conversion,
+    /// Filters behind the unwrap; they see its errors.
+    pub filters: Vec<LabelFilter>,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RangeOp {
-    Rate,
-    Count,
-    BytesRate,
+pub enum Conversion {
+    Number,
+    /// Seconds of a Go duration; the flag says that it was written `duration_seconds`.
+    Duration(bool),
     Bytes,
+}
+
+macro_rules! range_ops {
+    ($($variant:ident $name:literal;)*) => {
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum RangeOp { $($variant),* }
+
+        impl RangeOp {
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name),* }
+            }
+
+            pub(crate) fn find(name: &str) -> Option<Self> {
+                match name { $($name => Some(Self::$variant),)* _ => None }
+            }
+        }
+    };
+}
+
+range_ops! {
+    Rate "rate"; RateCounter "rate_counter"; Count "count_over_time"; BytesRate "bytes_rate";
+    Bytes "bytes_over_time"; Avg "avg_over_time"; Sum "sum_over_time"; Min "min_over_time";
+    Max "max_over_time"; Stdvar "stdvar_over_time"; Stddev "stddev_over_time";
+    Quantile "quantile_over_time"; First "first_over_time"; Last "last_over_time";
+    Absent "absent_over_time";
+}
+
+impl RangeOp {
+    pub(crate) fn takes_grouping(self) -> bool {
+        matches!(
+            self,
+            Self::Avg
+                | Self::Stddev
+                | Self::Stdvar
+                | Self::Quantile
+                | Self::Max
+                | Self::Min
+                | Self::First
+                | Self::Last
+        )
+    }
+
+    pub(crate) fn takes_unwrap(self) -> bool {
+        !matches!(self, Self::Count | Self::Bytes | Self::BytesRate)
+    }
+
+    pub(crate) fn takes_lines(self) -> bool {
+        matches!(self, Self::Count | Self::Bytes | Self::BytesRate | Self::Rate | Self::Absent)
+    }
+}
+
+/// Which labels a result keeps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Groups {
+    pub without: bool,
+    pub labels: Vec<String>,
 }
 
 /// An aggregation over log ranges; its result at each step is a series of the metric expression.
 #[derive(Debug, Clone)]
 pub struct RangeAggregation {
     pub op: RangeOp,
+    /// The quantile.
+    pub param: Option<f64>,
     pub expr: LogExpr,
+    pub unwrap: Option<Unwrap>,
     pub range_ms: i64,
     pub offset_ms: i64,
+    pub groups: Option<Groups>,
+    /// The grouping of the sum around it: fewer series to hold, and fields that nothing asks for
+    /// are not parsed (nor fail).
+    pub pushed: Option<Groups>,
 }
 
 /// A PromQL expression whose selectors name entries of `ranges`.
@@ -104,4 +290,9 @@ pub struct RangeAggregation {
 pub struct MetricExpr {
     pub expr: obs_promql::ast::Expr,
     pub ranges: Vec<RangeAggregation>,
+}
+
+/// Returns the range aggregation that a selector of a [`MetricExpr`] stands for.
+pub(crate) fn range_index(matchers: &[Matcher]) -> Option<usize> {
+    matchers.first()?.value.strip_prefix("range_")?.parse().ok()
 }

@@ -6,6 +6,7 @@
 //! and holds no clock. Read [`ports`] next.
 
 mod attributes;
+mod go_regex;
 mod histogram;
 mod ids;
 mod labels;
@@ -19,6 +20,7 @@ mod span;
 mod time;
 
 pub use attributes::{AttributeValue, Attributes, Resource, Scope};
+pub use go_regex::go_regex;
 pub use histogram::{CUSTOM_BUCKETS_SCHEMA, Histogram, HistogramBucket, ResetHint};
 pub use ids::{SpanId, TenantId, TenantIdError, TraceId};
 pub use labels::{Labels, LabelsBuilder, LabelsIter, METRIC_NAME, is_metadata};
@@ -38,4 +40,4 @@ pub use ports::{
     SelectSpans, SeriesSelection, SnapshotFile, SpanSelection, Visit, WriteBatch,
 };
 pub use span::{Span, SpanEvent, SpanKind, SpanLink, SpanStatus};
-pub use time::{TimestampMs, TimestampNs, civil_from_days};
+pub use time::{TimestampMs, TimestampNs, civil_from_days, days_from_civil};

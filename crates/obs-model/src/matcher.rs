@@ -1,6 +1,7 @@
 //! Label matchers with Prometheus' semantics: fully anchored, absent equals empty.
 
 use crate::Labels;
+use crate::go_regex::{REGEX_BYTES_MAX, translate};
 use regex::Regex;
 use std::fmt;
 
@@ -31,9 +32,6 @@ pub struct MatcherError {
 }
 
 impl Matcher {
-    /// Compiled size past which a pattern is refused, in bytes.
-    const REGEX_BYTES_MAX: usize = 1 << 20;
-
     /// Builds a matcher.
     ///
     /// # Errors
@@ -48,8 +46,8 @@ impl Matcher {
             MatchOp::Equal | MatchOp::NotEqual => None,
             MatchOp::Regex | MatchOp::NotRegex => Some(
                 // `s` as in Prometheus: `.` matches a newline too.
-                regex::RegexBuilder::new(&format!("^(?s:{value})$"))
-                    .size_limit(Self::REGEX_BYTES_MAX)
+                regex::RegexBuilder::new(&format!("^(?s:{})$", translate(&value)))
+                    .size_limit(REGEX_BYTES_MAX)
                     .build()
                     .map_err(|e| MatcherError { pattern: value.clone(), reason: e.to_string() })?,
             ),

@@ -114,7 +114,8 @@ pub fn civil_from_days(days: i64) -> (i64, u32, u32) {
     (year, month as u32, day as u32)
 }
 
-fn days_from_civil(y: i64, m: i64, d: i64) -> i64 {
+/// Day number since 1970-01-01 of a proleptic Gregorian date; the inverse of [`civil_from_days`].
+pub fn days_from_civil(y: i64, m: i64, d: i64) -> i64 {
     let y = if m <= 2 { y - 1 } else { y };
     let era = y.div_euclid(400);
     let yoe = y.rem_euclid(400);

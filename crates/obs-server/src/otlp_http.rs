@@ -211,7 +211,11 @@ async fn post_traces(State(state): State<AppState>, headers: HeaderMap, body: Bo
     }
 }
 
-async fn post_logs(State(state): State<AppState>, headers: HeaderMap, body: Body) -> Response {
+pub(crate) async fn post_logs(
+    State(state): State<AppState>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
     match parse(&state, &headers, body).await {
         Ok((format, tenant, request, _held)) => {
             answer(format, "rejectedLogRecords", logs(&state, &tenant, request).await)

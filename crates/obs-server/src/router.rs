@@ -72,7 +72,7 @@ pub fn router(listener: Listener, state: AppState) -> Router {
             .nest("/jaeger", jaeger::routes())
             .fallback(ui::serve),
         Listener::Prometheus => common.merge(prometheus_routes()),
-        Listener::Loki => common.merge(loki::routes()),
+        Listener::Loki => common.merge(loki::routes()).merge(loki::port_routes()),
         Listener::Jaeger => common.merge(jaeger::routes()),
         Listener::OtlpHttp => common.merge(otlp_http::routes()),
         Listener::OtlpGrpc => Router::new(),

@@ -7,6 +7,7 @@
 
 mod exec;
 mod format;
+mod go_time;
 mod lexer;
 mod parser;
 pub mod prometheus;
@@ -14,6 +15,7 @@ mod value;
 
 pub use exec::{Functions, Limits};
 pub use format::{format_float_g, printf, quote};
+pub use go_time::{Time, format_time, parse_time};
 pub use value::{Object, Value};
 
 use std::collections::HashMap;

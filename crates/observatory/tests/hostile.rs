@@ -277,9 +277,9 @@ async fn other_doors_refuse_clearly_too() {
         ("prometheus", "/api/v1/series", 400, "no match[]"),
         (
             "loki",
-            "/loki/api/v1/query_range?query={app=%22x%22}|line_format%20%22a%22",
+            "/loki/api/v1/query_range?query={app=%22x%22}|line_format%20%22{{a%22",
             400,
-            "not supported yet",
+            "invalid line template",
         ),
         ("loki", "/loki/api/v1/query?query={app=%22x%22}", 400, "instant query"),
         ("loki", "/loki/api/v1/query_range?query={}", 400, "at least one"),

@@ -32,6 +32,14 @@ fn floats(op: BinaryOp, l: f64, r: f64) -> (f64, bool) {
 }
 
 impl Evaluator<'_> {
+    fn floats(&self, op: BinaryOp, l: f64, r: f64) -> (f64, bool) {
+        let is_division = matches!(op, BinaryOp::Div | BinaryOp::Mod);
+        if is_division && r == 0.0 && self.options.zero_division_is_nan {
+            return (f64::NAN, true);
+        }
+        floats(op, l, r)
+    }
+
     pub(crate) fn binary(
         &mut self,
         op: BinaryOp,
@@ -43,7 +51,7 @@ impl Evaluator<'_> {
     ) -> Evaluated<Value> {
         match (lhs, rhs) {
             (Value::Scalar(l), Value::Scalar(r)) => {
-                let pair = |(a, b): (f64, f64)| match floats(op, a, b) {
+                let pair = |(a, b): (f64, f64)| match self.floats(op, a, b) {
                     (_, keep) if op.is_comparison() => f64::from(u8::from(keep)),
                     (v, _) => v,
                 };
@@ -93,7 +101,7 @@ impl Evaluator<'_> {
                 illegal(self, "float", "float")
             }
             (SampleValue::Float(a), SampleValue::Float(b)) => {
-                let (v, keep) = floats(op, *a, *b);
+                let (v, keep) = self.floats(op, *a, *b);
                 Some((SampleValue::Float(v), keep))
             }
             (SampleValue::Histogram(h), SampleValue::Float(f))

@@ -33,11 +33,13 @@ pub struct QueryOptions {
     pub lookback_ms: i64,
     /// Step of subqueries that name none (Prometheus: the evaluation interval).
     pub default_step_ms: i64,
+    /// A division by zero gives NaN, as in LogQL; PromQL gives infinity.
+    pub zero_division_is_nan: bool,
 }
 
 impl Default for QueryOptions {
     fn default() -> Self {
-        Self { lookback_ms: 300_000, default_step_ms: 60_000 }
+        Self { lookback_ms: 300_000, default_step_ms: 60_000, zero_division_is_nan: false }
     }
 }
 

@@ -34,8 +34,7 @@ pub(crate) fn routes() -> Router<AppState> {
         .route("/api/v1/query_exemplars", get(status::exemplars).post(status::exemplars))
         .route("/api/v1/format_query", get(syntax::format_query).post(syntax::format_query))
         .route("/api/v1/parse_query", get(syntax::parse_query).post(syntax::parse_query))
-        .route("/api/v1/rules", get(status::rules))
-        .route("/api/v1/alerts", get(status::alerts))
+        .merge(rule_routes())
         .route("/api/v1/alertmanagers", get(status::alertmanagers))
         .route("/api/v1/targets", get(status::targets))
         .route("/api/v1/targets/metadata", get(status::target_metadata))
@@ -52,6 +51,13 @@ pub(crate) fn routes() -> Router<AppState> {
         .route("/-/healthy", get(|| async { "Observatory is Healthy.\n" }))
         .route("/-/ready", get(crate::health::prometheus_ready))
         .route("/-/reload", post(reload).put(reload))
+}
+
+/// Rules and alerts, which Loki's ruler serves too.
+pub(crate) fn rule_routes() -> Router<AppState> {
+    Router::new()
+        .route("/api/v1/rules", get(status::rules))
+        .route("/api/v1/alerts", get(status::alerts))
 }
 
 /// An error in the API's shape.

@@ -1,0 +1,220 @@
+//! Tokens.
+
+use crate::parser::{Fault, Parsed};
+use crate::units;
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Token {
+    Ident(String),
+    Number(f64),
+    /// Milliseconds would lose what Go's durations hold: nanoseconds.
+    Duration(f64, String),
+    Bytes(f64, String),
+    /// `[5m]`, in nanoseconds.
+    Range(f64),
+    String(String),
+    /// `--strict`.
+    Flag(String),
+    Op(&'static str),
+    Eof,
+}
+
+const OPERATORS: [&str; 31] = [
+    "|=", "|~", "|>", "!=", "!~", "!>", "=~", "==", ">=", "<=", "|", "=", ">", "<", "{", "}", "(",
+    ")", "]", ",", "+", "-", "*", "/", "%", "^", ":", "@", ".", "!", ";",
+];
+
+fn fail<T>(at: usize, message: impl Into<String>) -> Parsed<T> {
+    Err(Fault::at(at, message))
+}
+
+/// A token with where it starts and ends, in bytes.
+pub(crate) type Placed = (Token, usize, usize);
+
+pub(crate) fn lex(text: &str) -> Parsed<Vec<Placed>> {
+    let mut out = Vec::new();
+    let mut at = 0;
+    while let Some(rest) = text.get(at..).filter(|r| !r.is_empty()) {
+        let c = rest.chars().next().unwrap_or(' ');
+        if c.is_whitespace() {
+            at += c.len_utf8();
+            continue;
+        }
+        if c == '#' {
+            at += rest.find('\n').unwrap_or(rest.len());
+            continue;
+        }
+        let start = at;
+        let token = if c.is_alphabetic() || c == '_' {
+            let len = rest.find(|d: char| !(d.is_alphanumeric() || d == '_')).unwrap_or(rest.len());
+            at += len;
+            Token::Ident(rest.get(..len).unwrap_or_default().to_owned())
+        } else if c.is_ascii_digit() || (c == '.' && starts_with_digit(rest.get(1..))) {
+            let (token, len) = quantity(rest, at)?;
+            at += len;
+            token
+        } else if c == '`' {
+            let end = rest.get(1..).and_then(|r| r.find('`'));
+            let Some(end) = end else { return fail(at, "literal not terminated") };
+            at += end + 2;
+            Token::String(rest.get(1..=end).unwrap_or_default().to_owned())
+        } else if c == '"' {
+            let Some((value, len)) = quoted(rest) else {
+                return fail(at, "literal not terminated");
+            };
+            at += len;
+            Token::String(value)
+        } else if c == '[' {
+            let Some(end) = rest.find(']') else {
+                return Err(Fault::column(at, "missing closing ']' in duration"));
+            };
+            let inner = rest.get(1..end).unwrap_or_default().trim();
+            let ns = units::query_duration_ns(inner).map_err(|m| Fault::column(at, m))?;
+            at += end + 1;
+            Token::Range(ns)
+        } else if let Some(flag) = rest.strip_prefix("--").filter(|f| f.starts_with(is_letter)) {
+            let len = flag.find(|d: char| !(is_letter(d) || d == '-')).unwrap_or(flag.len());
+            at += len + 2;
+            Token::Flag(flag.get(..len).unwrap_or_default().to_owned())
+        } else {
+            let op = OPERATORS.iter().find(|op| rest.starts_with(**op));
+            let Some(op) = op else {
+                return fail(at, format!("syntax error: unexpected {c:?}"));
+            };
+            at += op.len();
+            Token::Op(op)
+        };
+        out.push((token, start, at));
+    }
+    out.push((Token::Eof, text.len(), text.len()));
+    Ok(out)
+}
+
+fn is_letter(c: char) -> bool {
+    c.is_ascii_alphabetic()
+}
+
+fn starts_with_digit(text: Option<&str>) -> bool {
+    text.is_some_and(|t| t.starts_with(|c: char| c.is_ascii_digit()))
+}
+
+/// Reads a number, duration or size.
+fn quantity(rest: &str, at: usize) -> Parsed<(Token, usize)> {
+    let is_part = |c: char| c.is_alphanumeric() || c == '.' || c == '_';
+    let mut len = rest.find(|c: char| !is_part(c)).unwrap_or(rest.len());
+    let word = rest.get(..len).unwrap_or_default();
+    // `1e-5`: the sign belongs to the number.
+    let mantissa = word.trim_end_matches(['e', 'E']);
+    let is_exponent = mantissa.len() + 1 == word.len() && mantissa.parse::<f64>().is_ok();
+    let tail = rest.get(len..).unwrap_or_default();
+    if is_exponent && tail.starts_with(['+', '-']) && starts_with_digit(tail.get(1..)) {
+        let digits = tail.get(1..).unwrap_or_default();
+        len += 1 + digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+    }
+    let word = rest.get(..len).unwrap_or_default();
+    if let Some(n) = number(word) {
+        return Ok((Token::Number(n), len));
+    }
+    if let Ok(ns) = units::query_duration_ns(word) {
+        return Ok((Token::Duration(ns, word.to_owned()), len));
+    }
+    if let Some(n) = units::bytes(word) {
+        return Ok((Token::Bytes(n, word.to_owned()), len));
+    }
+    fail(at, format!("syntax error: unexpected {word}"))
+}
+
+fn number(word: &str) -> Option<f64> {
+    let hex = word.strip_prefix("0x").or_else(|| word.strip_prefix("0X"));
+    if let Some(hex) = hex {
+        return i64::from_str_radix(hex, 16).ok().map(|n| n as f64);
+    }
+    // Rust reads names of numbers too, which are identifiers here.
+    let plain = word.starts_with(|c: char| c.is_ascii_digit() || c == '.');
+    word.parse().ok().filter(|_| plain)
+}
+
+/// Reads a double-quoted string with Go's escapes; returns it and its length.
+fn quoted(rest: &str) -> Option<(String, usize)> {
+    let mut out: Vec<u8> = Vec::new();
+    let mut at = 1;
+    loop {
+        let tail = rest.get(at..)?;
+        let plain = tail.find(['"', '\\', '\n'])?;
+        out.extend_from_slice(tail.get(..plain)?.as_bytes());
+        at += plain + 1;
+        match tail.as_bytes().get(plain)? {
+            b'"' => return Some((String::from_utf8_lossy(&out).into_owned(), at)),
+            b'\\' => {}
+            _ => return None,
+        }
+        let letter = rest.get(at..)?.chars().next()?;
+        let (skip, digits, radix) = match letter {
+            'x' => (1, 2, 16),
+            'u' => (1, 4, 16),
+            'U' => (1, 8, 16),
+            '0'..='7' => (0, 3, 8),
+            _ => (1, 0, 0),
+        };
+        let code = rest.get(at + skip..at + skip + digits);
+        at += skip + digits;
+        if digits > 0 {
+            let code = u32::from_str_radix(code?, radix).ok()?;
+            if matches!(letter, 'u' | 'U') {
+                out.extend_from_slice(char::from_u32(code)?.to_string().as_bytes());
+            } else {
+                out.push(u8::try_from(code).ok()?);
+            }
+            continue;
+        }
+        out.push(match letter {
+            'a' => 7,
+            'b' => 8,
+            'f' => 12,
+            'n' => b'\n',
+            'r' => b'\r',
+            't' => b'\t',
+            'v' => 11,
+            '"' => b'"',
+            '\\' => b'\\',
+            _ => return None,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strings_have_gos_escapes() {
+        for (text, want) in [
+            (r#""a\"b\\n\n""#, Some("a\"b\\n\n")),
+            (r#""\x41\u00fc\U0001F600\101""#, Some("Aü😀A")),
+            (r#""\d""#, None),
+            (r#""open"#, None),
+        ] {
+            assert_eq!(quoted(text).map(|q| q.0).as_deref(), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn quantities_are_told_apart() {
+        let kinds = |text: &str| lex(text).map(|t| t.into_iter().map(|t| t.0).collect::<Vec<_>>());
+        let got = kinds("1.5e-3 5m 1.5s 10KB 0x10 [5m] --strict 3").ok().unwrap();
+        assert_eq!(
+            got,
+            [
+                Token::Number(0.0015),
+                Token::Duration(3e11, "5m".into()),
+                Token::Duration(1.5e9, "1.5s".into()),
+                Token::Bytes(10_000.0, "10KB".into()),
+                Token::Number(16.0),
+                Token::Range(3e11),
+                Token::Flag("strict".into()),
+                Token::Number(3.0),
+                Token::Eof
+            ]
+        );
+    }
+}

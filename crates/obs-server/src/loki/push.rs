@@ -1,0 +1,51 @@
+//! Taking in Loki pushes.
+
+use crate::body::{self, Refusal};
+use crate::state::AppState;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, StatusCode};
+
+pub(super) async fn push(
+    State(state): State<AppState>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    match take(&state, &headers, body).await {
+        Ok(()) => StatusCode::NO_CONTENT.into_response(),
+        Err(r) => r.into_text(),
+    }
+}
+
+async fn take(state: &AppState, headers: &HeaderMap, body: Body) -> Result<(), Refusal> {
+    let tenant = crate::tenant::tenant(headers).map_err(Refusal::bad)?;
+    let media = body::media_type(headers);
+    let (bytes, _held) =
+        body::read(state, &tenant, headers, body, media != "application/json").await?;
+    let decoded = match media.as_str() {
+        "application/json" => obs_codec::loki::decode_json(&bytes),
+        // Loki takes anything else for protobuf, which is always snappy-compressed.
+        "application/x-protobuf" | "" => {
+            obs_codec::loki::decode_protobuf(&body::unsnap(state, &tenant, &bytes)?)
+        }
+        other => {
+            return Err(Refusal::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                format!("content type {other:?} is not supported"),
+            ));
+        }
+    };
+    let decoded = decoded.map_err(|e| Refusal::bad(e.to_string()))?;
+    let outcome = state.ingest.logs(&tenant, decoded.items, state.now()).await?;
+    let rejected = decoded.rejected.count + outcome.rejected;
+    if rejected == 0 {
+        return Ok(());
+    }
+    // The good entries are stored; the client must not send them again.
+    let reasons = [decoded.rejected.reasons, outcome.reasons].concat().join("; ");
+    Err(Refusal::bad(format!(
+        "{rejected} entries were refused, {} stored: {reasons}",
+        outcome.accepted
+    )))
+}

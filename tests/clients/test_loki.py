@@ -1,0 +1,279 @@
+"""Loki's HTTP API as Grafana, logcli and Promtail call it, against the binary."""
+
+import json
+import struct
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import pytest
+import yaml
+from running import Server
+from websockets.sync.client import connect
+
+RULES = """
+groups:
+  - name: errors
+    type: logql
+    interval: 1m
+    rules:
+      - alert: ManyErrors
+        expr: sum(count_over_time({app="shop"} |= "error" [5m])) > 100
+        for: 5m
+        labels: {severity: page}
+        annotations: {summary: "too many"}
+"""
+
+
+class Loki:
+    def __init__(self, server):
+        self.server = server
+        self.base = f"http://{server.endpoints['loki']}"
+
+    def call(self, path, headers=None, body=None, **params):
+        query = urllib.parse.urlencode(params, doseq=True)
+        request = urllib.request.Request(f"{self.base}{path}?{query}", data=body, headers=headers or {})
+        try:
+            with urllib.request.urlopen(request) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as e:
+            return e.code, e.read().decode()
+
+    def get(self, path, headers=None, **params):
+        status, text = self.call(path, headers, **params)
+        assert status == 200, f"{path} {params}: {status} {text}"
+        return json.loads(text)
+
+    def push(self, streams):
+        body = json.dumps({"streams": streams}).encode()
+        status, text = self.call("/loki/api/v1/push", {"Content-Type": "application/json"}, body)
+        assert status == 204, text
+
+
+@pytest.fixture(scope="module")
+def loki(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("loki")
+    rules = directory / "rules.yml"
+    rules.write_text(RULES)
+    config = directory / "observatory.yaml"
+    config.write_text("prometheus: {rule_files: [rules.yml]}\n")
+    server = Server(directory / "data", "--config", str(config))
+    out = Loki(server)
+    now = time.time_ns()
+    out.now = now
+    minute = 60 * 10**9
+
+    def at(i):
+        return str(now - (30 - i) * minute)
+
+    out.push([
+        {
+            "stream": {"app": "shop", "env": "prod"},
+            "values": [
+                [at(1), '{"level":"info","msg":"order 17 placed","ms":12,"user":{"id":"u1"}}'],
+                [at(2), '{"level":"error","msg":"payment failed","ms":950,"user":{"id":"u2"}}'],
+                [at(3), '{"level":"info","msg":"order 18 placed","ms":20,"user":{"id":"u1"}}', {"trace_id": "0af7651916cd43dd8448eb211c80319c", "pod": "p-1"}],
+            ],
+        },
+        {
+            "stream": {"app": "db", "env": "prod"},
+            "values": [[at(4), "level=warn took=1.5s rows=17"], [at(5), "level=info took=3ms rows=2"]],
+        },
+        {"stream": {"app": "web", "env": "dev"}, "values": [[at(6), "GET /你好 200"]]},
+    ])
+    yield out
+    server.stop()
+
+
+def lines(answer):
+    return [line for s in answer["data"]["result"] for _, line, *_ in s["values"]]
+
+
+def test_log_queries(loki):
+    got = loki.get("/loki/api/v1/query_range", query='{app="shop"} | json | level="error" | line_format "{{.user_id}}: {{.msg}}"')
+    assert lines(got) == ["u2: payment failed"]
+    stream = got["data"]["result"][0]["stream"]
+    assert stream["app"] == "shop" and stream["user_id"] == "u2" and stream["ms"] == "950"
+    summary = got["data"]["stats"]["summary"]
+    assert summary["totalLinesProcessed"] == 3 and summary["totalEntriesReturned"] == 1
+    assert lines(loki.get("/loki/api/v1/query_range", query='{env="dev"} |= "你好"')) == ["GET /你好 200"]
+    # The newest come first unless asked otherwise; the interval thins out.
+    newest = loki.get("/loki/api/v1/query_range", query='{app="shop"} | json msg | line_format "{{.msg}}"', limit=1)
+    assert lines(newest) == ["order 18 placed"]
+    oldest = loki.get("/loki/api/v1/query_range", query='{app="shop"} | json msg | line_format "{{.msg}}"', limit=1, direction="forward")
+    assert lines(oldest) == ["order 17 placed"]
+    thin = loki.get("/loki/api/v1/query_range", query='{app="db"}', interval="10m", direction="forward")
+    assert lines(thin) == ["level=warn took=1.5s rows=17"]
+
+
+def test_labels_by_category(loki):
+    flags = {"X-Loki-Response-Encoding-Flags": "categorize-labels"}
+    got = loki.get("/loki/api/v1/query_range", flags, query='{app="shop"} | json | msg="order 18 placed"')
+    assert got["data"]["encodingFlags"] == ["categorize-labels"]
+    (stream,) = got["data"]["result"]
+    assert stream["stream"] == {"app": "shop", "env": "prod"}
+    ((_, _, categories),) = stream["values"]
+    assert categories["structuredMetadata"] == {"trace_id": "0af7651916cd43dd8448eb211c80319c", "pod": "p-1"}
+    assert categories["parsed"] == {"level": "info", "msg": "order 18 placed", "ms": "20", "user_id": "u1"}
+
+
+def test_metric_queries(loki):
+    got = loki.get("/loki/api/v1/query", query='sum by (level) (count_over_time({app="shop"} | json [1h]))')
+    assert got["data"]["resultType"] == "vector"
+    assert {r["metric"]["level"]: r["value"][1] for r in got["data"]["result"]} == {"info": "2", "error": "1"}
+    got = loki.get("/loki/api/v1/query", query='quantile_over_time(1, {app="shop"} | json | unwrap ms [1h]) by (app)')
+    assert got["data"]["result"][0]["value"][1] == "950"
+    got = loki.get("/loki/api/v1/query_range", query='sum(count_over_time({env="prod"}[10m]))', step="600", start=loki.now - 3600 * 10**9, end=loki.now)
+    assert got["data"]["resultType"] == "matrix"
+    # Grafana's health check.
+    got = loki.get("/loki/api/v1/query", query="vector(1)+vector(1)", time="4000000000")
+    assert got["data"]["result"][0]["value"] == [4000000000, "2"]
+    got = loki.get("/loki/api/v1/query", query="1+1")
+    assert got["data"]["resultType"] == "scalar"
+
+
+@pytest.mark.parametrize(
+    ("path", "params", "status", "text"),
+    [
+        ("query_range", {"query": "{"}, 400, "parse error at line 1, col 2: syntax error: unexpected $end"),
+        ("query_range", {"query": "{}"}, 400, "parse error : queries require at least one regexp or equality matcher"),
+        ("query_range", {"query": '{a="b"}', "step": "0.4s", "limit": "0"}, 400, "limit must be a positive value"),
+        ("query_range", {"query": 'rate({a="b"}[1m])', "step": "0.4s"}, 400, 'cannot parse "0.4s" to a valid duration'),
+        ("query_range", {"query": '{a="b"}', "limit": "5001"}, 400, "max entries limit per query exceeded"),
+        ("query_range", {"query": '{a="b"}', "direction": "up"}, 400, "invalid direction"),
+        ("query_range", {"query": '{a="b"}', "start": "20", "end": "10"}, 400, "end timestamp must not be before"),
+        ("query", {"query": '{a="b"}'}, 400, "log queries are not supported as an instant query type"),
+        ("query", {"query": 'count_over_time({app="db"} | json [1h])'}, 400, "pipeline error: 'JSONParserErr'"),
+        ("series", {}, 400, "0 matcher groups"),
+    ],
+)
+def test_refusals(loki, path, params, status, text):
+    got = loki.call(f"/loki/api/v1/{path}", **params)
+    assert got[0] == status and text in got[1], got
+
+
+def test_labels_and_series(loki):
+    assert loki.get("/loki/api/v1/labels")["data"] == ["app", "env"]
+    assert loki.get("/loki/api/v1/label/app/values")["data"] == ["db", "shop", "web"]
+    assert loki.get("/loki/api/v1/label/app/values", query='{env="prod"}')["data"] == ["db", "shop"]
+    got = loki.get("/loki/api/v1/series", **{"match[]": ['{app="web"}', '{app="db"}']})
+    assert got["data"] == [{"app": "db", "env": "prod"}, {"app": "web", "env": "dev"}]
+    assert len(loki.get("/loki/api/v1/series", match="{}")["data"]) == 3
+
+
+def test_volumes_and_statistics(loki):
+    stats = loki.get("/loki/api/v1/index/stats", query='{app="db"}')
+    assert stats == {"streams": 1, "chunks": 1, "entries": 2, "bytes": 54}
+    got = loki.get("/loki/api/v1/index/volume", query='{app=~".+"}', limit=2)
+    assert [r["metric"]["app"] for r in got["data"]["result"]] == ["shop", "db"]
+    assert got["data"]["result"][1]["value"][1] == "54"
+    got = loki.get("/loki/api/v1/index/volume", query='{app=~".+"}', targetLabels="env")
+    assert [r["metric"] for r in got["data"]["result"]] == [{"env": "prod"}, {"env": "dev"}]
+    got = loki.get("/loki/api/v1/index/volume_range", query='{app="db"}', step="60")
+    assert [v for _, v in got["data"]["result"][0]["values"]] == ["28", "26"]
+
+
+def test_what_grafana_explores(loki):
+    labels = loki.get("/loki/api/v1/detected_labels")["detectedLabels"]
+    assert {"label": "app", "cardinality": 3} in labels
+    fields = {f["label"]: f for f in loki.get("/loki/api/v1/detected_fields", query='{app=~"shop|db"}')["fields"]}
+    assert fields["ms"]["type"] == "int" and fields["ms"]["parsers"] == ["json"] and fields["ms"]["cardinality"] == 3
+    assert fields["user_id"]["jsonPath"] == ["user", "id"]
+    assert fields["took"]["type"] == "duration" and fields["took"]["parsers"] == ["logfmt"]
+    assert fields["pod"]["parsers"] is None
+    values = loki.get("/loki/api/v1/detected_field/user_id/values", query='{app="shop"}')["values"]
+    assert values == ["u1", "u2"]
+    patterns = loki.get("/loki/api/v1/patterns", query='{app="db"}')["data"]
+    assert len(patterns) >= 1 and sum(n for p in patterns for _, n in p["samples"]) == 2
+
+
+def test_format_query(loki):
+    got = loki.get("/loki/api/v1/format_query", query='sum( rate({app = "x"}|="y"[5m]) )by(z)')
+    assert got["data"] == 'sum by (z)(rate({app="x"} |= "y"[5m]))'
+    status, text = loki.call("/loki/api/v1/format_query", query="{")
+    assert status == 400 and json.loads(text)["status"] == "invalid-query"
+
+
+def test_ruler(loki):
+    status, text = loki.call("/loki/api/v1/rules")
+    assert status == 200
+    ((file, groups),) = yaml.safe_load(text).items()
+    assert file.endswith("rules.yml")
+    rule = groups[0]["rules"][0]
+    assert rule["alert"] == "ManyErrors" and rule["for"] == "5m" and rule["labels"] == {"severity": "page"}
+    path = f"/loki/api/v1/rules/{urllib.parse.quote(file, safe='')}/errors"
+    status, text = loki.call(path)
+    assert status == 200 and yaml.safe_load(text)["name"] == "errors"
+    assert loki.call("/loki/api/v1/rules/none")[0] == 404
+    groups = loki.get("/prometheus/api/v1/rules")["data"]["groups"]
+    assert groups[0]["name"] == "errors"
+
+
+def test_tail(loki):
+    query = urllib.parse.urlencode({"query": '{app="tail"} | logfmt | n > 1', "limit": 10})
+    loki.push([{"stream": {"app": "tail"}, "values": [[str(time.time_ns()), "n=5 before"]]}])
+    with connect(f"ws://{loki.server.endpoints['loki']}/loki/api/v1/tail?{query}") as socket:
+        first = json.loads(socket.recv(timeout=10))
+        assert [v[1] for s in first["streams"] for v in s["values"]] == ["n=5 before"]
+        for n in (1, 2):
+            loki.push([{"stream": {"app": "tail"}, "values": [[str(time.time_ns()), f"n={n} after"]]}])
+        second = json.loads(socket.recv(timeout=10))
+        assert second["streams"][0]["stream"] == {"app": "tail", "n": "2"}
+        assert second["streams"][0]["values"][0][1] == "n=2 after"
+    assert loki.call("/loki/api/v1/tail", query="{")[0] == 400
+
+
+def test_otlp_at_lokis_path(loki):
+    body = json.dumps({"resourceLogs": [{
+        "resource": {"attributes": [{"key": "service.name", "value": {"stringValue": "otlp-shop"}}]},
+        "scopeLogs": [{"logRecords": [{
+            "timeUnixNano": str(time.time_ns()), "severityText": "WARN", "body": {"stringValue": "low stock"},
+            "attributes": [{"key": "item.id", "value": {"intValue": "7"}}],
+        }]}],
+    }]}).encode()
+    status, _ = loki.call("/otlp/v1/logs", {"Content-Type": "application/json"}, body)
+    assert status in (200, 204)
+    got = loki.get("/loki/api/v1/query_range", query='{service_name="otlp-shop"} | item_id="7"')
+    assert lines(got) == ["low stock"]
+
+
+def test_ports_own_pages(loki):
+    assert "rule_files" in loki.call("/config")[1]
+    assert loki.call("/ready")[0] == 200
+    assert "Running" in loki.call("/services")[1]
+    assert loki.get("/loki/api/v1/status/buildinfo")["version"].startswith("3.")
+
+
+def snappy(data):
+    """Literal blocks only."""
+    n, out = len(data), b""
+    while n >= 0x80:
+        out += bytes([n & 0x7F | 0x80])
+        n >>= 7
+    out += bytes([n])
+    for i in range(0, len(data), 60000):
+        part = data[i : i + 60000]
+        out += bytes([61 << 2]) + struct.pack("<H", len(part) - 1) + part
+    return out
+
+
+def test_protobuf_push(loki):
+    def field(number, payload):
+        return bytes([number << 3 | 2, len(payload)]) + payload
+
+    seconds = int(time.time())
+    stamp = b"\x08" + bytes(varint(seconds))
+    entry = field(1, stamp) + field(2, b"from promtail")
+    stream = field(1, b'{job="varlogs"}') + field(2, entry)
+    headers = {"Content-Type": "application/x-protobuf"}
+    status, text = loki.call("/loki/api/v1/push", headers, snappy(field(1, stream)))
+    assert status == 204, text
+    assert lines(loki.get("/loki/api/v1/query_range", query='{job="varlogs"}')) == ["from promtail"]
+
+
+def varint(n):
+    while n >= 0x80:
+        yield n & 0x7F | 0x80
+        n >>= 7
+    yield n
