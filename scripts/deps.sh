@@ -62,6 +62,9 @@ chromium)
 prometheus)
   # The real server and promtool; their services are not started here.
   command -v promtool >/dev/null || debian prometheus
+  # What rotates files and sends syslog.
+  command -v logrotate >/dev/null || debian logrotate
+  command -v rsyslogd >/dev/null || debian rsyslog
   ;;
 *)
   echo "usage: deps.sh build | python VENV | node WEB_DIR | chromium | prometheus" >&2

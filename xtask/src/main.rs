@@ -24,6 +24,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("obs-ingest", 2),
     ("obs-collect", 2),
     ("obs-rules", 3),
+    ("obs-tail", 3),
     ("obs-server", 4),
     ("observatory", 5),
 ];

@@ -59,8 +59,14 @@ impl Handles {
     }
 }
 
-/// What rules and remote write count.
-const NAMED: [(&str, &str); 7] = [
+/// What rules, remote write and the collection of lines count.
+const NAMED: [(&str, &str); 13] = [
+    ("promtail_read_lines_total", "Lines collected."),
+    ("promtail_read_bytes_total", "Bytes collected."),
+    ("promtail_dropped_entries_total", "Collected lines that the store refused for good."),
+    ("promtail_request_retries_total", "Times that collected lines had to wait for the store."),
+    ("promtail_too_long_lines_total", "Lines over the limit of their length."),
+    ("promtail_syslog_parsing_errors_total", "Syslog messages that were none."),
     ("prometheus_rule_evaluations_total", "Rules evaluated."),
     ("prometheus_rule_evaluation_failures_total", "Rules whose evaluation failed."),
     ("prometheus_rule_group_iterations_total", "Evaluations of groups."),

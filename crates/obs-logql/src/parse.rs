@@ -6,6 +6,7 @@ mod pattern;
 
 pub(crate) use json::{JsonPath, fields as json_fields, json, unpack};
 
+pub use logfmt::each_pair;
 pub(crate) use logfmt::{fields as logfmt_fields, logfmt};
 pub(crate) use pattern::Pattern;
 

@@ -20,6 +20,12 @@ static ANSI: LazyLock<Option<Regex>> = LazyLock::new(|| {
     .ok()
 });
 
+/// Returns a line without control sequences of terminals, if it has any.
+pub fn strip_ansi(line: &str) -> Option<String> {
+    let ansi = ANSI.as_ref().filter(|_| line.contains(['\u{1b}', '\u{9b}']))?;
+    Some(ansi.replace_all(line, "").into_owned())
+}
+
 /// What `distinct` remembers at most, in bytes; past that it lets pass.
 const DISTINCT_BYTES_MAX: usize = 16 << 20;
 
@@ -62,10 +68,8 @@ impl<'a> Pipeline<'a> {
                 },
                 Stage::LabelFormat(formats) => label_format(formats, &line, at, entry),
                 Stage::Decolorize => {
-                    if line.contains(['\u{1b}', '\u{9b}'])
-                        && let Some(ansi) = &*ANSI
-                    {
-                        line = ansi.replace_all(&line, "").into_owned().into();
+                    if let Some(plain) = strip_ansi(&line) {
+                        line = plain.into();
                     }
                 }
                 Stage::Unpack => {

@@ -150,6 +150,13 @@ impl<'a> Follower<'a> {
         Self { expr, pipeline: Pipeline::new(&expr.stages) }
     }
 
+    /// Returns whether a line of a stream is one of the query's.
+    pub fn matches(&mut self, stream: &Labels, line: &str) -> bool {
+        let mut entry = Entry::of_stream(stream);
+        obs_model::Matcher::all_match(&self.expr.matchers, stream)
+            && self.pipeline.run(line, TimestampNs::from_nanos(0), &mut entry).is_some()
+    }
+
     /// Returns the entry that a record becomes, if it is one of the query's.
     pub fn take(&mut self, record: &LogRecord) -> Option<(LabelMap, String)> {
         if !obs_model::Matcher::all_match(&self.expr.matchers, &record.stream) {

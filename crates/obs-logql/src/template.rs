@@ -92,7 +92,7 @@ impl LineTemplate {
     ///
     /// # Errors
     /// In the words of Go's template package.
-    pub(crate) fn new(text: &str) -> Result<Self, String> {
+    pub fn new(text: &str) -> Result<Self, String> {
         let is_function = |name: &str| NAMES.contains(&name);
         let template = Template::parse("line", text, &is_function).map_err(|e| e.to_string())?;
         Ok(Self { text: text.to_owned(), template })
@@ -106,12 +106,7 @@ impl LineTemplate {
     ///
     /// # Errors
     /// When a function fails or a limit is reached.
-    pub(crate) fn run(
-        &self,
-        labels: &Value,
-        line: &str,
-        at: TimestampNs,
-    ) -> Result<String, String> {
+    pub fn run(&self, labels: &Value, line: &str, at: TimestampNs) -> Result<String, String> {
         let functions = Record { line, at };
         let out = self.template.run(labels, &functions, Limits::default());
         out.map_err(|e| e.to_string())

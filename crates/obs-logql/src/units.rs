@@ -55,7 +55,7 @@ pub(crate) fn query_duration_ns(text: &str) -> Result<f64, String> {
 }
 
 /// Reads a size: `10KB`, `1.5 MiB`, `1,024`.
-pub(crate) fn bytes(text: &str) -> Option<f64> {
+pub fn bytes(text: &str) -> Option<f64> {
     let len =
         text.find(|c: char| !(c.is_ascii_digit() || c == '.' || c == ',')).unwrap_or(text.len());
     let (digits, unit) = text.split_at(len);

@@ -4,6 +4,7 @@ use crate::cli::{Output, complain, say};
 use crate::limits::{self, RawLimits};
 use crate::prometheus::{RawProfile, RawPrometheus, Settings};
 use crate::retention::{self, RawRetention};
+use crate::tailing::{RawTailing, TailSettings};
 use crate::tier::{RawTier, TierSettings};
 use anyhow::Result;
 use obs_ingest::TenantLimits;
@@ -36,6 +37,7 @@ struct Raw {
     prices: RawPrices,
     retention: RawRetention,
     prometheus: RawPrometheus,
+    promtail: RawTailing,
     profile: Option<RawProfile>,
 }
 
@@ -76,13 +78,14 @@ pub(crate) struct Config {
     pub(crate) admin_api: Option<bool>,
     pub(crate) tier: Option<TierSettings>,
     pub(crate) prometheus: Settings,
+    pub(crate) tailing: TailSettings,
     /// The file as it was read, for the API that shows it.
     pub(crate) text: String,
 }
 
 /// Sections that belong to the configuration but are not read yet.
-const LATER: [&str; 8] =
-    ["tenants", "alertmanager", "loki", "promtail", "sampling", "budgets", "grafana", "outbound"];
+const LATER: [&str; 7] =
+    ["tenants", "alertmanager", "loki", "sampling", "budgets", "grafana", "outbound"];
 
 /// Environment names of the Compose files that this product replaces, and the listener they move.
 const PORT_VARIABLES: [(&str, Listener); 6] = [
@@ -299,8 +302,19 @@ pub(crate) fn load(
     let admin_api = raw.data.admin_api;
     let tier = raw.data.tier.map(TierSettings::read).transpose().map_err(&fail)?;
     let prometheus = Settings::read(raw.prometheus, raw.profile, &base).map_err(&fail)?;
-    let config =
-        Config { store, listen, server, ingest, price_files, admin_api, tier, prometheus, text };
+    let tailing = TailSettings::read(raw.promtail, &base);
+    let config = Config {
+        store,
+        listen,
+        server,
+        ingest,
+        price_files,
+        admin_api,
+        tier,
+        prometheus,
+        tailing,
+        text,
+    };
     config.prices()?;
     Ok(config)
 }
@@ -336,20 +350,26 @@ pub(crate) fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|v| !v.is_empty())
 }
 
-/// Returns whether a file is one of Prometheus rather than ours, by its sections.
-fn is_prometheus(file: &Path) -> bool {
+/// Returns whether a file has any of these sections, which tells whose it is.
+fn has_sections(file: &Path, keys: &[&str]) -> bool {
     let text = std::fs::read_to_string(file).unwrap_or_default();
     let has =
         |key: &str| text.lines().any(|l| l.strip_prefix(key).is_some_and(|r| r.starts_with(':')));
-    ["global", "scrape_configs", "rule_files", "alerting", "remote_write"].iter().any(|k| has(k))
+    keys.iter().any(|k| has(k))
 }
 
 /// Checks a configuration with the files that it names.
 fn check_one(file: &Path) -> Result<(), ConfigError> {
-    if is_prometheus(file) {
+    if has_sections(file, &["positions", "clients", "client"]) {
+        return crate::tailing::read_config(file).map(|_| ());
+    }
+    let of_prometheus = ["global", "scrape_configs", "rule_files", "alerting", "remote_write"];
+    if has_sections(file, &of_prometheus) {
         return crate::prometheus::read_config(file).map(|_| ());
     }
-    load(Some(file), None, &[], &environment)?.prometheus.load("").map(|_| ())
+    let config = load(Some(file), None, &[], &environment)?;
+    config.tailing.load()?;
+    config.prometheus.load("").map(|_| ())
 }
 
 pub(crate) fn check(files: &[PathBuf], output: Output) -> Result<ExitCode> {

@@ -13,6 +13,7 @@ mod retention;
 mod rules_cli;
 mod send;
 mod serve;
+mod tailing;
 mod tier;
 
 use clap::Parser as _;

@@ -3,6 +3,7 @@
 use crate::config::{ConfigError, environment, expand};
 use crate::notifier::Notifier;
 use crate::serve::wall_clock;
+use crate::tailing::{LoadedTailing, Tailing};
 use obs_collect::config::{PrometheusConfig, RemoteWrite};
 use obs_collect::http::HttpClient;
 use obs_collect::remote::{Counts, Remote};
@@ -277,10 +278,16 @@ pub(crate) struct Running {
     pub(crate) workers: Workers,
     notifier: Arc<Notifier>,
     fan_out: Arc<FanOut>,
+    tailing: Tailing,
 }
 
 impl Running {
-    pub(crate) fn new(ingest: &Ingest, fan_out: Arc<FanOut>, engine: Arc<dyn Engine>) -> Self {
+    pub(crate) fn new(
+        ingest: &Ingest,
+        fan_out: Arc<FanOut>,
+        engine: Arc<dyn Engine>,
+        data: &Path,
+    ) -> Self {
         let tenant = TenantId::default();
         let sink = IngestSink { ingest: ingest.clone(), tenant: tenant.clone() };
         let scrape = obs_collect::manager::Manager::new(Arc::new(sink), Arc::new(clock_ms));
@@ -292,11 +299,13 @@ impl Running {
             sink: Some(notifier.clone()),
             clock: Arc::new(clock_ms),
         });
-        Self { workers: Workers { scrape, rules: Arc::new(rules) }, notifier, fan_out }
+        let tailing = Tailing::new(ingest, data);
+        Self { workers: Workers { scrape, rules: Arc::new(rules) }, notifier, fan_out, tailing }
     }
 
     /// Puts what was loaded in force.
-    pub(crate) fn apply(&self, loaded: Loaded) -> Result<(), String> {
+    pub(crate) fn apply(&self, loaded: Loaded, tail: &LoadedTailing) -> Result<(), String> {
+        self.tailing.apply(tail)?;
         self.notifier.update(&loaded.config, &loaded.options.external_url)?;
         self.fan_out.update(&loaded.config)?;
         self.workers.scrape.update(loaded.config)?;
@@ -306,6 +315,7 @@ impl Running {
 
     /// Puts what was counted into the own metrics.
     pub(crate) fn publish(&self, ingest: &Ingest) {
+        self.tailing.publish(ingest);
         let t = ingest.telemetry();
         let rules = &self.workers.rules.counts;
         let remotes = self.fan_out.remotes.read().unwrap_or_else(PoisonError::into_inner);
@@ -329,6 +339,7 @@ impl Running {
     }
 
     pub(crate) async fn stop(&self) {
+        self.tailing.stop().await;
         self.workers.scrape.stop().await;
         self.workers.rules.stop().await;
         self.fan_out.stop().await;

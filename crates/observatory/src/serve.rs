@@ -119,9 +119,10 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
         timeout: config.server.query_timeout,
         runtime: tokio::runtime::Handle::current(),
     };
-    let running = Running::new(&ingest, fan_out, Arc::new(engine));
+    let running = Running::new(&ingest, fan_out, Arc::new(engine), &dir);
     let external_url = external_url(&sockets);
     let loaded = config.prometheus.load(&external_url)?;
+    let tail = config.tailing.load()?;
     let quit = CancellationToken::new();
     let state = AppState::new(Parts {
         source: Arc::new(store.clone()),
@@ -143,8 +144,9 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
                 let fresh = again().map_err(|e| e.to_string())?;
                 let prices = fresh.prices().map_err(|e| e.to_string())?;
                 let loaded = fresh.prometheus.load(&external_url).map_err(|e| e.to_string())?;
+                let tail = fresh.tailing.load().map_err(|e| e.to_string())?;
                 let _entered = runtime.enter();
-                running.apply(loaded)?;
+                running.apply(loaded, &tail)?;
                 ingest.set_prices(prices);
                 Ok(())
             })
@@ -160,7 +162,7 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
         flags: flags_of(&config, &options),
         snapshots: dir.join("snapshots"),
     });
-    running.apply(loaded).map_err(UsageError)?;
+    running.apply(loaded, &tail).map_err(UsageError)?;
     publish_limits(&config, ingest.telemetry());
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();

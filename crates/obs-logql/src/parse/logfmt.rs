@@ -117,6 +117,15 @@ fn text(value: &str) -> &str {
     if value.contains(char::REPLACEMENT_CHARACTER) { "" } else { value }
 }
 
+/// Visits the pairs of a line: key and value as they stand there, faults passed over.
+pub fn each_pair(line: &str, mut visit: impl FnMut(&str, &str)) {
+    for found in (Scanner { line, at: 0 }) {
+        if let Found::Pair(key, value) = found {
+            visit(key, text(&value));
+        }
+    }
+}
+
 /// Extracts every pair; empty values only when asked for, and faults are told only when strict.
 pub(crate) fn logfmt(line: &str, strict: bool, keep_empty: bool, entry: &mut Entry<'_>) {
     for found in (Scanner { line, at: 0 }) {

@@ -1,0 +1,189 @@
+//! Stages that take values out of lines.
+
+use super::{Stage, change, keep};
+use crate::entry::{Entry, text};
+use obs_model::go_regex;
+use serde::Deserialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct JsonSettings {
+    expressions: BTreeMap<String, Option<String>>,
+    source: Option<String>,
+    #[serde(default)]
+    drop_malformed: bool,
+}
+
+/// A path through JSON: names and indexes.
+struct Path(Vec<Step>);
+
+enum Step {
+    Key(String),
+    Index(i64),
+}
+
+impl Path {
+    /// Reads what of JMESPath names one value: `a.b`, `"a.b".c`, `a[0]`, `a[-1]`.
+    fn new(text: &str) -> Result<Self, String> {
+        let wrong =
+            || format!("expression {text:?} is not supported: only names, dots and indexes are");
+        let mut steps = Vec::new();
+        let mut rest = text.trim();
+        while !rest.is_empty() {
+            if let Some(tail) = rest.strip_prefix('[') {
+                let (index, tail) = tail.split_once(']').ok_or_else(wrong)?;
+                steps.push(Step::Index(index.trim().parse().map_err(|_| wrong())?));
+                rest = tail;
+                continue;
+            }
+            if !steps.is_empty() {
+                rest = rest.strip_prefix('.').ok_or_else(wrong)?;
+            }
+            if let Some(tail) = rest.strip_prefix('"') {
+                let (name, tail) = tail.split_once('"').ok_or_else(wrong)?;
+                steps.push(Step::Key(name.to_owned()));
+                rest = tail;
+                continue;
+            }
+            let len = rest.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(rest.len());
+            let (name, tail) = rest.split_at(len);
+            if name.is_empty() {
+                return Err(wrong());
+            }
+            steps.push(Step::Key(name.to_owned()));
+            rest = tail;
+        }
+        Ok(Self(steps))
+    }
+
+    fn find<'v>(&self, v: &'v Value) -> Option<&'v Value> {
+        self.0.iter().try_fold(v, |v, step| match step {
+            Step::Key(name) => v.get(name),
+            Step::Index(i) => {
+                let list = v.as_array()?;
+                let at = if *i < 0 { i + list.len() as i64 } else { *i };
+                list.get(usize::try_from(at).ok()?)
+            }
+        })
+    }
+}
+
+pub(super) fn json(c: JsonSettings) -> Result<Box<dyn Stage>, String> {
+    if c.expressions.is_empty() {
+        return Err("JMES expression is required".into());
+    }
+    let mut paths = Vec::new();
+    for (name, path) in c.expressions {
+        let text = path.filter(|p| !p.is_empty()).unwrap_or_else(|| format!("\"{name}\""));
+        paths.push((name, Path::new(&text)?));
+    }
+    Ok(keep(move |e: &mut Entry, _| {
+        let Some(source) = e.source(c.source.as_deref()) else { return true };
+        let Ok(v) = serde_json::from_str::<Value>(&source) else { return !c.drop_malformed };
+        for (name, path) in &paths {
+            if let Some(found) = path.find(&v) {
+                // Objects and lists are handed on as text.
+                let value = match found {
+                    Value::Object(_) | Value::Array(_) => found.to_string().into(),
+                    other => other.clone(),
+                };
+                e.extracted.insert(name.clone(), value);
+            }
+        }
+        true
+    }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LogfmtSettings {
+    mapping: BTreeMap<String, Option<String>>,
+    source: Option<String>,
+}
+
+pub(super) fn logfmt(c: LogfmtSettings) -> Result<Box<dyn Stage>, String> {
+    if c.mapping.is_empty() {
+        return Err("logfmt mapping is required".into());
+    }
+    // The key of the line, and the name that its value gets.
+    let wanted: Vec<(String, String)> = c
+        .mapping
+        .into_iter()
+        .map(|(name, key)| (key.filter(|k| !k.is_empty()).unwrap_or_else(|| name.clone()), name))
+        .collect();
+    Ok(change(move |e: &mut Entry, _| {
+        let Some(source) = e.source(c.source.as_deref()) else { return };
+        obs_logql::each_pair(&source, |key, value| {
+            for (_, name) in wanted.iter().filter(|(k, _)| k == key) {
+                e.extracted.insert(name.clone(), value.into());
+            }
+        });
+    }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RegexSettings {
+    expression: String,
+    source: Option<String>,
+    #[serde(default)]
+    labels_from_groups: bool,
+}
+
+pub(super) fn regex(c: RegexSettings) -> Result<Box<dyn Stage>, String> {
+    let regex = go_regex(&c.expression).map_err(|e| e.to_string())?;
+    if regex.capture_names().flatten().next().is_none() {
+        return Err("at least one named capture group is required".into());
+    }
+    Ok(change(move |e: &mut Entry, _| {
+        let Some(source) = e.source(c.source.as_deref()) else { return };
+        let Some(found) = regex.captures(&source) else { return };
+        for name in regex.capture_names().flatten() {
+            let value = found.name(name).map_or("", |m| m.as_str());
+            e.extracted.insert(name.to_owned(), value.into());
+            if c.labels_from_groups && !value.is_empty() {
+                e.labels.insert(name.to_owned(), value.to_owned());
+            }
+        }
+    }))
+}
+
+/// Returns an extracted value as text.
+pub(super) fn extracted(e: &Entry, name: &str) -> Option<String> {
+    e.extracted.get(name).and_then(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{run, shown};
+
+    #[test]
+    fn values_are_taken_out_of_lines() {
+        let stages = r#"
+- json: {expressions: {level: , user: user.name, first: 'list[0]', last: 'list[-1]', all: list, "a.b": '"a.b"'}}
+- labels: {level: , user: , first: , last: , ab: a.b}
+"#;
+        let line = r#"{"level":"info","user":{"name":"ann"},"list":[1,2],"a.b":true}"#;
+        assert_eq!(
+            shown(stages, &[line, "no json"]),
+            [
+                format!("ab=true first=1 job=j last=2 level=info user=ann | {line}"),
+                "job=j | no json".into()
+            ]
+        );
+        assert_eq!(run(stages, &[line])[0].extracted["all"], "[1,2]");
+        let dropped = "[{json: {expressions: {a: }, drop_malformed: true}}]";
+        assert!(run(dropped, &["{"]).is_empty());
+        let stages = "
+- regex: {expression: '^(?P<verb>\\w+) (?P<rest>.*)$'}
+- logfmt: {mapping: {ms: took, path: }, source: rest}
+- labels: {verb: , ms: , path: }
+";
+        assert_eq!(
+            shown(stages, &["GET took=5 path=\"/a b\""]),
+            ["job=j ms=5 path=/a b verb=GET | GET took=5 path=\"/a b\""]
+        );
+    }
+}

@@ -1,0 +1,341 @@
+"""Lines that the binary collects itself: files as they are rotated, containers, syslog."""
+
+import gzip
+import http.server
+import json
+import os
+import shutil
+import signal
+import socket
+import socketserver
+import struct
+import subprocess
+import threading
+import time
+import urllib.parse
+
+import pytest
+from running import Server
+from test_prometheus import free_port, wait_for
+
+needs_logrotate = pytest.mark.skipif(not shutil.which("logrotate"), reason="Debian's logrotate is not installed")
+needs_rsyslog = pytest.mark.skipif(not shutil.which("rsyslogd"), reason="Debian's rsyslog is not installed")
+
+
+def start(tmp_path, promtail, name="data"):
+    (tmp_path / "promtail.yaml").write_text(promtail)
+    (tmp_path / "o.yaml").write_text("promtail: {config_file: promtail.yaml}\n")
+    return Server(tmp_path / name, "--config", str(tmp_path / "o.yaml"))
+
+
+def streams(server, query, limit=5000):
+    start_ns = time.time_ns() - 7200 * 10**9
+    got = server.get("/loki/api/v1/query_range", listener="loki", query=query, limit=limit, start=start_ns, end=time.time_ns() + 60 * 10**9, direction="forward")
+    return got["data"]["result"]
+
+
+def lines(server, query):
+    return [line for s in streams(server, query) for _, line, *_ in s["values"]]
+
+
+FILES = """
+positions: {{filename: {tmp}/positions.yaml}}
+clients: [{{url: "http://loki:3100/loki/api/v1/push"}}]
+scrape_configs:
+  - job_name: app
+    static_configs:
+      - targets: [localhost]
+        labels: {{job: app, __path__: "{tmp}/logs/*.log", __path_exclude__: "{tmp}/logs/not*.log"}}
+    pipeline_stages:
+      - json: {{expressions: {{level: level, msg: msg, trace: trace_id}}}}
+      - labels: {{level: }}
+      - structured_metadata: {{trace_id: trace}}
+      - output: {{source: msg}}
+  - job_name: plain
+    static_configs:
+      - labels: {{job: plain, __path__: "{tmp}/logs/*.txt"}}
+      - labels: {{job: old, __path__: "{tmp}/logs/*.gz"}}
+"""
+
+
+def test_files_with_a_pipeline(tmp_path):
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    (logs / "a.log").write_text(json.dumps({"level": "error", "msg": "boom 你好", "trace_id": trace}) + "\n")
+    (logs / "not.log").write_text("left out\n")
+    (logs / "b.txt").write_bytes(b"ERROR plain\r\n\xff\xfe bytes\x00here\nno end yet")
+    with gzip.open(logs / "c.gz", "wt") as f:
+        f.write("packed 1\npacked 2\n")
+    server = start(tmp_path, FILES.format(tmp=tmp_path))
+    try:
+        wait_for(lambda: len(lines(server, '{job=~"app|plain|old"}')) == 5)
+        (found,) = streams(server, '{job="app"}')
+        assert found["stream"] == {"job": "app", "level": "error", "filename": f"{logs}/a.log", "trace_id": trace}
+        assert lines(server, '{job="app"}') == ["boom 你好"]
+        assert lines(server, '{job="plain"}') == ["ERROR plain", "\ufffd\ufffd bytes\x00here"]
+        assert lines(server, '{job="old"}') == ["packed 1", "packed 2"]
+        # The level is found although nothing says where.
+        rows = server.sql("SELECT * FROM logs WHERE line LIKE 'ERROR plain%'")
+        assert "error" in rows[0].values()
+        with (logs / "b.txt").open("ab") as f:
+            f.write(b" now it has\n")
+        wait_for(lambda: lines(server, '{job="plain"} |= "no end yet now it has"'))
+        assert "/b.txt" in wait_for(lambda: (tmp_path / "positions.yaml").read_text() if (tmp_path / "positions.yaml").exists() else "")
+    finally:
+        server.stop()
+
+
+@needs_logrotate
+@pytest.mark.parametrize("mode", ["create", "copytruncate"])
+def test_rotation(tmp_path, mode):
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    os.chmod(logs, 0o755)
+    config = tmp_path / "rotate.conf"
+    config.write_text(f"{logs}/a.log {{\n  rotate 3\n  {mode}\n  su root root\n}}\n")
+    server = start(tmp_path, FILES.format(tmp=tmp_path).replace("*.log", "a.log"))
+    written = 0
+    try:
+        def write(count):
+            nonlocal written
+            with (logs / "a.log").open("a") as f:
+                for _ in range(count):
+                    f.write(json.dumps({"level": "info", "msg": f"line {written}"}) + "\n")
+                    written += 1
+
+        for _ in range(3):
+            write(300)
+            wait_for(lambda: len(lines(server, '{job="app"}')) == written)
+            if mode == "create":
+                # What is written between copy and cut is lost by every reader; here nothing is.
+                write(300)
+            subprocess.run(["logrotate", "-f", "-s", str(tmp_path / "state"), str(config)], check=True)
+        wait_for(lambda: len(lines(server, '{job="app"}')) >= written)
+        assert sorted(lines(server, '{job="app"}')) == sorted(f"line {i}" for i in range(written))
+    finally:
+        server.stop()
+
+
+def test_a_kill_loses_no_line(tmp_path):
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    stop = threading.Event()
+    written = []
+
+    def write():
+        while not stop.is_set():
+            with (logs / "a.log").open("a") as f:
+                f.write(json.dumps({"level": "info", "msg": f"line {len(written)}"}) + "\n")
+                written.append(1)
+            time.sleep(0.0005)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(3):
+            server = start(tmp_path, FILES.format(tmp=tmp_path))
+            time.sleep(2.5)
+            server.process.send_signal(signal.SIGKILL)
+            server.process.wait()
+            (tmp_path / "data" / "endpoints.json").unlink()
+            # Renamed while nobody looks: the rest is read all the same.
+            os.rename(logs / "a.log", logs / "a.log.1") if not (logs / "a.log.1").exists() else None
+    finally:
+        stop.set()
+        writer.join()
+    server = start(tmp_path, FILES.format(tmp=tmp_path))
+    try:
+        want = {f"line {i}" for i in range(len(written))}
+
+        def got():
+            out = set()
+            for k in range(0, 10):
+                out |= set(lines(server, f'{{job="app"}} |~ "{k}$"'))
+            return out
+
+        try:
+            wait_for(lambda: got() >= want)
+        except AssertionError:
+            missing = sorted(want - got(), key=lambda l: int(l[5:]))
+            raise AssertionError(f"{len(missing)} of {len(want)} missing: {missing[:3]} … {missing[-3:]}") from None
+        assert got() == want
+    finally:
+        server.stop()
+
+
+class FakeEngine(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+
+
+def frame(stream, text):
+    data = text.encode()
+    return struct.pack(">BxxxL", stream, len(data)) + data
+
+
+class EngineHandler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def address_string(self):
+        return "unix"
+
+    def answer(self, value):
+        body = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        path = urllib.parse.urlparse(self.path)
+        if path.path == "/networks":
+            self.answer([{"Id": "n1", "Name": "front", "Scope": "local"}])
+        elif path.path == "/containers/json":
+            self.answer([{
+                "Id": "abc", "Names": ["/shop"], "HostConfig": {"NetworkMode": "front"}, "Ports": [],
+                "Labels": {"com.docker.compose.project": "llm-observatory", "com.docker.compose.service": "shop"},
+                "NetworkSettings": {"Networks": {"front": {"NetworkID": "n1", "IPAddress": "172.18.0.2"}}},
+            }])
+        elif path.path == "/containers/abc/json":
+            self.answer({"Config": {"Tty": False}})
+        elif path.path == "/containers/abc/logs":
+            self.server.since.append(urllib.parse.parse_qs(path.query)["since"][0])
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            now = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(self.server.began))
+            out = frame(1, f"{now}.000000001Z level=info started\n") + frame(2, f"{now}.000000002Z level=error broke\n")
+            for part in (out[:13], out[13:]):
+                self.wfile.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+                self.wfile.flush()
+            if len(self.server.since) > 1:
+                more = frame(1, f"{now}.000000003Z level=info again\n")
+                self.wfile.write(f"{len(more):x}\r\n".encode() + more + b"\r\n")
+            self.wfile.write(b"0\r\n\r\n")
+        else:
+            self.send_error(404)
+
+
+def test_containers(tmp_path):
+    path = tmp_path / "docker.sock"
+    engine = FakeEngine(str(path), EngineHandler)
+    engine.since, engine.began = [], time.time() - 60
+    threading.Thread(target=engine.serve_forever, daemon=True).start()
+    server = start(tmp_path, f"""
+positions: {{filename: {tmp_path}/positions.yaml}}
+scrape_configs:
+  - job_name: docker
+    docker_sd_configs: [{{host: "unix://{path}", refresh_interval: 5s}}]
+    relabel_configs:
+      - {{source_labels: [__meta_docker_container_label_com_docker_compose_project], regex: llm-observatory, action: keep}}
+      - {{source_labels: [__meta_docker_container_label_com_docker_compose_service], target_label: service}}
+      - {{source_labels: [__meta_docker_container_name], regex: "/(.*)", target_label: container}}
+      - {{source_labels: [__meta_docker_container_log_stream], target_label: stream}}
+    pipeline_stages:
+      - logfmt: {{mapping: {{level: }}}}
+      - labels: {{level: }}
+""")
+    try:
+        wait_for(lambda: len(lines(server, '{service="shop"}')) == 3)
+        (broke,) = streams(server, '{stream="stderr"}')
+        assert broke["stream"] == {"service": "shop", "container": "shop", "stream": "stderr", "level": "error"}
+        assert broke["values"][0][0].endswith("000000002") and broke["values"][0][1] == "level=error broke"
+        # The second time only what came since is asked for, and nothing is stored twice.
+        assert engine.since[0] == "0.000000000" and engine.since[1].endswith(".000000002")
+    finally:
+        server.stop()
+        engine.shutdown()
+
+
+SYSLOG = """
+scrape_configs:
+  - job_name: syslog
+    syslog:
+      listen_address: 127.0.0.1:{port}
+      listen_protocol: {protocol}
+      label_structured_data: true
+      syslog_format: {format}
+      labels: {{job: syslog}}
+    relabel_configs:
+      - {{source_labels: [__syslog_message_severity], target_label: level}}
+      - {{source_labels: [__syslog_message_app_name], target_label: app}}
+      - {{source_labels: [__syslog_message_hostname], target_label: host}}
+      - {{source_labels: [__syslog_message_sd_shop_order], target_label: order}}
+"""
+
+
+def test_syslog_over_tcp(tmp_path):
+    port = free_port()
+    server = start(tmp_path, SYSLOG.format(port=port, protocol="tcp", format="rfc5424"))
+    try:
+        def send(data):
+            with socket.create_connection(("127.0.0.1", port)) as s:
+                s.sendall(data)
+            return True
+
+        wait_for(lambda: send(b""))
+        first = b'<11>1 2026-01-02T03:04:05Z web-1 shop 7 ID1 [shop order="17"] payment failed'
+        send(b"%d %s" % (len(first), first) + b"%d %s" % (len(first), first))
+        send(b"<14>1 - - shop - - - by line\n<14>1 - - shop - - - without an end")
+        send(b"nonsense\n<14>1 - - shop - - - after nonsense\n")
+        send(b"99999999 x")
+        wait_for(lambda: len(lines(server, '{job="syslog"}')) == 5)
+        (failed,) = streams(server, '{job="syslog", level="error"}')
+        assert failed["stream"] == {"job": "syslog", "level": "error", "app": "shop", "host": "web-1", "order": "17"}
+        assert [v[1] for v in failed["values"]] == ["payment failed"] * 2
+    finally:
+        server.stop()
+
+
+def test_syslog_over_udp(tmp_path):
+    port = free_port()
+    server = start(tmp_path, SYSLOG.format(port=port, protocol="udp", format="rfc3164"))
+    try:
+        def send():
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+                s.sendto(b"<13>Oct 11 22:14:15 host su[12]: hello", ("127.0.0.1", port))
+            return lines(server, '{job="syslog", app="su", host="host"}')
+
+        assert set(wait_for(send)) == {"hello"}
+    finally:
+        server.stop()
+
+
+@needs_rsyslog
+def test_rsyslog_sends_to_us(tmp_path):
+    port, own = free_port(), free_port()
+    server = start(tmp_path, SYSLOG.format(port=port, protocol="tcp", format="rfc5424"))
+    config = tmp_path / "rsyslog.conf"
+    config.write_text(f"""
+module(load="imudp")
+input(type="imudp" port="{own}" address="127.0.0.1")
+action(type="omfwd" target="127.0.0.1" port="{port}" protocol="tcp" template="RSYSLOG_SyslogProtocol23Format" TCP_Framing="octet-counted")
+""")
+    daemon = subprocess.Popen(["rsyslogd", "-n", "-f", str(config), "-i", str(tmp_path / "rsyslog.pid")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        def send():
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+                s.sendto(b"<11>Oct 11 22:14:15 box su: through rsyslog", ("127.0.0.1", own))
+            return lines(server, '{job="syslog", app="su", level="error"}')
+
+        assert "through rsyslog" in wait_for(send)[0]
+    finally:
+        daemon.terminate()
+        daemon.wait()
+        server.stop()
+
+
+def test_what_is_not_supported_is_named(tmp_path):
+    binary = os.environ["OBSERVATORY_BIN"]
+    for text, why in [
+        ("scrape_configs: [{job_name: k, kafka: {brokers: [x]}}]\nclients: []\n", "kafka is not supported"),
+        ("scrape_configs: [{job_name: j, journal: {}}]\nclients: []\n", "journal is not supported"),
+        ("scrape_configs: [{job_name: j, pipeline_stages: [{geoip: {}}]}]\nclients: []\n", "geoip: this stage is not supported"),
+        ("positions: {nope: 1}\n", "nope"),
+    ]:
+        (tmp_path / "p.yaml").write_text(text)
+        done = subprocess.run([binary, "check", "config", str(tmp_path / "p.yaml")], capture_output=True, text=True)
+        assert done.returncode == 1 and why in done.stdout + done.stderr, (text, done)
