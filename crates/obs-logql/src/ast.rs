@@ -5,6 +5,7 @@ use crate::parse::{JsonPath, Pattern};
 use crate::template::LineTemplate;
 use obs_model::Matcher;
 use regex::Regex;
+use regex_syntax::hir::{Hir, HirKind};
 
 /// A parsed query.
 #[derive(Debug, Clone)]
@@ -32,10 +33,29 @@ impl LogExpr {
         filters
             .filter_map(|f| match f.any.as_slice() {
                 [LineMatch::Contains(text)] if !text.is_empty() => Some(text.clone()),
+                [LineMatch::Regex(compiled, _)] => required_text(compiled.as_str()),
                 _ => None,
             })
             .collect()
     }
+}
+
+/// Returns the longest text that every match of a regular expression contains, if there is one
+/// worth looking for.
+fn required_text(regex: &str) -> Option<String> {
+    const WORTH: usize = 3;
+    fn longest(h: &Hir) -> Option<&[u8]> {
+        match h.kind() {
+            HirKind::Literal(l) => Some(&l.0),
+            HirKind::Capture(c) => longest(&c.sub),
+            HirKind::Repetition(r) if r.min > 0 => longest(&r.sub),
+            HirKind::Concat(parts) => parts.iter().filter_map(longest).max_by_key(|l| l.len()),
+            _ => None,
+        }
+    }
+    let hir = regex_syntax::parse(regex).ok()?;
+    let text = std::str::from_utf8(longest(&hir)?).ok()?;
+    (text.len() >= WORTH).then(|| text.to_owned())
 }
 
 #[derive(Debug, Clone)]
@@ -295,4 +315,24 @@ pub struct MetricExpr {
 /// Returns the range aggregation that a selector of a [`MetricExpr`] stands for.
 pub(crate) fn range_index(matchers: &[Matcher]) -> Option<usize> {
     matchers.first()?.value.strip_prefix("range_")?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_regex_requires_is_looked_for() {
+        for (regex, want) in [
+            ("retry in [0-9]+ ms", Some("retry in ")),
+            ("(timeout)+|x", None),
+            ("(?:a(timeout)+)b", Some("timeout")),
+            ("(?i)timeout", None),
+            ("ab", None),
+            ("err(or)?", Some("err")),
+            ("^start.*finish$", Some("finish")),
+        ] {
+            assert_eq!(required_text(regex).as_deref(), want, "{regex}");
+        }
+    }
 }

@@ -131,6 +131,18 @@ impl<'a> Entry<'a> {
         self.set(Kind::Parsed, &name, value);
     }
 
+    /// Returns whether a field of a line, or what is inside of it, may become a label that anything
+    /// asks for. Quick, as most fields of most lines are for nothing.
+    pub(crate) fn may_want(&self, key: &str, has_inside: bool) -> bool {
+        let Some(wanted) = self.wanted else { return true };
+        let is_it = |rest: &str| rest.is_empty() || rest == "_extracted" || has_inside;
+        let is_plain = || {
+            key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+                && !key.starts_with(|c: char| c.is_ascii_digit())
+        };
+        wanted.iter().any(|w| w.strip_prefix(key).is_some_and(is_it)) || !is_plain()
+    }
+
     /// Returns whether everything that anything asks for was found.
     pub(crate) fn has_all(&self) -> bool {
         let found =

@@ -5,8 +5,8 @@ use crate::labels::{ERROR, Entry};
 use crate::pipeline::{Pipeline, unwrap};
 use crate::query::QueryError;
 use obs_model::{
-    Budget, Direction, Labels, LabelsBuilder, LogSelection, MatchOp, Sample, SelectError,
-    SelectLogs, Series, TenantId, TimestampNs,
+    Budget, Direction, Labels, LabelsBuilder, LogRecord, LogScan, LogSelection, MatchOp, Sample,
+    SelectError, SelectLogs, Series, TenantId, TimestampNs,
 };
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -21,13 +21,54 @@ pub(crate) struct Steps {
     pub(crate) count: usize,
 }
 
-/// Returns the steps whose left-open window `(t - range, t]` holds a time: the first and the one
-/// behind the last. Nanoseconds, less the offset.
-fn windows(steps: Steps, range_ns: i64, ns: i64) -> (usize, usize) {
-    let from_start = i128::from(ns) - i128::from(steps.start) * i128::from(MS);
-    let step = i128::from(steps.step) * i128::from(MS);
-    let up = |n: i128| (n + step - 1).div_euclid(step).clamp(0, steps.count as i128) as usize;
-    (up(from_start), up(from_start + i128::from(range_ns)))
+/// Tells the steps whose left-open window `(t - range, t]` holds a time. Nanoseconds.
+#[derive(Debug)]
+struct Windows {
+    start: i64,
+    step: i64,
+    count: i64,
+    range: i64,
+    /// The last answer, and the times that have the same one: records of a stream follow each
+    /// other in time.
+    last: (usize, usize),
+    valid: Option<(i64, i64)>,
+}
+
+impl Windows {
+    fn new(steps: Steps, range: i64) -> Self {
+        Self {
+            start: steps.start.saturating_mul(MS),
+            step: steps.step.saturating_mul(MS).max(1),
+            count: steps.count as i64,
+            range,
+            last: (0, 0),
+            valid: None,
+        }
+    }
+
+    /// Returns the first step and the one behind the last, for a time less the offset.
+    fn of(&mut self, ns: i64) -> (usize, usize) {
+        if self.valid.is_some_and(|(low, high)| low < ns && ns <= high) {
+            return self.last;
+        }
+        // The first step at or behind a time, and between which times that is so.
+        let up = |n: i64| {
+            let at = n.saturating_add(self.step - 1).div_euclid(self.step);
+            (
+                at.clamp(0, self.count) as usize,
+                at.saturating_sub(1).saturating_mul(self.step),
+                at.saturating_mul(self.step),
+            )
+        };
+        let n = ns.saturating_sub(self.start);
+        let (first, low, high) = up(n);
+        let (end, end_low, end_high) = up(n.saturating_add(self.range));
+        self.last = (first, end);
+        let low = low.max(end_low.saturating_sub(self.range)).saturating_add(self.start);
+        let high = high.min(end_high.saturating_sub(self.range)).saturating_add(self.start);
+        self.valid = Some((low, high));
+        self.last
+    }
 }
 
 /// What is gathered of one series.
@@ -51,11 +92,11 @@ impl Gathered {
         if is_sum { (steps + 1) * 12 } else { 64 }
     }
 
-    fn add(&mut self, steps: Steps, range_ns: i64, ns: i64, value: f64) {
+    fn add(&mut self, windows: &mut Windows, ns: i64, value: f64) {
         match self {
             Self::Samples(list) => list.push((ns, value)),
             Self::Sums { records, sums } => {
-                let (from, to) = windows(steps, range_ns, ns);
+                let (from, to) = windows.of(ns);
                 if from >= to {
                     return;
                 }
@@ -295,7 +336,10 @@ pub(crate) fn run(
     let mut index: HashMap<Labels, usize> = HashMap::new();
     let mut gathered: Vec<Gathered> = Vec::new();
     let mut failure = None;
-    source.select_logs(tenant, &selection, budget, &mut |record| {
+    let mut windows = Windows::new(steps, range_ns);
+    // The series of the stream before, which mostly is the stream of the next record too.
+    let mut last: Option<(Labels, usize)> = None;
+    let mut take = |record: &LogRecord| {
         let mut entry = Entry::new(record, wanted.as_deref());
         let line = pipeline.run(&record.line, record.timestamp, &mut entry);
         let Some(line) = line else { return ControlFlow::Continue(()) };
@@ -311,16 +355,21 @@ pub(crate) fn run(
             failure = Some(pipeline_error(&entry));
             return ControlFlow::Break(());
         }
-        let known = if entry.is_plain() { plain.get(entry.stream()).copied() } else { None };
+        let is_plain = entry.is_plain();
+        let same = last.as_ref().filter(|(l, _)| is_plain && l == entry.stream()).map(|l| l.1);
+        let known = same.or_else(|| plain.get(entry.stream()).filter(|_| is_plain).copied());
         let at = known.unwrap_or_else(|| {
             let labels = entry.grouped(groups, unwrapped);
             let next = gathered.len();
             let at = *index.entry(labels).or_insert(next);
-            if entry.is_plain() {
+            if is_plain {
                 plain.insert(entry.stream().clone(), at);
             }
             at
         });
+        if is_plain && same.is_none() {
+            last = Some((entry.stream().clone(), at));
+        }
         if at == gathered.len() {
             let bytes = Gathered::bytes(is_sum, steps.count) + 300;
             if budget.take(0, bytes).is_err() {
@@ -335,10 +384,37 @@ pub(crate) fn run(
         }
         if let Some(g) = gathered.get_mut(at) {
             let ns = record.timestamp.nanos().saturating_add(offset_ns);
-            g.add(steps, range_ns, ns, value);
+            g.add(&mut windows, ns, value);
         }
         ControlFlow::Continue(())
-    })?;
+    };
+    let ordered = r.expr.stages.iter().any(|s| matches!(s, Stage::Distinct(_)));
+    if ordered {
+        source.select_logs(tenant, &selection, budget, &mut |r| take(r))?;
+    } else {
+        let skips_parsers = wanted.as_ref().is_some_and(Vec::is_empty);
+        let reads_line = |s: &Stage| match s {
+            Stage::Label(_) | Stage::Drop(_) | Stage::Keep(_) => false,
+            Stage::Json(_) | Stage::Logfmt { .. } | Stage::Regexp(_) | Stage::Pattern(_) => {
+                !skips_parsers
+            }
+            _ => true,
+        };
+        let line = is_bytes || r.expr.stages.iter().any(reads_line);
+        let accept = |stream: &Labels| may_pass(&r.expr.stages, stream);
+        source.scan_logs(
+            tenant,
+            &selection,
+            LogScan { accept: &accept, line },
+            budget,
+            &mut take,
+        )?;
+        for g in &mut gathered {
+            if let Gathered::Samples(list) = g {
+                list.sort_by_key(|s| s.0);
+            }
+        }
+    }
     if let Some(e) = failure {
         return Err(e);
     }
@@ -352,6 +428,21 @@ pub(crate) fn run(
         return Ok(absent(r, steps, &out));
     }
     Ok(out)
+}
+
+/// Returns whether any line of a stream may pass the stages: what filters a label that the stream
+/// itself has is known beforehand, as parsers leave such labels alone.
+fn may_pass(stages: &[Stage], stream: &Labels) -> bool {
+    let keeps_labels = |s: &&Stage| {
+        !matches!(s, Stage::LabelFormat(_) | Stage::Drop(_) | Stage::Keep(_) | Stage::Distinct(_))
+    };
+    stages.iter().take_while(keeps_labels).all(|s| match s {
+        Stage::Label(LabelFilter::Matches(m)) => {
+            let value = stream.get(&m.name);
+            value.is_empty() || m.matches(value)
+        }
+        _ => true,
+    })
 }
 
 fn too_much() -> QueryError {
@@ -392,12 +483,24 @@ mod tests {
     #[test]
     fn windows_are_left_open() {
         let steps = Steps { start: 10_000, step: 1000, count: 5 };
-        let at = |ms: i64| windows(steps, 2000 * MS, ms * MS);
-        assert_eq!(at(10_000), (0, 2));
-        assert_eq!(at(8000), (0, 0));
-        assert_eq!(windows(steps, 2000 * MS, 8000 * MS + 1), (0, 1));
-        assert_eq!(at(14_000), (4, 5));
-        assert_eq!(at(14_001), (5, 5));
+        let mut w = Windows::new(steps, 2000 * MS);
+        // In any order: what is remembered of one time must hold for the next.
+        for _ in 0..2 {
+            for (ns, want) in [
+                (10_000 * MS, (0, 2)),
+                (8000 * MS, (0, 0)),
+                (8000 * MS + 1, (0, 1)),
+                (9_500 * MS, (0, 2)),
+                (10_000 * MS + 1, (1, 3)),
+                (14_000 * MS, (4, 5)),
+                (14_000 * MS + 1, (5, 5)),
+                (0, (0, 0)),
+                (i64::MAX, (5, 5)),
+            ] {
+                let (from, to) = w.of(ns);
+                assert_eq!((from, to.max(from)), want, "{ns}");
+            }
+        }
     }
 
     #[test]

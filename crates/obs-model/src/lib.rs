@@ -36,8 +36,8 @@ pub use metric::{
 };
 pub use ports::{
     Append, AppendError, AppendFuture, Appended, Budget, CallSelection, DeleteScope, Direction,
-    LogSelection, Maintain, MaintainFuture, Objects, ReadAt, SelectError, SelectLogs, SelectSeries,
-    SelectSpans, SeriesSelection, SnapshotFile, SpanSelection, Visit, WriteBatch,
+    LogScan, LogSelection, Maintain, MaintainFuture, Objects, ReadAt, SelectError, SelectLogs,
+    SelectSeries, SelectSpans, SeriesSelection, SnapshotFile, SpanSelection, Visit, WriteBatch,
 };
 pub use span::{Span, SpanEvent, SpanKind, SpanLink, SpanStatus};
 pub use time::{TimestampMs, TimestampNs, civil_from_days, days_from_civil};

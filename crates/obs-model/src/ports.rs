@@ -266,6 +266,21 @@ impl LogSelection<'_> {
     };
 }
 
+/// What a scan that counts needs of each record.
+#[derive(Clone, Copy)]
+pub struct LogScan<'a> {
+    /// Streams that are wanted, of those that match.
+    pub accept: &'a dyn Fn(&Labels) -> bool,
+    /// Whether the line is looked at; it may be empty otherwise.
+    pub line: bool,
+}
+
+impl std::fmt::Debug for LogScan<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LogScan").field("line", &self.line).finish_non_exhaustive()
+    }
+}
+
 /// What the visitor of a scan says: go on or stop.
 pub type Visit<'a, T> = &'a mut dyn FnMut(&Arc<T>) -> ControlFlow<()>;
 
@@ -282,6 +297,24 @@ pub trait SelectLogs: Send + Sync {
         budget: &Budget,
         visit: Visit<'_, LogRecord>,
     ) -> Result<(), SelectError>;
+
+    /// Visits matching records, each once, in no order, until the visitor breaks. Level, event name
+    /// and ids are set only of records that have a resource, the observed time never.
+    ///
+    /// # Errors
+    /// See [`SelectError`].
+    fn scan_logs(
+        &self,
+        tenant: &TenantId,
+        selection: &LogSelection<'_>,
+        scan: LogScan<'_>,
+        budget: &Budget,
+        visit: &mut dyn FnMut(&LogRecord) -> ControlFlow<()>,
+    ) -> Result<(), SelectError> {
+        self.select_logs(tenant, selection, budget, &mut |r| {
+            if (scan.accept)(&r.stream) { visit(r) } else { ControlFlow::Continue(()) }
+        })
+    }
 
     /// Returns the matching streams that have records in the range, sorted.
     ///

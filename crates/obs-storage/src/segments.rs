@@ -235,6 +235,10 @@ impl Hidden<'_> {
         self.0.iter().any(|c| c.tombstone.scope == DeleteScope::Tenant)
     }
 
+    pub(crate) fn has_traces(&self) -> bool {
+        self.0.iter().any(|c| matches!(c.tombstone.scope, DeleteScope::Trace(_)))
+    }
+
     pub(crate) fn hides_trace(&self, trace: Option<TraceId>) -> bool {
         trace.is_some_and(|t| self.0.iter().any(|c| c.tombstone.scope == DeleteScope::Trace(t)))
     }

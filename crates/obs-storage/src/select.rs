@@ -4,14 +4,14 @@ use crate::batch::{Batch, RowRef};
 use crate::head::metrics::{Run, sort_unique};
 use crate::head::rows::scan;
 use crate::head::{Frozen, Rows};
-use crate::segment::logs::streams_of;
+use crate::segment::logs::{streams_of, visit_rows};
 use crate::segment::rows::{Row, RowFilter, RowSegment};
 use crate::segment::{SegmentError, Signal, kind_of};
 use crate::segments::{OpenSegment, Tombstones, wanted};
 use crate::store::{Store, View};
 use foldhash::{HashMap, HashSet};
 use obs_model::{
-    Budget, CallSelection, Direction, Labels, LlmCall, LogRecord, LogSelection, Matcher,
+    Budget, CallSelection, Direction, Labels, LlmCall, LogRecord, LogScan, LogSelection, Matcher,
     MetricMetadata, Sample, SelectError, SelectLogs, SelectSeries, SelectSpans, Series,
     SeriesSelection, Span, SpanId, SpanKind, SpanSelection, TenantId, TraceId, Visit,
 };
@@ -336,11 +336,157 @@ impl Store {
         Ok((out, bytes))
     }
 
+    /// Visits the records of a range in order, window by window.
+    fn each_window(
+        &self,
+        snapshot: &LogSnapshot,
+        selection: &LogSelection<'_>,
+        (start, end): (i64, i64),
+        budget: &Budget,
+        visit: Visit<'_, LogRecord>,
+    ) -> Result<ControlFlow<()>, SelectError> {
+        let mut step = LOG_WINDOW_NS;
+        let (mut from, mut to) = (start, end);
+        while from < to {
+            let (a, b) = match selection.direction {
+                Direction::Forward => (from, from.saturating_add(step).min(to)),
+                Direction::Backward => (to.saturating_sub(step).max(from), to),
+            };
+            let (rows, bytes) = self.log_window(snapshot, selection, (a, b), budget)?;
+            for r in rows {
+                if visit(&r).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+            // What the visitor keeps it accounts for.
+            budget.release(bytes);
+            match selection.direction {
+                Direction::Forward => from = b,
+                Direction::Backward => to = a,
+            }
+            step = match bytes {
+                0..LOG_WINDOW_BYTES => step.saturating_mul(LOG_WINDOW_GROWTH),
+                _ => (step / 2).max(LOG_WINDOW_NS / 64),
+            };
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Visits the wanted rows of a segment that has its range for itself: nothing can be there
+    /// twice.
+    fn scan_alone(
+        &self,
+        s: &OpenSegment,
+        tombstones: &Tombstones,
+        filter: &RowFilter<'_>,
+        scan: LogScan<'_>,
+        budget: &Budget,
+        visit: &mut dyn FnMut(&LogRecord) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, SelectError> {
+        let hidden = tombstones.of(&s.meta);
+        let mut damaged =
+            |e: &SegmentError, min: i64, max: i64| self.note(budget, s, e, (min, max));
+        let rows = match s.rows() {
+            Ok(Some(rows)) if !hidden.everything() => rows,
+            Ok(_) => return Ok(ControlFlow::Continue(())),
+            Err(e) if e.costs_a_part() => {
+                damaged(&e, s.meta.min_time, s.meta.max_time);
+                return Ok(ControlFlow::Continue(()));
+            }
+            Err(e) => return Err(e.into()),
+        };
+        // Deleted traces are told by the id, which a scan does not set of every record.
+        let by_trace = hidden.has_traces();
+        let out =
+            rows.each_block(0..rows.blocks.len(), filter, &mut damaged, &mut |bytes, source| {
+                budget.check()?;
+                let mut seen = 0;
+                let mut one = |r: &LogRecord| {
+                    seen += 1;
+                    Ok(visit(r))
+                };
+                let flow = if by_trace {
+                    LogRecord::get_block(bytes, filter, source, &mut |r| {
+                        let is_wanted = !hidden.hides_trace(r.trace_id) && (scan.accept)(&r.stream);
+                        if is_wanted { one(&r) } else { Ok(ControlFlow::Continue(())) }
+                    })?
+                } else {
+                    visit_rows(bytes, filter, scan, source, &mut one)?
+                };
+                budget.take(seen, 0)?;
+                Ok(flow)
+            })?;
+        Ok(out)
+    }
+
     fn log_snapshot(&self, tenant: &TenantId, start: i64, end: i64) -> LogSnapshot {
         self.rows_snapshot(tenant, Signal::Logs, (start, end), |rows| {
             rows.logs.overlapping(start, end)
         })
     }
+}
+
+/// Clips a range to what there is; `None` when there is nothing.
+fn bounds_of(snapshot: &LogSnapshot, start: i64, end: i64) -> Option<(i64, i64)> {
+    let segments = snapshot.segments.iter().map(|s| (s.meta.min_time, s.meta.max_time));
+    let heads = snapshot.heads.iter().flatten().filter_map(|b| b.bounds());
+    let bounds: Vec<_> = segments.chain(heads).collect();
+    let min = bounds.iter().map(|b| b.0).min()?;
+    let max = bounds.iter().map(|b| b.1).max()?;
+    Some((start.max(min), end.min(max.saturating_add(1))))
+}
+
+/// A part of a range, and the segment that alone has records there, if one does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stretch {
+    start: i64,
+    end: i64,
+    alone: Option<usize>,
+}
+
+/// Cuts a range where sources begin and end; what has no source is left out.
+fn stretches(snapshot: &LogSnapshot, range: (i64, i64)) -> Vec<Stretch> {
+    let segments = snapshot.segments.iter().enumerate();
+    let segments = segments.map(|(i, s)| (s.meta.min_time, s.meta.max_time, Some(i)));
+    let heads = snapshot.heads.iter().flatten().filter_map(|b| b.bounds());
+    cut(segments.chain(heads.map(|(min, max)| (min, max, None))).collect(), range)
+}
+
+/// Sources are (first time, last time, segment); what is none is one of the head's batches.
+fn cut(sources: Vec<(i64, i64, Option<usize>)>, (start, end): (i64, i64)) -> Vec<Stretch> {
+    let mut edges: Vec<(i64, bool, Option<usize>)> = Vec::with_capacity(2 * sources.len());
+    for (min, max, segment) in sources {
+        let (from, to) = (min.max(start), max.saturating_add(1).min(end));
+        if from < to {
+            edges.push((from, true, segment));
+            edges.push((to, false, segment));
+        }
+    }
+    edges.sort_unstable();
+    let mut open: Vec<usize> = Vec::new();
+    let mut batches = 0_usize;
+    let mut out: Vec<Stretch> = Vec::new();
+    let mut at = start;
+    for (time, begins, segment) in edges {
+        if time > at && (batches > 0 || !open.is_empty()) {
+            let alone = match open.as_slice() {
+                [one] if batches == 0 => Some(*one),
+                _ => None,
+            };
+            match out.last_mut() {
+                Some(last) if last.end == at && last.alone == alone => last.end = time,
+                _ => out.push(Stretch { start: at, end: time, alone }),
+            }
+        }
+        at = time;
+        match (segment, begins) {
+            (Some(i), true) => open.push(i),
+            (Some(i), false) => open.retain(|o| *o != i),
+            (None, true) => batches += 1,
+            (None, false) => batches -= 1,
+        }
+    }
+    out
 }
 
 /// Records that a request brought twice, its answer lost: the same in everything.
@@ -374,38 +520,42 @@ impl SelectLogs for Store {
     ) -> Result<(), SelectError> {
         let (start, end) = (selection.start.nanos(), selection.end.nanos());
         let snapshot = self.log_snapshot(tenant, start, end);
-        let segments = snapshot.segments.iter().map(|s| (s.meta.min_time, s.meta.max_time));
-        let heads = snapshot.heads.iter().flatten().filter_map(|b| b.bounds());
-        let bounds: Vec<_> = segments.chain(heads).collect();
-        let (Some(min), Some(max)) =
-            (bounds.iter().map(|b| b.0).min(), bounds.iter().map(|b| b.1).max())
-        else {
-            return Ok(());
-        };
-        let (start, end) = (start.max(min), end.min(max.saturating_add(1)));
-        let mut step = LOG_WINDOW_NS;
-        let (mut from, mut to) = (start, end);
-        while from < to {
-            let (a, b) = match selection.direction {
-                Direction::Forward => (from, from.saturating_add(step).min(to)),
-                Direction::Backward => (to.saturating_sub(step).max(from), to),
-            };
-            let (rows, bytes) = self.log_window(&snapshot, selection, (a, b), budget)?;
-            for r in rows {
-                if visit(&r).is_break() {
+        let Some((start, end)) = bounds_of(&snapshot, start, end) else { return Ok(()) };
+        self.each_window(&snapshot, selection, (start, end), budget, visit).map(|_| ())
+    }
+
+    fn scan_logs(
+        &self,
+        tenant: &TenantId,
+        selection: &LogSelection<'_>,
+        scan: LogScan<'_>,
+        budget: &Budget,
+        visit: &mut dyn FnMut(&LogRecord) -> ControlFlow<()>,
+    ) -> Result<(), SelectError> {
+        let (start, end) = (selection.start.nanos(), selection.end.nanos());
+        let snapshot = self.log_snapshot(tenant, start, end);
+        for stretch in stretches(&snapshot, (start, end)) {
+            let Some(s) = stretch.alone.and_then(|i| snapshot.segments.get(i)) else {
+                let range = (stretch.start, stretch.end);
+                let mut accepted = |r: &Arc<LogRecord>| {
+                    if (scan.accept)(&r.stream) { visit(r) } else { ControlFlow::Continue(()) }
+                };
+                if self.each_window(&snapshot, selection, range, budget, &mut accepted)?.is_break()
+                {
                     return Ok(());
                 }
-            }
-            // What the visitor keeps it accounts for.
-            budget.release(bytes);
-            match selection.direction {
-                Direction::Forward => from = b,
-                Direction::Backward => to = a,
-            }
-            step = match bytes {
-                0..LOG_WINDOW_BYTES => step.saturating_mul(LOG_WINDOW_GROWTH),
-                _ => (step / 2).max(LOG_WINDOW_NS / 64),
+                continue;
             };
+            let filter = RowFilter {
+                start: stretch.start,
+                end: stretch.end,
+                trace: selection.trace_id,
+                matchers: selection.matchers,
+                needles: selection.needles,
+            };
+            if self.scan_alone(s, &snapshot.tombstones, &filter, scan, budget, visit)?.is_break() {
+                return Ok(());
+            }
         }
         Ok(())
     }

@@ -414,3 +414,92 @@ async fn an_attribute_of_16_mib_comes_back_whole() {
     drop(store);
     check(&open(dir.path(), vec![]));
 }
+
+/// What a scan tells of a record.
+fn told(r: &LogRecord) -> (Labels, i64, String, String, Option<TraceId>) {
+    let of_resource = !r.resource.attributes.is_empty();
+    let extra = format!("{:?} {:?}", r.attributes, r.resource.attributes);
+    let trace = r.trace_id.filter(|_| of_resource);
+    (r.stream.clone(), r.timestamp.nanos(), r.line.clone(), extra, trace)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scan_finds_what_a_select_finds_each_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path(), vec![]);
+    let tenant = TenantId::default();
+    let resource = Arc::new(Resource { attributes: Attributes::from_iter([("host", "h")]) });
+    let rows = |from: i64, to: i64| -> Vec<LogRecord> {
+        let one = |i: i64| {
+            let app = ["shop", "db", "web"][(i % 3) as usize];
+            let mut r = log(app, DAY_MS + i * 10, &format!("line {i} of {app} needle{}", i % 7));
+            if i % 5 == 0 {
+                r.attributes = Attributes::from_iter([("pod", format!("p{i}"))]);
+            }
+            if i % 4 == 0 {
+                r.trace_id = TraceId::from_slice(&[(i % 3 + 1) as u8; 16]);
+                r.resource = resource.clone();
+            }
+            r
+        };
+        (from..to).map(one).collect()
+    };
+    // Segments that overlap, repeat each other and leave a gap; then a head that repeats them too.
+    for (from, to) in [(0, 3000), (2500, 6000), (5900, 6100), (9000, 12_000)] {
+        let batch = WriteBatch { logs: rows(from, to), ..WriteBatch::default() };
+        store.append(&tenant, batch).await.unwrap();
+        store.flush().await.unwrap();
+    }
+    let trace = TraceId::from_slice(&[2; 16]).unwrap();
+    store.delete(&tenant, DeleteScope::Trace(trace)).await.unwrap();
+    let batch = WriteBatch { logs: rows(11_900, 12_500), ..WriteBatch::default() };
+    store.append(&tenant, batch).await.unwrap();
+
+    let at = |i: i64| TimestampNs::from_nanos((DAY_MS + i * 10) * 1_000_000);
+    let matchers = [Matcher::new("app", MatchOp::Regex, "shop|db").unwrap()];
+    let needles = ["needle3".to_owned()];
+    for (start, end) in [(0, 20_000), (2600, 5950), (1, 2), (7000, 8000), (11_950, 12_100)] {
+        for (matchers, needles) in [(&[][..], &[][..]), (&matchers, &[]), (&matchers, &needles)] {
+            let selection = LogSelection {
+                matchers,
+                needles,
+                start: at(start),
+                end: at(end),
+                ..LogSelection::ALL
+            };
+            let budget = Budget::new(i64::MAX, i64::MAX);
+            let mut want = Vec::new();
+            let select = store.select_logs(&tenant, &selection, &budget, &mut |r| {
+                want.push(told(r));
+                ControlFlow::Continue(())
+            });
+            select.unwrap();
+            let accept = |l: &Labels| l.get("app") != "db";
+            for (accept, some) in
+                [(&(|_: &Labels| true) as &dyn Fn(&Labels) -> bool, false), (&accept, true)]
+            {
+                for line in [true, false] {
+                    let mut got = Vec::new();
+                    let scan = LogScan { accept, line };
+                    let scanned = store.scan_logs(&tenant, &selection, scan, &budget, &mut |r| {
+                        got.push(told(r));
+                        ControlFlow::Continue(())
+                    });
+                    scanned.unwrap();
+                    let mut want: Vec<_> =
+                        want.iter().filter(|w| !some || w.0.get("app") != "db").cloned().collect();
+                    if !line {
+                        // Whether the line is there is not said.
+                        for row in want.iter_mut().chain(&mut got) {
+                            row.2.clear();
+                        }
+                    }
+                    want.sort();
+                    got.sort();
+                    assert_eq!(got.len(), want.len(), "{start}..{end} {needles:?} {line}");
+                    assert!(got == want, "{start}..{end} {needles:?} {line}");
+                }
+            }
+        }
+    }
+}

@@ -196,6 +196,7 @@ fn object(
         match found.kind {
             Type::Array | Type::Null => return Ok(true),
             Type::Object if depth >= DEPTH_MAX => return Ok(true),
+            _ if mark == 0 && !entry.may_want(key, found.kind == Type::Object) => return Ok(true),
             _ => {}
         }
         let key = unescape(key);

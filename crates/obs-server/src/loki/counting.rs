@@ -1,8 +1,9 @@
 //! What a query read, for the statistics of its answer.
 
 use obs_model::{
-    Budget, Labels, LogRecord, LogSelection, SelectError, SelectLogs, TenantId, Visit,
+    Budget, Labels, LogRecord, LogScan, LogSelection, SelectError, SelectLogs, TenantId, Visit,
 };
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -40,6 +41,25 @@ impl SelectLogs for Counting<'_> {
     ) -> Result<(), SelectError> {
         let (mut lines, mut bytes) = (0, 0);
         let out = self.inner.select_logs(tenant, selection, budget, &mut |r: &Arc<LogRecord>| {
+            lines += 1;
+            bytes += r.line.len() as u64;
+            visit(r)
+        });
+        self.lines.fetch_add(lines, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        out
+    }
+
+    fn scan_logs(
+        &self,
+        tenant: &TenantId,
+        selection: &LogSelection<'_>,
+        scan: LogScan<'_>,
+        budget: &Budget,
+        visit: &mut dyn FnMut(&LogRecord) -> ControlFlow<()>,
+    ) -> Result<(), SelectError> {
+        let (mut lines, mut bytes) = (0, 0);
+        let out = self.inner.scan_logs(tenant, selection, scan, budget, &mut |r| {
             lines += 1;
             bytes += r.line.len() as u64;
             visit(r)

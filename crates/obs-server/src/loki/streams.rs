@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use obs_logql::ast::Query;
 use obs_logql::{QueryError, parse, parse_selector};
 use obs_model::{
-    Budget, Direction, Labels, LogSelection, MatchOp, Matcher, SelectError, TimestampNs,
+    Budget, Direction, Labels, LogScan, LogSelection, MatchOp, Matcher, SelectError, TimestampNs,
 };
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -107,7 +107,8 @@ fn each_line(
     let (tenant, matchers, range) = p;
     let mut failed = None;
     let selection = selection(matchers, range);
-    state.source.select_logs(tenant, &selection, budget, &mut |r| match visit(
+    let scan = LogScan { accept: &|_| true, line: true };
+    state.source.scan_logs(tenant, &selection, scan, budget, &mut |r| match visit(
         &r.stream,
         r.timestamp,
         r.line.len(),

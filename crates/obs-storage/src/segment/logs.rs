@@ -12,7 +12,8 @@ use crate::segment::lines::{Lines, RowText, put_lines};
 use crate::segment::rows::{Row, RowFilter, VisitRow};
 use crate::segment::{SegmentError, Signal};
 use foldhash::HashMap;
-use obs_model::{Labels, LogRecord, Matcher, Resource, SpanId, TimestampNs, TraceId};
+use memchr::memmem;
+use obs_model::{Labels, LogRecord, LogScan, Matcher, Resource, SpanId, TimestampNs, TraceId};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -179,40 +180,15 @@ impl Row for LogRecord {
         source: &mut Source<'_>,
         visit: VisitRow<'_, Self>,
     ) -> Result<ControlFlow<()>, SegmentError> {
-        let mut d = Decoder::new(block);
-        let n = d.len_free()?;
-        let (streams, stream_of) = get_table(&mut d, get_labels)?;
-        let times = get_ints(&mut d)?;
-        let traces = get_ids::<16>(&mut d)?;
-        let spans = get_ids::<8>(&mut d)?;
-        let lines = d.raw()?;
-        if [stream_of.len(), times.len(), traces.len(), spans.len()] != [n; 4] {
-            return Err(d.bad().into());
-        }
-        let matching: Vec<bool> =
-            streams.iter().map(|s| Matcher::all_match(filter.matchers, s)).collect();
-        let mut wanted: Vec<bool> = times
-            .iter()
-            .zip(&traces)
-            .zip(&stream_of)
-            .map(|((t, trace), s)| matching.get(*s) == Some(&true) && filter.admits(*t, trace))
-            .collect();
-        if !wanted.contains(&true) {
+        let accept = |_: &Labels| true;
+        let Some(mut p) = Prepared::read(block, filter, &accept)? else {
             return Ok(ControlFlow::Continue(()));
-        }
-        let ids = |i: usize| RowText {
-            time: times.get(i).copied().unwrap_or_default(),
-            trace: traces.get(i).map(text_of).unwrap_or_default(),
-            span: spans.get(i).map(text_of).unwrap_or_default(),
         };
-        let lines = Lines::read(&mut Decoder::new(lines))?;
-        for needle in filter.needles {
-            // The longest run of letters and digits says most.
-            let run = bloom::runs(needle.as_bytes()).map(|(_, r)| r).max_by_key(|r| r.len());
-            if let Some(run) = run {
-                lines.narrow(run, &ids, &traces, &mut wanted)?;
-            }
-        }
+        let lines = p.lines()?;
+        p.narrow(&lines, filter)?;
+        let Prepared { streams, stream_of, times, traces, spans, wanted, mut d, .. } = p;
+        let ids = |i: usize| row_text(i, &times, &traces, &spans);
+        let n = times.len();
         let mut texts = vec![None; n];
         lines.visit(&wanted, &ids, &mut |i, line| {
             let line = std::str::from_utf8(line).map_err(|_| Malformed(i))?;
@@ -260,6 +236,173 @@ impl Row for LogRecord {
         }
         Ok(ControlFlow::Continue(()))
     }
+}
+
+/// The columns of a block that decide which rows are wanted.
+struct Prepared<'a> {
+    streams: Vec<Labels>,
+    stream_of: Vec<usize>,
+    times: Vec<i64>,
+    traces: Vec<[u8; 16]>,
+    spans: Vec<[u8; 8]>,
+    lines: &'a [u8],
+    wanted: Vec<bool>,
+    /// Stands behind the lines.
+    d: Decoder<'a>,
+}
+
+fn row_text(i: usize, times: &[i64], traces: &[[u8; 16]], spans: &[[u8; 8]]) -> RowText {
+    RowText {
+        time: times.get(i).copied().unwrap_or_default(),
+        trace: traces.get(i).map(text_of).unwrap_or_default(),
+        span: spans.get(i).map(text_of).unwrap_or_default(),
+    }
+}
+
+impl<'a> Prepared<'a> {
+    /// Reads the columns; `None` when no row of the block is wanted.
+    fn read(
+        block: &'a [u8],
+        filter: &RowFilter<'_>,
+        accept: &dyn Fn(&Labels) -> bool,
+    ) -> Result<Option<Self>, Malformed> {
+        let mut d = Decoder::new(block);
+        let n = d.len_free()?;
+        let (streams, stream_of) = get_table(&mut d, get_labels)?;
+        let admitted = |s: &Labels| Matcher::all_match(filter.matchers, s) && accept(s);
+        let matching: Vec<bool> = streams.iter().map(admitted).collect();
+        if !matching.contains(&true) {
+            return Ok(None);
+        }
+        let times = get_ints(&mut d)?;
+        let traces = get_ids::<16>(&mut d)?;
+        let spans = get_ids::<8>(&mut d)?;
+        let lines = d.raw()?;
+        if [stream_of.len(), times.len(), traces.len(), spans.len()] != [n; 4] {
+            return Err(d.bad());
+        }
+        let wanted: Vec<bool> = times
+            .iter()
+            .zip(&traces)
+            .zip(&stream_of)
+            .map(|((t, trace), s)| matching.get(*s) == Some(&true) && filter.admits(*t, trace))
+            .collect();
+        let any = wanted.contains(&true);
+        Ok(any.then_some(Self { streams, stream_of, times, traces, spans, lines, wanted, d }))
+    }
+
+    fn lines(&self) -> Result<Lines<'a>, Malformed> {
+        Lines::read(&mut Decoder::new(self.lines))
+    }
+
+    /// Takes rows out that cannot have a line with all needles.
+    fn narrow(&mut self, lines: &Lines<'_>, filter: &RowFilter<'_>) -> Result<(), Malformed> {
+        let (times, traces, spans) = (&self.times, &self.traces, &self.spans);
+        let ids = |i: usize| row_text(i, times, traces, spans);
+        for needle in filter.needles {
+            // The longest run of letters and digits says most.
+            let run = bloom::runs(needle.as_bytes()).map(|(_, r)| r).max_by_key(|r| r.len());
+            if let Some(run) = run {
+                lines.narrow(run, &ids, traces, &mut self.wanted)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Visits the wanted rows of a block with one record for all of them, for those who keep none: see
+/// `SelectLogs::scan_logs` for what is set of it.
+pub(crate) fn visit_rows(
+    block: &[u8],
+    filter: &RowFilter<'_>,
+    scan: LogScan<'_>,
+    source: &mut Source<'_>,
+    visit: &mut dyn FnMut(&LogRecord) -> Result<ControlFlow<()>, SegmentError>,
+) -> Result<ControlFlow<()>, SegmentError> {
+    let Some(mut p) = Prepared::read(block, filter, scan.accept)? else {
+        return Ok(ControlFlow::Continue(()));
+    };
+    let needs_line = scan.line || !filter.needles.is_empty();
+    let lines = if needs_line { Some(p.lines()?) } else { None };
+    if let Some(lines) = &lines {
+        p.narrow(lines, filter)?;
+    }
+    let Prepared { streams, stream_of, times, traces, spans, wanted, mut d, .. } = p;
+    if !wanted.contains(&true) {
+        return Ok(ControlFlow::Continue(()));
+    }
+    let (_, severity) = (get_ints(&mut d)?, get_ints(&mut d)?);
+    let (severity_text, event_name) = (get_strings(&mut d)?, get_strings(&mut d)?);
+    let (resources, resource_of) = get_resources(&mut d)?;
+    let mut attributes = AttributesReader::read(&mut d)?;
+    let has_resources = resources.iter().any(|r| !r.attributes.is_empty());
+    let mut record = LogRecord {
+        stream: Labels::default(),
+        timestamp: TimestampNs::from_nanos(0),
+        observed: TimestampNs::from_nanos(0),
+        line: String::new(),
+        severity_number: 0,
+        severity_text: String::new(),
+        event_name: String::new(),
+        trace_id: None,
+        span_id: None,
+        attributes: obs_model::Attributes::default(),
+        resource: Arc::default(),
+    };
+    let (mut stream, mut next) = (usize::MAX, 0);
+    let bad = Malformed(0);
+    let finders: Vec<_> =
+        filter.needles.iter().map(|n| memmem::Finder::new(n.as_bytes())).collect();
+    let mut one = |i: usize, line: &[u8]| -> Result<ControlFlow<()>, SegmentError> {
+        if !finders.iter().all(|f| f.find(line).is_some()) {
+            return Ok(ControlFlow::Continue(()));
+        }
+        while next < i {
+            attributes.skip()?;
+            next += 1;
+        }
+        next += 1;
+        record.attributes = attributes.next(source)?;
+        let of = *stream_of.get(i).ok_or(bad)?;
+        if of != stream {
+            record.stream = streams.get(of).ok_or(bad)?.clone();
+            stream = of;
+        }
+        record.timestamp = TimestampNs::from_nanos(*times.get(i).ok_or(bad)?);
+        record.line.clear();
+        record.line.push_str(std::str::from_utf8(line).map_err(|_| Malformed(i))?);
+        if has_resources {
+            let resource = resource_of.get(i).and_then(|r| resources.get(*r)).ok_or(bad)?;
+            record.resource.clone_from(resource);
+            if !resource.attributes.is_empty() {
+                let row = RowIds::default();
+                let number = severity.get(i).and_then(|s| u8::try_from(*s).ok());
+                record.severity_number = number.ok_or(bad)?;
+                record.severity_text = severity_text.string(i, row)?;
+                record.event_name = event_name.string(i, row)?;
+                record.trace_id = traces.get(i).and_then(|t| TraceId::from_slice(t));
+                record.span_id = spans.get(i).and_then(|s| SpanId::from_slice(s));
+            }
+        }
+        visit(&record)
+    };
+    let Some(lines) = lines else {
+        for i in wanted.iter().enumerate().filter(|(_, w)| **w).map(|(i, _)| i) {
+            if one(i, &[])?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        return Ok(ControlFlow::Continue(()));
+    };
+    let ids = |i: usize| row_text(i, &times, &traces, &spans);
+    let mut ended = Ok(ControlFlow::Continue(()));
+    lines.visit(&wanted, &ids, &mut |i, line| {
+        if matches!(ended, Ok(ControlFlow::Continue(()))) {
+            ended = one(i, line);
+        }
+        Ok(())
+    })?;
+    ended
 }
 
 /// Adds the streams of a block that match and have rows in the range, without building a row.

@@ -17,6 +17,10 @@ use std::sync::Arc;
 /// Takes rows until it breaks.
 pub(crate) type VisitRow<'a, R> = &'a mut dyn FnMut(R) -> Result<ControlFlow<()>, SegmentError>;
 
+/// Takes a block's bytes, and where its long parts are, until it breaks.
+pub(crate) type ReadBlock<'a> =
+    &'a mut dyn FnMut(&[u8], &mut Source<'_>) -> Result<ControlFlow<()>, SegmentError>;
+
 /// A record as a segment row.
 pub(crate) trait Row: Record {
     const SIGNAL: Signal;
@@ -338,6 +342,20 @@ impl RowSegment {
         if reverse {
             numbers.reverse();
         }
+        self.each_block(numbers, filter, damaged, &mut |bytes, source| {
+            R::get_block(bytes, filter, source, visit)
+        })
+    }
+
+    /// Reads blocks that may hold wanted rows, in the order of `numbers`. A damaged block is told to
+    /// `damaged` and passed over.
+    pub(crate) fn each_block(
+        &self,
+        numbers: impl IntoIterator<Item = usize>,
+        filter: &RowFilter<'_>,
+        damaged: Damaged<'_>,
+        read: ReadBlock<'_>,
+    ) -> Result<ControlFlow<()>, SegmentError> {
         let mut cache = PartCache::default();
         for n in numbers {
             let Some(b) = self.blocks.get(n) else { continue };
@@ -345,7 +363,11 @@ impl RowSegment {
             if !overlaps || !self.passes_filter(n, b, filter) {
                 continue;
             }
-            match self.scan_block(b, filter, &mut cache, visit) {
+            let result = self.file.read(b.at).map_err(SegmentError::from).and_then(|bytes| {
+                let (file, parts) = (&self.file, &self.parts);
+                read(&bytes, &mut Source { file, parts, base: b.part_base, cache: &mut cache })
+            });
+            match result {
                 Ok(ControlFlow::Continue(())) => {}
                 Ok(ControlFlow::Break(())) => return Ok(ControlFlow::Break(())),
                 Err(e) if e.costs_a_part() => damaged(&e, b.min, b.max),
@@ -363,7 +385,10 @@ impl RowSegment {
         visit: VisitRow<'_, R>,
     ) -> Result<ControlFlow<()>, SegmentError> {
         let b = self.blocks.get(number).ok_or(Malformed(number))?;
-        self.scan_block(b, filter, &mut PartCache::default(), visit)
+        let bytes = self.file.read(b.at)?;
+        let cache = &mut PartCache::default();
+        let mut source = Source { file: &self.file, parts: &self.parts, base: b.part_base, cache };
+        R::get_block(&bytes, filter, &mut source, visit)
     }
 
     /// Calls `f` with the bytes of every block that overlaps the filter's range.
@@ -380,17 +405,5 @@ impl RowSegment {
             }
         }
         Ok(())
-    }
-
-    fn scan_block<R: Row>(
-        &self,
-        b: &BlockMeta,
-        filter: &RowFilter<'_>,
-        cache: &mut PartCache,
-        visit: VisitRow<'_, R>,
-    ) -> Result<ControlFlow<()>, SegmentError> {
-        let bytes = self.file.read(b.at)?;
-        let mut source = Source { file: &self.file, parts: &self.parts, base: b.part_base, cache };
-        R::get_block(&bytes, filter, &mut source, visit)
     }
 }
