@@ -258,6 +258,26 @@ def snappy(data):
     return out
 
 
+def test_traces_in_lines_are_found(loki):
+    trace, span = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    now = time.time_ns()
+    loki.push([{"stream": {"app": "traced"}, "values": [
+        [str(now - 2), f"level=info trace_id={trace} span_id={span} one"],
+        [str(now - 1), f'{{"traceparent":"00-{trace}-{span}-01","msg":"two"}}'],
+        [str(now), "three belongs to none"],
+    ]}])
+    # They can be asked for and lead to the trace, but split no stream and no series.
+    assert len(lines(loki.get("/loki/api/v1/query_range", query=f'{{app="traced"}} | trace_id="{trace}"'))) == 2
+    got = loki.get("/loki/api/v1/query_range", query='{app="traced"}')["data"]["result"]
+    assert [s["stream"] for s in got] == [{"app": "traced"}]
+    flags = {"X-Loki-Response-Encoding-Flags": "categorize-labels"}
+    (stream,) = loki.get("/loki/api/v1/query_range", flags, query='{app="traced"} |= "two"')["data"]["result"]
+    assert stream["values"][0][2]["structuredMetadata"] == {"trace_id": trace, "span_id": span}
+    count = f'count_over_time({{app="traced"}} | trace_id="{trace}" [1h])'
+    (row,) = loki.get("/loki/api/v1/query", query=count)["data"]["result"]
+    assert row["metric"] == {"app": "traced"} and row["value"][1] == "2"
+
+
 def test_protobuf_push(loki):
     def field(number, payload):
         return bytes([number << 3 | 2, len(payload)]) + payload

@@ -4,6 +4,7 @@
 //! points into cumulative ones, finds and prices LLM calls, and hands one batch to an
 //! `Append`. It decodes nothing and touches no disk.
 
+mod correlate;
 mod deltas;
 mod derive;
 mod exemplars;

@@ -1,5 +1,6 @@
 //! The path of a request's records: limits → LLM calls → append → derived counters.
 
+use crate::correlate::correlate;
 use crate::deltas::Deltas;
 use crate::derive::Derived;
 use crate::exemplars::Exemplars;
@@ -260,9 +261,12 @@ impl Ingest {
         let mut outcome = Outcome::default();
         let mut batch = WriteBatch::default();
         let limits = self.limits.of(tenant);
-        for r in logs {
+        for mut r in logs {
             match limits.log(&r, now) {
-                Ok(()) => batch.logs.push(r),
+                Ok(()) => {
+                    correlate(&mut r);
+                    batch.logs.push(r);
+                }
                 Err(reason) => outcome.refuse(reason),
             }
         }

@@ -28,6 +28,9 @@ pub(crate) struct Entry<'a> {
     details: String,
     /// The only labels that anything asks for; parsers leave the others alone.
     wanted: Option<&'a [String]>,
+    /// Ids that were found in the line when it came: they can be asked for by name and lead to the
+    /// trace, but split no stream or series.
+    found_ids: Vec<(&'static str, String)>,
 }
 
 /// Returns what comes with a record beside its stream (for OTLP records also resource, severity
@@ -74,6 +77,17 @@ impl<'a> Entry<'a> {
         entry
     }
 
+    /// Lets the ids that were found in a record's line be asked for.
+    pub(crate) fn with_ids(mut self, record: &LogRecord) -> Self {
+        if let Some(t) = record.trace_id.filter(|_| self.get("trace_id").is_none()) {
+            self.found_ids.push(("trace_id", t.to_string()));
+        }
+        if let Some(s) = record.span_id.filter(|_| self.get("span_id").is_none()) {
+            self.found_ids.push(("span_id", s.to_string()));
+        }
+        self
+    }
+
     pub(crate) fn of_stream(stream: &'a Labels) -> Self {
         Self {
             stream,
@@ -82,6 +96,7 @@ impl<'a> Entry<'a> {
             error: String::new(),
             details: String::new(),
             wanted: None,
+            found_ids: Vec::new(),
         }
     }
 
@@ -113,7 +128,10 @@ impl<'a> Entry<'a> {
             return Some(v);
         }
         let value = self.stream.get(name);
-        (!value.is_empty() && !self.deleted.iter().any(|d| d == name)).then_some(value)
+        if !value.is_empty() && !self.deleted.iter().any(|d| d == name) {
+            return Some(value);
+        }
+        self.found_ids.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_str())
     }
 
     /// Sets a label that a parser found; one of the stream's name gets a suffix.
@@ -216,7 +234,9 @@ impl<'a> Entry<'a> {
             mine.map(|(_, n, v)| (n.as_str(), v.as_str())).collect::<BTreeMap<_, _>>()
         };
         let mut all = self.all();
-        let (metadata, mut parsed) = (of(Kind::Metadata), of(Kind::Parsed));
+        let (mut metadata, mut parsed) = (of(Kind::Metadata), of(Kind::Parsed));
+        let found = self.found_ids.iter().map(|(n, v)| (*n, v.as_str()));
+        metadata.extend(found.filter(|(n, _)| !all.contains_key(n)));
         all.retain(|n, _| !metadata.contains_key(n) && !parsed.contains_key(n));
         for name in [ERROR, ERROR_DETAILS] {
             parsed.extend(all.remove_entry(name));

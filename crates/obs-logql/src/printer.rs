@@ -87,7 +87,7 @@ fn choices(word: &str, list: &[LabelChoice]) -> String {
     format!("| {word} {}", list.iter().map(text).collect::<Vec<_>>().join(","))
 }
 
-fn stage(s: &Stage) -> String {
+pub(crate) fn stage(s: &Stage) -> String {
     let fields = |list: Vec<(&str, &str)>| {
         let one = |(n, e): (&str, &str)| format!("{n}={}", quoted(e));
         list.into_iter().map(one).collect::<Vec<_>>().join(",")

@@ -90,11 +90,15 @@ pub fn run_logs(
     let mut failure = None;
     source.select_logs(tenant, &selection, budget, &mut |r| {
         let mut entry = Entry::new(r, None);
+        if categorize || pipeline.names_ids {
+            entry = entry.with_ids(r);
+        }
         let Some(line) = pipeline.run(&r.line, r.timestamp, &mut entry) else {
             return ControlFlow::Continue(());
         };
         let mut categories = None;
-        let known = if entry.is_plain() { plain.get(entry.stream()).copied() } else { None };
+        let is_plain = entry.is_plain() && !categorize;
+        let known = if is_plain { plain.get(entry.stream()).copied() } else { None };
         let at = known.unwrap_or_else(|| {
             let labels = if categorize {
                 let [stream, metadata, parsed] = entry.by_kind();
@@ -107,7 +111,7 @@ pub fn run_logs(
                 out.push(LogStream { labels: labels.clone(), entries: Vec::new() });
                 out.len() - 1
             });
-            if entry.is_plain() {
+            if is_plain {
                 plain.insert(entry.stream().clone(), at);
             }
             at
@@ -118,9 +122,6 @@ pub fn run_logs(
             && last.timestamp.nanos().abs_diff(r.timestamp.nanos()) < interval_ns.unsigned_abs()
         {
             return ControlFlow::Continue(());
-        }
-        if categorize && categories.is_none() {
-            categories = Some(Box::default());
         }
         let line = line.into_owned();
         if budget.take(0, line.len() + 64).is_err() {
@@ -162,7 +163,7 @@ impl<'a> Follower<'a> {
         if !obs_model::Matcher::all_match(&self.expr.matchers, &record.stream) {
             return None;
         }
-        let mut entry = Entry::new(record, None);
+        let mut entry = Entry::new(record, None).with_ids(record);
         let line = self.pipeline.run(&record.line, record.timestamp, &mut entry)?;
         Some((owned(&entry.all()), line.into_owned()))
     }

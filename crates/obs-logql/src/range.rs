@@ -341,6 +341,9 @@ pub(crate) fn run(
     let mut last: Option<(Labels, usize)> = None;
     let mut take = |record: &LogRecord| {
         let mut entry = Entry::new(record, wanted.as_deref());
+        if pipeline.names_ids {
+            entry = entry.with_ids(record);
+        }
         let line = pipeline.run(&record.line, record.timestamp, &mut entry);
         let Some(line) = line else { return ControlFlow::Continue(()) };
         let value = match &r.unwrap {

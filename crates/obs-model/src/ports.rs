@@ -298,8 +298,8 @@ pub trait SelectLogs: Send + Sync {
         visit: Visit<'_, LogRecord>,
     ) -> Result<(), SelectError>;
 
-    /// Visits matching records, each once, in no order, until the visitor breaks. Level, event name
-    /// and ids are set only of records that have a resource, the observed time never.
+    /// Visits matching records, each once, in no order, until the visitor breaks. Level and event
+    /// name are set only of records that have a resource, the observed time never.
     ///
     /// # Errors
     /// See [`SelectError`].

@@ -417,10 +417,8 @@ async fn an_attribute_of_16_mib_comes_back_whole() {
 
 /// What a scan tells of a record.
 fn told(r: &LogRecord) -> (Labels, i64, String, String, Option<TraceId>) {
-    let of_resource = !r.resource.attributes.is_empty();
     let extra = format!("{:?} {:?}", r.attributes, r.resource.attributes);
-    let trace = r.trace_id.filter(|_| of_resource);
-    (r.stream.clone(), r.timestamp.nanos(), r.line.clone(), extra, trace)
+    (r.stream.clone(), r.timestamp.nanos(), r.line.clone(), extra, r.trace_id)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -380,10 +380,10 @@ pub(crate) fn visit_rows(
                 record.severity_number = number.ok_or(bad)?;
                 record.severity_text = severity_text.string(i, row)?;
                 record.event_name = event_name.string(i, row)?;
-                record.trace_id = traces.get(i).and_then(|t| TraceId::from_slice(t));
-                record.span_id = spans.get(i).and_then(|s| SpanId::from_slice(s));
             }
         }
+        record.trace_id = traces.get(i).and_then(|t| TraceId::from_slice(t));
+        record.span_id = spans.get(i).and_then(|s| SpanId::from_slice(s));
         visit(&record)
     };
     let Some(lines) = lines else {

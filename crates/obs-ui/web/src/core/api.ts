@@ -8,14 +8,14 @@ export class ApiError extends Error {
 }
 
 /** Fetches JSON; throws ApiError with the server's message. */
-export async function get<T>(path: string, params: Record<string, string | number | string[] | undefined> = {}, signal?: AbortSignal): Promise<T> {
+export async function get<T>(path: string, params: Record<string, string | number | string[] | undefined> = {}, signal?: AbortSignal, headers: Record<string, string> = {}): Promise<T> {
   const query = new URLSearchParams();
   for (const [name, value] of Object.entries(params)) {
     if (Array.isArray(value)) value.forEach((v) => query.append(name, v));
     else if (value !== undefined && value !== '') query.set(name, String(value));
   }
   const text = query.toString();
-  const response = await fetch(text ? `${path}?${text}` : path, signal ? { signal } : {});
+  const response = await fetch(text ? `${path}?${text}` : path, { headers, ...(signal ? { signal } : {}) });
   const body = await response.text();
   if (!response.ok) {
     let message = body.trim();
@@ -132,5 +132,5 @@ export interface PromResult {
 }
 
 export interface LokiStreams {
-  data: { resultType: string; result: { stream: Record<string, string>; values: [string, string][] }[] };
+  data: { resultType: string; result: { stream: Record<string, string>; values: [string, string, { structuredMetadata?: Record<string, string>; parsed?: Record<string, string> }?][] }[] };
 }
