@@ -15,7 +15,7 @@ fn value(after_key: &str) -> Option<&str> {
 }
 
 fn hex(text: &str) -> &str {
-    let len = text.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(text.len());
+    let len = text.bytes().take_while(u8::is_ascii_hexdigit).count();
     text.get(..len).unwrap_or_default()
 }
 
