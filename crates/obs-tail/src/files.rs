@@ -80,6 +80,8 @@ pub(crate) struct Files {
     searched: Option<Instant>,
     /// What was searched for.
     known: Vec<Target>,
+    /// The file that the next round begins with: busy ones must not keep others waiting.
+    turn: usize,
 }
 
 /// What one round read: records, and how far each file is when they are stored.
@@ -189,6 +191,7 @@ impl Files {
             last_ns: 0,
             searched: None,
             known: Vec::new(),
+            turn: 0,
         }
     }
 
@@ -312,10 +315,14 @@ impl Files {
         self.leaving = leaving;
         let mut open = std::mem::take(&mut self.open);
         let mut replaced = Vec::new();
-        for (path, t) in &mut open {
+        let mut all: Vec<_> = open.iter_mut().collect();
+        let count = all.len().max(1);
+        all.rotate_left(self.turn % count);
+        for (path, t) in all {
             if round.bytes >= BATCH_BYTES {
                 break;
             }
+            self.turn = (self.turn + 1) % count;
             t.look();
             self.read(t, now, &mut round);
             t.pipeline.flush(now, false, &mut |e| put(&mut round.batch, e));
