@@ -44,6 +44,13 @@ pub(crate) fn translate(pattern: &str) -> String {
                         rest = tail;
                     }
                     '<' | '>' => out.push(escaped),
+                    'p' | 'P' | 'x' if rest.starts_with('{') => {
+                        let (name, tail) = rest.split_once('}').unwrap_or((rest, ""));
+                        out.extend(['\\', escaped]);
+                        out.push_str(name);
+                        out.push('}');
+                        rest = tail;
+                    }
                     _ => out.extend(['\\', escaped]),
                 }
             }
@@ -102,6 +109,9 @@ mod tests {
             ("[a&&b]", "&", true),
             (r"\<b\>", "<b>", true),
             ("(?i)ERR", "err", true),
+            (r"^\p{Greek}+$", "αβγ", true),
+            (r"^[\p{Lu}\x{4f60}]+$", "A你", true),
+            (r"\PL", "a", false),
         ] {
             assert_eq!(go_regex(pattern).unwrap().is_match(text), want, "{pattern}");
         }
