@@ -190,6 +190,21 @@ pub struct DockerSd {
     pub http: HttpConfig,
 }
 
+impl DockerSd {
+    /// Returns the engine's socket, if it is reached over one.
+    pub fn socket(&self) -> Option<PathBuf> {
+        self.host.strip_prefix("unix://").map(PathBuf::from)
+    }
+
+    /// Returns what URLs of the engine's API begin with.
+    pub fn base_url(&self) -> String {
+        match self.socket() {
+            Some(_) => "http://docker".to_owned(),
+            None => self.host.replacen("tcp://", "http://", 1).trim_end_matches('/').to_owned(),
+        }
+    }
+}
+
 fn port_80() -> u16 {
     80
 }

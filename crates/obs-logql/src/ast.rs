@@ -22,6 +22,14 @@ pub struct LogExpr {
 }
 
 impl LogExpr {
+    /// Returns whether a stage names an id that records carry beside their labels.
+    pub(crate) fn names_ids(&self) -> bool {
+        self.stages.iter().any(|s| {
+            let text = crate::printer::stage(s);
+            text.contains("trace_id") || text.contains("span_id")
+        })
+    }
+
     /// Returns texts that every line of the result contains: what line filters say before any
     /// stage that changes the line.
     pub fn needles(&self) -> Vec<String> {

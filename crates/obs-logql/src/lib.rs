@@ -27,8 +27,6 @@ pub use parse::each_pair;
 pub use parser::{ParseError, parse, parse_selector};
 pub use pipeline::strip_ansi;
 pub use printer::pretty;
-pub use query::{
-    Follower, LabelMap, LogEntry, LogOptions, LogStream, QueryError, record_labels, run_logs,
-};
+pub use query::{Follower, LabelMap, LogEntry, LogOptions, LogStream, QueryError, run_logs};
 pub use template::LineTemplate;
 pub use units::bytes as parse_bytes;

@@ -35,17 +35,11 @@ pub(crate) struct Pipeline<'a> {
     stages: &'a [Stage],
     seen: HashSet<(usize, String)>,
     seen_bytes: usize,
-    /// Whether a stage names an id that records carry beside their labels.
-    pub(crate) names_ids: bool,
 }
 
 impl<'a> Pipeline<'a> {
     pub(crate) fn new(stages: &'a [Stage]) -> Self {
-        let names_ids = stages.iter().any(|s| {
-            let text = crate::printer::stage(s);
-            text.contains("trace_id") || text.contains("span_id")
-        });
-        Self { stages, seen: HashSet::new(), seen_bytes: 0, names_ids }
+        Self { stages, seen: HashSet::new(), seen_bytes: 0 }
     }
 
     /// Runs all stages; returns the line as they leave it, or `None` when one drops the record.

@@ -87,10 +87,11 @@ pub fn run_logs(
         return Ok(out);
     }
     let mut pipeline = Pipeline::new(&expr.stages);
+    let with_ids = categorize || expr.names_ids();
     let mut failure = None;
     source.select_logs(tenant, &selection, budget, &mut |r| {
         let mut entry = Entry::new(r, None);
-        if categorize || pipeline.names_ids {
+        if with_ids {
             entry = entry.with_ids(r);
         }
         let Some(line) = pipeline.run(&r.line, r.timestamp, &mut entry) else {
@@ -167,11 +168,4 @@ impl<'a> Follower<'a> {
         let line = self.pipeline.run(&record.line, record.timestamp, &mut entry)?;
         Some((owned(&entry.all()), line.into_owned()))
     }
-}
-
-/// Returns a record's labels without any pipeline: those of its stream and those that came with it.
-pub fn record_labels(record: &LogRecord) -> (LabelMap, LabelMap) {
-    let entry = Entry::new(record, None);
-    let [stream, metadata, _] = entry.by_kind();
-    (owned(&stream), owned(&metadata))
 }

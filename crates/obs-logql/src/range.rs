@@ -332,6 +332,7 @@ pub(crate) fn run(
         needles: &needles,
     };
     let mut pipeline = Pipeline::new(&r.expr.stages);
+    let names_ids = r.expr.names_ids();
     let mut plain: HashMap<Labels, usize> = HashMap::new();
     let mut index: HashMap<Labels, usize> = HashMap::new();
     let mut gathered: Vec<Gathered> = Vec::new();
@@ -341,7 +342,7 @@ pub(crate) fn run(
     let mut last: Option<(Labels, usize)> = None;
     let mut take = |record: &LogRecord| {
         let mut entry = Entry::new(record, wanted.as_deref());
-        if pipeline.names_ids {
+        if names_ids {
             entry = entry.with_ids(record);
         }
         let line = pipeline.run(&record.line, record.timestamp, &mut entry);

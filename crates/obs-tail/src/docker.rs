@@ -112,7 +112,7 @@ impl Container {
 
     /// Follows the container until it is stopped.
     pub(crate) async fn run(self) {
-        let socket = self.engine.host.strip_prefix("unix://").map(PathBuf::from);
+        let socket = self.engine.socket();
         let client = HttpClient::with_socket(&self.engine.http, &self.folder, socket.as_deref());
         let client = match client {
             Ok(c) => c,
@@ -134,11 +134,7 @@ impl Container {
     }
 
     async fn follow(&self, client: &HttpClient) -> Result<(), String> {
-        let base = match self.engine.host.strip_prefix("unix://") {
-            Some(_) => "http://docker".to_owned(),
-            None => self.engine.host.replacen("tcp://", "http://", 1),
-        };
-        let base = format!("{}/containers/{}", base.trim_end_matches('/'), self.id);
+        let base = format!("{}/containers/{}", self.engine.base_url(), self.id);
         let show = |e: reqwest::Error| e.without_url().to_string();
         let about = client.get(&format!("{base}/json")).await?.send().await.map_err(show)?;
         let about = obs_collect::http::read_body(about, FRAME_BYTES_MAX).await?;

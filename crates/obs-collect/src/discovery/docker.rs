@@ -84,11 +84,7 @@ fn targets(containers: &Value, networks: &Value, default_port: u16) -> Vec<Label
 }
 
 async fn fetch(c: &DockerSd, client: &HttpClient, path: &str) -> Result<Value, String> {
-    let base = match c.host.strip_prefix("unix://") {
-        Some(_) => "http://docker".to_owned(),
-        None => c.host.replacen("tcp://", "http://", 1),
-    };
-    let url = format!("{}{path}", base.trim_end_matches('/'));
+    let url = format!("{}{path}", c.base_url());
     let request = client.get(&url).await?.timeout(c.refresh_interval.0);
     let answer = request.send().await.map_err(|e| e.without_url().to_string())?;
     if !answer.status().is_success() {
@@ -99,7 +95,7 @@ async fn fetch(c: &DockerSd, client: &HttpClient, path: &str) -> Result<Value, S
 }
 
 pub(super) async fn run(c: DockerSd, folder: PathBuf, report: Report, stop: CancellationToken) {
-    let socket = c.host.strip_prefix("unix://").map(PathBuf::from);
+    let socket = c.socket();
     let client = match HttpClient::with_socket(&c.http, &folder, socket.as_deref()) {
         Ok(client) => client,
         Err(e) => {

@@ -1,7 +1,7 @@
 //! The formats of container engines.
 
 use super::{Stage, change};
-use crate::entry::Entry;
+use crate::entry::{Entry, LabelMap};
 use obs_model::TimestampNs;
 use serde::Deserialize;
 use serde_json::Value;
@@ -51,7 +51,7 @@ impl Default for CriSettings {
 /// The files of Kubernetes' runtimes: `TIME stdout F line`, where P marks a part of a line.
 struct Cri {
     settings: CriSettings,
-    parts: HashMap<Vec<(String, String)>, Entry>,
+    parts: HashMap<LabelMap, Entry>,
 }
 
 pub(super) fn cri(settings: CriSettings) -> Result<Box<dyn Stage>, String> {
@@ -76,8 +76,7 @@ impl Stage for Cri {
         }
         e.labels.insert("stream".into(), stream);
         e.line = content;
-        let key: Vec<(String, String)> =
-            e.labels.iter().map(|(n, v)| (n.clone(), v.clone())).collect();
+        let key = e.labels.clone();
         if let Some(mut whole) = self.parts.remove(&key) {
             let room = self.settings.max_partial_line_size.saturating_sub(whole.line.len());
             if e.line.len() <= room || !self.settings.max_partial_line_size_truncate {

@@ -1,7 +1,7 @@
 //! Joins lines that belong together.
 
 use super::Stage;
-use crate::entry::Entry;
+use crate::entry::{Entry, LabelMap};
 use obs_collect::config::Span;
 use obs_model::{TimestampNs, go_regex};
 use regex::Regex;
@@ -43,7 +43,7 @@ struct Multiline {
     first: Regex,
     wait: Duration,
     lines_max: usize,
-    open: HashMap<Vec<(String, String)>, Gathered>,
+    open: HashMap<LabelMap, Gathered>,
 }
 
 pub(super) fn multiline(c: Settings) -> Result<Box<dyn Stage>, String> {
@@ -54,8 +54,7 @@ pub(super) fn multiline(c: Settings) -> Result<Box<dyn Stage>, String> {
 
 impl Stage for Multiline {
     fn take(&mut self, e: Entry, now: TimestampNs, out: &mut dyn FnMut(Entry)) {
-        let key: Vec<(String, String)> =
-            e.labels.iter().map(|(n, v)| (n.clone(), v.clone())).collect();
+        let key = e.labels.clone();
         let is_first = self.first.is_match(&e.line);
         if let Some(g) = self.open.get_mut(&key) {
             let fits = g.lines < self.lines_max && g.entry.line.len() + e.line.len() < BYTES_MAX;

@@ -2,7 +2,7 @@
 
 use super::extract::extracted;
 use super::{Stage, change};
-use crate::entry::Entry;
+use crate::entry::{Entry, LabelMap};
 use obs_logql::{LineTemplate, strip_ansi};
 use obs_model::{TimestampNs, go_regex};
 use obs_template::{Value as Data, parse_time};
@@ -81,7 +81,7 @@ pub(super) fn timestamp(c: TimestampSettings) -> Result<Box<dyn Stage>, String> 
     let forms: Vec<Form> =
         std::iter::once(&c.format).chain(&c.fallback_formats).map(|f| Form::new(f)).collect();
     // A line without a readable time stands a nanosecond behind the one before.
-    let mut last: HashMap<Vec<(String, String)>, TimestampNs> = HashMap::new();
+    let mut last: HashMap<LabelMap, TimestampNs> = HashMap::new();
     Ok(change(move |e: &mut Entry, _| {
         let found = extracted(e, &c.source);
         let time = found.and_then(|t| forms.iter().find_map(|f| f.parse(&t)));
@@ -89,8 +89,7 @@ pub(super) fn timestamp(c: TimestampSettings) -> Result<Box<dyn Stage>, String> 
             e.time = time.unwrap_or(e.time);
             return;
         }
-        let key: Vec<(String, String)> =
-            e.labels.iter().map(|(n, v)| (n.clone(), v.clone())).collect();
+        let key = e.labels.clone();
         match (time, last.get_mut(&key)) {
             (Some(t), _) => e.time = t,
             (None, Some(before)) => e.time = before.add_nanos(1),
