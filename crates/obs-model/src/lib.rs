@@ -17,6 +17,7 @@ mod memory;
 mod metric;
 pub mod ports;
 mod span;
+mod span_field;
 mod time;
 
 pub use attributes::{AttributeValue, Attributes, Resource, Scope};
@@ -36,8 +37,13 @@ pub use metric::{
 };
 pub use ports::{
     Append, AppendError, AppendFuture, Appended, Budget, CallSelection, DeleteScope, Direction,
-    LogScan, LogSelection, Maintain, MaintainFuture, Objects, ReadAt, SelectError, SelectLogs,
-    SelectSeries, SelectSpans, SeriesSelection, SnapshotFile, SpanSelection, Visit, WriteBatch,
+    Equal, LogScan, LogSelection, Maintain, MaintainFuture, Objects, ReadAt, SelectError,
+    SelectLogs, SelectSeries, SelectSpans, SeriesSelection, SnapshotFile, SpanScan, SpanSelection,
+    Visit, VisitSpans, WriteBatch,
 };
 pub use span::{Span, SpanEvent, SpanKind, SpanLink, SpanStatus};
+pub use span_field::{
+    AttributeScope, FieldValue, SpanField, SpanRow, StatusCode, WholeSpan, field_of,
+    field_of_events, field_of_links,
+};
 pub use time::{TimestampMs, TimestampNs, civil_from_days, days_from_civil};

@@ -5,10 +5,10 @@
 
 use crate::memory::MemoryPool;
 use crate::{
-    Labels, LlmCall, LogRecord, MatchOp, Matcher, MetricMetadata, Sample, Series, Span, TenantId,
-    TimestampMs, TimestampNs, TraceId,
+    AttributeScope, Labels, LlmCall, LogRecord, MatchOp, Matcher, MetricMetadata, Sample, Series,
+    Span, SpanField, SpanRow, TenantId, TimestampMs, TimestampNs, TraceId, WholeSpan,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -351,6 +351,41 @@ impl SpanSelection {
     }
 }
 
+/// What a scan reads of spans that start in `[start, end)`.
+#[derive(Debug, Clone, Copy)]
+pub struct SpanScan<'a> {
+    pub start: TimestampNs,
+    pub end: TimestampNs,
+    pub fields: &'a [SpanField],
+    /// Only spans of these traces, unless there are none.
+    pub traces: &'a [TraceId],
+    /// What must hold of a span. Others need not be visited, but may be.
+    pub equal: &'a [Equal<'a>],
+}
+
+/// One of some fields, by their place in the scan, must be equal to a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Equal<'a> {
+    pub fields: Vec<usize>,
+    pub text: &'a str,
+    /// Whether numbers and the like are compared by their text; otherwise only texts are equal.
+    pub by_text: bool,
+}
+
+/// Receives the spans of a scan.
+pub trait VisitSpans {
+    /// Whether spans that start at `latest` or before are wanted still; asked before each part.
+    fn wants(&mut self, _latest: TimestampNs) -> bool {
+        true
+    }
+
+    /// Takes a span; breaks to see no more.
+    ///
+    /// # Errors
+    /// When the reader's budget ends.
+    fn visit(&mut self, row: &dyn SpanRow) -> Result<ControlFlow<()>, SelectError>;
+}
+
 /// Calls that start in `[start, end)`.
 #[derive(Debug, Clone)]
 pub struct CallSelection {
@@ -392,6 +427,75 @@ pub trait SelectSpans: Send + Sync {
         budget: &Budget,
         visit: Visit<'_, Span>,
     ) -> Result<(), SelectError>;
+
+    /// Returns the spans of several traces, each as [`Self::trace`] does.
+    ///
+    /// # Errors
+    /// See [`SelectError`].
+    fn traces(
+        &self,
+        tenant: &TenantId,
+        ids: &[TraceId],
+        budget: &Budget,
+    ) -> Result<Vec<Vec<Arc<Span>>>, SelectError> {
+        ids.iter().map(|id| self.trace(tenant, *id, budget)).collect()
+    }
+
+    /// Visits fields of spans, the part with the latest spans first. A span that a client sent
+    /// twice may be visited twice: whoever counts must remember what it counted.
+    ///
+    /// # Errors
+    /// See [`SelectError`], and those of the visitor.
+    fn scan_spans(
+        &self,
+        tenant: &TenantId,
+        scan: &SpanScan<'_>,
+        budget: &Budget,
+        visitor: &mut dyn VisitSpans,
+    ) -> Result<(), SelectError> {
+        let selection =
+            SpanSelection { start: scan.start, end: scan.end, service: None, operation: None };
+        let mut result = Ok(());
+        if !visitor.wants(TimestampNs::MAX) {
+            return Ok(());
+        }
+        self.select_spans(tenant, &selection, budget, &mut |span| {
+            if !scan.traces.is_empty() && !scan.traces.contains(&span.trace_id) {
+                return ControlFlow::Continue(());
+            }
+            let row = WholeSpan { span, fields: scan.fields };
+            visitor.visit(&row).unwrap_or_else(|e| {
+                result = Err(e);
+                ControlFlow::Break(())
+            })
+        })?;
+        result
+    }
+
+    /// Returns the attributes' keys of spans in `[start, end)` and, where they lie together with
+    /// others, a little beyond.
+    ///
+    /// # Errors
+    /// See [`SelectError`].
+    fn attribute_keys(
+        &self,
+        tenant: &TenantId,
+        start: TimestampNs,
+        end: TimestampNs,
+        budget: &Budget,
+    ) -> Result<BTreeSet<(AttributeScope, String)>, SelectError> {
+        let mut out = BTreeSet::new();
+        let selection = SpanSelection { start, end, service: None, operation: None };
+        self.select_spans(tenant, &selection, budget, &mut |s| {
+            s.attribute_keys(&mut |scope, key| {
+                if !out.contains(&(scope, key.to_owned())) {
+                    out.insert((scope, key.to_owned()));
+                }
+            });
+            ControlFlow::Continue(())
+        })?;
+        Ok(out)
+    }
 
     /// Returns each service with its operations (name and kind), sorted.
     ///

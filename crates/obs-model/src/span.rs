@@ -1,6 +1,6 @@
 //! Spans as OTLP defines them.
 
-use crate::{Attributes, Resource, Scope, SpanId, TimestampNs, TraceId};
+use crate::{AttributeScope, Attributes, Resource, Scope, SpanId, TimestampNs, TraceId};
 use std::sync::Arc;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -113,6 +113,20 @@ impl Span {
 
     pub fn service(&self) -> &str {
         self.resource.service()
+    }
+
+    /// Calls `f` with the key of every attribute; of equal keys with each.
+    pub fn attribute_keys(&self, f: &mut dyn FnMut(AttributeScope, &str)) {
+        let events = self.events.iter().map(|e| (AttributeScope::Event, &e.attributes));
+        let links = self.links.iter().map(|l| (AttributeScope::Link, &l.attributes));
+        let own = [
+            (AttributeScope::Span, &self.attributes),
+            (AttributeScope::Resource, &self.resource.attributes),
+            (AttributeScope::Instrumentation, &self.scope.attributes),
+        ];
+        for (scope, attributes) in own.into_iter().chain(events).chain(links) {
+            attributes.iter().for_each(|(k, _)| f(scope, k));
+        }
     }
 
     /// Returns the bytes the span takes in memory, roughly.

@@ -101,12 +101,12 @@ impl Tables {
         Ok(t)
     }
 
-    pub(crate) fn resource(&self, d: &mut Decoder<'_>) -> Result<Arc<Resource>, Malformed> {
-        self.resources.get(d.len_free()?).cloned().ok_or(d.bad())
+    pub(crate) fn resource(&self, d: &mut Decoder<'_>) -> Result<&Arc<Resource>, Malformed> {
+        self.resources.get(d.len_free()?).ok_or(d.bad())
     }
 
-    pub(crate) fn scope(&self, d: &mut Decoder<'_>) -> Result<Arc<Scope>, Malformed> {
-        self.scopes.get(d.len_free()?).cloned().ok_or(d.bad())
+    pub(crate) fn scope(&self, d: &mut Decoder<'_>) -> Result<&Arc<Scope>, Malformed> {
+        self.scopes.get(d.len_free()?).ok_or(d.bad())
     }
 }
 

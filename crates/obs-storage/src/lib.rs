@@ -28,6 +28,8 @@ pub mod retention;
 mod segment;
 mod segments;
 mod select;
+mod select_spans;
+mod span_scan;
 pub mod store;
 mod sweep;
 mod tier;

@@ -94,6 +94,23 @@ pub(crate) fn get_value(d: &mut Decoder<'_>, depth: usize) -> Result<AttributeVa
     })
 }
 
+/// Passes over a value.
+pub(crate) fn skip_value(d: &mut Decoder<'_>, depth: usize) -> Result<(), Malformed> {
+    if depth > DEPTH_MAX {
+        return Err(d.bad());
+    }
+    match d.u8()? {
+        0 => Ok(()),
+        1 | 5 => d.raw().map(|_| ()),
+        2 => d.u8().map(|_| ()),
+        3 => d.int().map(|_| ()),
+        4 => d.f64().map(|_| ()),
+        6 => (0..d.len()?).try_for_each(|_| skip_value(d, depth + 1)),
+        7 => (0..d.len()?).try_for_each(|_| d.raw().and_then(|_| skip_value(d, depth + 1))),
+        _ => Err(d.bad()),
+    }
+}
+
 pub(crate) fn put_attributes(e: &mut Encoder, a: &Attributes) {
     e.len(a.len());
     for (k, v) in a.iter() {
@@ -139,7 +156,7 @@ fn put_span_id(e: &mut Encoder, id: Option<SpanId>) {
     }
 }
 
-fn get_span_id(d: &mut Decoder<'_>) -> Result<Option<SpanId>, Malformed> {
+pub(crate) fn get_span_id(d: &mut Decoder<'_>) -> Result<Option<SpanId>, Malformed> {
     Ok(SpanId::from_slice(d.raw()?))
 }
 
@@ -194,7 +211,7 @@ impl Record for LogRecord {
     ) -> Result<Self, Malformed> {
         Ok(Self {
             stream: tables.streams.get(d.len_free()?).cloned().ok_or(d.bad())?,
-            resource: tables.resource(d)?,
+            resource: tables.resource(d)?.clone(),
             timestamp: TimestampNs::from_nanos(time),
             trace_id: TraceId::from_slice(&trace),
             observed: TimestampNs::from_nanos(time.wrapping_add(d.int()?)),
@@ -299,7 +316,7 @@ impl Record for Span {
         time: i64,
         trace: [u8; 16],
     ) -> Result<Self, Malformed> {
-        let (resource, scope) = (tables.resource(d)?, tables.scope(d)?);
+        let (resource, scope) = (tables.resource(d)?.clone(), tables.scope(d)?.clone());
         let trace_id = TraceId::from_slice(&trace).ok_or(d.bad())?;
         let start = time;
         let span_id = get_span_id(d)?.ok_or(d.bad())?;

@@ -6,14 +6,13 @@ use crate::head::rows::scan;
 use crate::head::{Frozen, Rows};
 use crate::segment::logs::{streams_of, visit_rows};
 use crate::segment::rows::{Row, RowFilter, RowSegment};
-use crate::segment::{SegmentError, Signal, kind_of};
+use crate::segment::{SegmentError, Signal};
 use crate::segments::{OpenSegment, Tombstones, wanted};
 use crate::store::{Store, View};
 use foldhash::{HashMap, HashSet};
 use obs_model::{
-    Budget, CallSelection, Direction, Labels, LlmCall, LogRecord, LogScan, LogSelection, Matcher,
-    MetricMetadata, Sample, SelectError, SelectLogs, SelectSeries, SelectSpans, Series,
-    SeriesSelection, Span, SpanId, SpanKind, SpanSelection, TenantId, TraceId, Visit,
+    Budget, Direction, Labels, LogRecord, LogScan, LogSelection, Matcher, MetricMetadata, Sample,
+    SelectError, SelectLogs, SelectSeries, Series, SeriesSelection, TenantId, Visit,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -25,11 +24,11 @@ const SAMPLE_BYTES: usize = size_of::<Sample>();
 
 /// What a query reads, taken at one moment: nothing is seen twice or not at all while a flush or
 /// merge goes on.
-struct Snapshot<T> {
-    segments: Vec<Arc<OpenSegment>>,
-    tombstones: Arc<Tombstones>,
+pub(crate) struct Snapshot<T> {
+    pub(crate) segments: Vec<Arc<OpenSegment>>,
+    pub(crate) tombstones: Arc<Tombstones>,
     /// Of the head being flushed, then of the head.
-    heads: Vec<T>,
+    pub(crate) heads: Vec<T>,
 }
 
 impl Store {
@@ -52,7 +51,7 @@ impl Store {
         }
     }
 
-    fn rows_snapshot<T>(
+    pub(crate) fn rows_snapshot<T>(
         &self,
         tenant: &TenantId,
         signal: Signal,
@@ -69,7 +68,13 @@ impl Store {
     }
 
     /// Notes that part of a segment could not be read.
-    fn note(&self, budget: &Budget, s: &OpenSegment, e: &SegmentError, (min, max): (i64, i64)) {
+    pub(crate) fn note(
+        &self,
+        budget: &Budget,
+        s: &OpenSegment,
+        e: &SegmentError,
+        (min, max): (i64, i64),
+    ) {
         self.inner.stats.damaged_reads.fetch_add(1, Ordering::Relaxed);
         let seconds = |t: i64| t.div_euclid(s.meta.signal.per_second());
         let text = format!(
@@ -84,7 +89,7 @@ impl Store {
     }
 
     /// Scans a segment's rows; a block that is damaged is noted and passed over.
-    fn scan_segment<R: Row>(
+    pub(crate) fn scan_segment<R: Row>(
         &self,
         s: &OpenSegment,
         tombstones: &Tombstones,
@@ -284,7 +289,7 @@ impl Store {
         let filter = RowFilter {
             start,
             end,
-            trace: selection.trace_id,
+            traces: selection.trace_id.as_slice(),
             matchers: selection.matchers,
             needles: selection.needles,
         };
@@ -549,7 +554,7 @@ impl SelectLogs for Store {
             let filter = RowFilter {
                 start: stretch.start,
                 end: stretch.end,
-                trace: selection.trace_id,
+                traces: selection.trace_id.as_slice(),
                 matchers: selection.matchers,
                 needles: selection.needles,
             };
@@ -614,134 +619,5 @@ impl SelectLogs for Store {
             }
         }
         Ok(out.into_iter().collect())
-    }
-}
-
-/// Newest first, so that searches with a limit end early.
-fn newest_first(segments: &mut [Arc<OpenSegment>]) {
-    segments.sort_by_key(|s| std::cmp::Reverse(s.meta.max_time));
-}
-
-impl Store {
-    /// Visits rows, newest part of the store first.
-    fn visit_newest<R: Row>(
-        &self,
-        mut snapshot: Snapshot<Vec<Arc<Batch<R>>>>,
-        filter: &RowFilter<'_>,
-        budget: &Budget,
-        contains: &dyn Fn(&R) -> bool,
-        identity: impl Fn(&R) -> (TraceId, SpanId, i64),
-        visit: Visit<'_, R>,
-    ) -> Result<(), SelectError> {
-        // A request that was sent again, its answer lost, is found once.
-        let mut seen: HashSet<(TraceId, SpanId, i64)> = HashSet::default();
-        let mut one = |r: R| {
-            if !contains(&r) {
-                budget.take(1, 0)?;
-                return Ok(ControlFlow::Continue(()));
-            }
-            let key = identity(&r);
-            budget.take(1, size_of_val(&key))?;
-            Ok(if seen.insert(key) { visit(&Arc::new(r)) } else { ControlFlow::Continue(()) })
-        };
-        for batches in snapshot.heads.iter().rev() {
-            if scan(batches, filter, true, &|_, _| true, &mut one)?.is_break() {
-                return Ok(());
-            }
-        }
-        newest_first(&mut snapshot.segments);
-        for s in &snapshot.segments {
-            let flow =
-                self.scan_segment(s, &snapshot.tombstones, filter, true, budget, &mut one)?;
-            if flow.is_break() {
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-}
-
-impl SelectSpans for Store {
-    fn trace(
-        &self,
-        tenant: &TenantId,
-        id: TraceId,
-        budget: &Budget,
-    ) -> Result<Vec<Arc<Span>>, SelectError> {
-        let all = (i64::MIN, i64::MAX);
-        let snapshot =
-            self.rows_snapshot(tenant, Signal::Spans, all, |rows| rows.spans.batches().to_vec());
-        let filter = RowFilter { trace: Some(id), ..RowFilter::ALL };
-        let mut out: Vec<Arc<Span>> = Vec::new();
-        let mut keep = |s: Span| {
-            budget.take(1, s.size_bytes())?;
-            out.push(Arc::new(s));
-            Ok(ControlFlow::Continue(()))
-        };
-        for batches in &snapshot.heads {
-            let _ = scan(batches, &filter, false, &|_, _| true, &mut keep)?;
-        }
-        for s in &snapshot.segments {
-            let _ =
-                self.scan_segment(s, &snapshot.tombstones, &filter, false, budget, &mut keep)?;
-        }
-        out.sort_by_key(|s| (s.start, s.span_id));
-        let mut seen = HashSet::default();
-        out.retain(|s| seen.insert(s.span_id));
-        Ok(out)
-    }
-
-    fn select_spans(
-        &self,
-        tenant: &TenantId,
-        selection: &SpanSelection,
-        budget: &Budget,
-        visit: Visit<'_, Span>,
-    ) -> Result<(), SelectError> {
-        let (start, end) = (selection.start.nanos(), selection.end.nanos());
-        let snapshot = self.rows_snapshot(tenant, Signal::Spans, (start, end), |rows| {
-            rows.spans.overlapping(start, end)
-        });
-        let filter = RowFilter { start, end, ..RowFilter::ALL };
-        let of_span = |s: &Span| (s.trace_id, s.span_id, s.start.nanos());
-        self.visit_newest(snapshot, &filter, budget, &|s| selection.contains(s), of_span, visit)
-    }
-
-    fn operations(
-        &self,
-        tenant: &TenantId,
-        _budget: &Budget,
-    ) -> Result<BTreeMap<String, Vec<(String, SpanKind)>>, SelectError> {
-        let all = (i64::MIN, i64::MAX);
-        let snapshot =
-            self.rows_snapshot(tenant, Signal::Spans, all, |rows| rows.operations.all().clone());
-        let mut known = BTreeSet::new();
-        snapshot.heads.into_iter().for_each(|o| known.extend(o));
-        for s in &snapshot.segments {
-            if !snapshot.tombstones.of(&s.meta).everything() {
-                known.extend(s.meta.operations.iter().cloned());
-            }
-        }
-        let mut out: BTreeMap<String, Vec<(String, SpanKind)>> = BTreeMap::new();
-        for (service, operation, kind) in known {
-            out.entry(service).or_default().push((operation, kind_of(kind)));
-        }
-        Ok(out)
-    }
-
-    fn select_calls(
-        &self,
-        tenant: &TenantId,
-        selection: &CallSelection,
-        budget: &Budget,
-        visit: Visit<'_, LlmCall>,
-    ) -> Result<(), SelectError> {
-        let (start, end) = (selection.start.nanos(), selection.end.nanos());
-        let snapshot = self.rows_snapshot(tenant, Signal::Calls, (start, end), |rows| {
-            rows.calls.overlapping(start, end)
-        });
-        let filter = RowFilter { start, end, trace: selection.trace_id, ..RowFilter::ALL };
-        let of_call = |c: &LlmCall| (c.trace_id, c.span_id, c.start.nanos());
-        self.visit_newest(snapshot, &filter, budget, &|c| selection.contains(c), of_call, visit)
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod metrics;
 pub(crate) mod rows;
+pub(crate) mod span_row;
 
 use crate::segment::KnownOperations;
 use metrics::{FrozenMetrics, MetricsHead};

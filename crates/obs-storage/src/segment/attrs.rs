@@ -5,13 +5,13 @@ use crate::bin::{Decoder, Encoder, Malformed};
 use crate::records::{get_value, put_value};
 use crate::segment::SegmentError;
 use crate::segment::columns::{
-    Context, RowIds, Strings, get_ints, get_packed, get_strings, get_texts, put_ints, put_packed,
-    put_strings, put_texts,
+    Context, RowIds, SameAs, Strings, get_ints, get_packed, get_strings, get_texts, put_ints,
+    put_packed, put_strings, put_texts,
 };
 use crate::segment::file::{SegmentFile, SegmentWriter};
 use crate::segment::parts::{LONG_BYTES, PartCache, PartWriter, Parts};
 use foldhash::HashMap;
-use obs_model::{AttributeValue, Attributes};
+use obs_model::{AttributeValue, Attributes, FieldValue};
 
 const EMPTY: u8 = 0;
 const STRING: u8 = 1;
@@ -265,6 +265,48 @@ impl<'a> AttributesReader<'a> {
         Ok(Self { columns, shapes, ids })
     }
 
+    /// Returns the keys of the block's attributes.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
+        self.columns.iter().map(|c| c.name.as_str())
+    }
+
+    /// Returns what the rows have under one key. Not to be mixed with reading row by row.
+    pub(crate) fn under(&self, key: &str) -> Result<KeyColumn, Malformed> {
+        let mut out = KeyColumn::default();
+        // Number of the column among those of the key.
+        let mut local = vec![None; self.columns.len()];
+        for (c, place) in self.columns.iter().zip(&mut local) {
+            if c.name == key {
+                *place = Some(out.columns.len());
+                out.columns.push(get_column(c.tag, &mut Decoder::new(c.packed))?);
+            }
+        }
+        if out.columns.is_empty() {
+            return Ok(out);
+        }
+        let hits: Vec<Vec<usize>> = self
+            .shapes
+            .iter()
+            .map(|s| s.iter().filter_map(|c| local.get(*c).copied().flatten()).collect())
+            .collect();
+        let mut cursors = vec![0_u32; out.columns.len()];
+        out.rows.reserve(self.ids.len());
+        for id in self.ids.as_slice() {
+            let shape = usize::try_from(*id).ok().and_then(|i| hits.get(i));
+            let mut first = (KeyColumn::ABSENT, 0);
+            // Of equal keys the first counts; each has a value in its column.
+            for (k, c) in shape.ok_or(Malformed(0))?.iter().enumerate() {
+                let cursor = cursors.get_mut(*c).ok_or(Malformed(*c))?;
+                if k == 0 {
+                    first = (*cursor, *c as u8);
+                }
+                *cursor += 1;
+            }
+            out.rows.push(first);
+        }
+        Ok(out)
+    }
+
     /// Skips the next row.
     pub(crate) fn skip(&mut self) -> Result<(), Malformed> {
         let id = self.ids.next().and_then(|i| usize::try_from(i).ok()).ok_or(Malformed(0))?;
@@ -293,6 +335,81 @@ impl<'a> AttributesReader<'a> {
         }
         Ok(out.into())
     }
+}
+
+/// What the rows of a block have under one key.
+#[derive(Debug, Default)]
+pub(crate) struct KeyColumn {
+    /// One for each type of value.
+    columns: Vec<Values>,
+    /// Place in the column, and which column; nothing when the key is in no row.
+    rows: Vec<(u32, u8)>,
+}
+
+impl KeyColumn {
+    const ABSENT: u32 = u32::MAX;
+
+    /// Returns a row's value; what cannot be lent is made by reading parts from `source`.
+    pub(crate) fn get(
+        &self,
+        row: usize,
+        source: &mut Source<'_>,
+    ) -> Result<FieldValue<'_>, SegmentError> {
+        let Some((at, column)) = self.rows.get(row).filter(|(at, _)| *at != Self::ABSENT) else {
+            return Ok(FieldValue::Nil);
+        };
+        let i = *at as usize;
+        let bad = Malformed(row);
+        let values = self.columns.get(usize::from(*column)).ok_or(bad)?;
+        Ok(match values {
+            Values::Empty => FieldValue::Nil,
+            Values::Bools(b) => FieldValue::Bool(*b.get(i).ok_or(bad)? != 0),
+            Values::Ints(v) => FieldValue::Int(*v.get(i).ok_or(bad)?),
+            Values::Doubles(v) => FieldValue::Float(*v.get(i).ok_or(bad)?),
+            Values::Strings(s) => string_field(s, i)?,
+            other => FieldValue::from(&value(other, i, source)?).into_owned(),
+        })
+    }
+
+    /// Returns how to tell the rows whose value is a text, or with `by_text` is written as it.
+    pub(crate) fn equal_to(&self, text: &str, by_text: bool) -> SameAs {
+        let may = |fits: bool| if by_text && fits { SameAs::Unknown } else { SameAs::None };
+        let one = |v: &Values| match v {
+            Values::Strings(s) => s.equal_to(text.as_bytes()),
+            Values::Bools(_) => may(matches!(text, "true" | "false")),
+            Values::Ints(v) => may(text.parse().is_ok_and(|n| v.contains(&n))),
+            Values::Doubles(_) => may(text.parse::<f64>().is_ok()),
+            Values::Empty => SameAs::None,
+            Values::Long { .. } | Values::Other(_) => SameAs::Unknown,
+        };
+        match self.columns.as_slice() {
+            [] => SameAs::None,
+            [v] => one(v),
+            several if several.iter().all(|v| one(v) == SameAs::None) => SameAs::None,
+            _ => SameAs::Unknown,
+        }
+    }
+
+    /// Returns whether the row has the value that [`Self::equal_to`] found.
+    pub(crate) fn is(&self, row: usize, same: SameAs) -> bool {
+        let at = self.rows.get(row).map_or(Self::ABSENT, |r| r.0);
+        match (same, self.columns.first()) {
+            (SameAs::Unknown, _) => true,
+            (SameAs::None, _) => false,
+            _ if at == Self::ABSENT => false,
+            (SameAs::All, _) => true,
+            (SameAs::Number(n), Some(Values::Strings(s))) => s.is_number(at as usize, n),
+            _ => false,
+        }
+    }
+}
+
+/// Returns a string of a column, lent if it lies there as it is.
+pub(crate) fn string_field(s: &Strings, i: usize) -> Result<FieldValue<'_>, Malformed> {
+    Ok(match s.lent(i) {
+        Some(bytes) => FieldValue::str(std::str::from_utf8(bytes).map_err(|_| Malformed(i))?),
+        None => FieldValue::str(s.string(i, RowIds::default())?),
+    })
 }
 
 fn value(

@@ -321,6 +321,11 @@ impl Texts {
         self.text.get(start as usize..*self.ends.get(i)? as usize)
     }
 
+    /// Returns all texts, one behind the other.
+    pub(crate) fn all(&self) -> &[u8] {
+        &self.text
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.ends.len()
     }
@@ -433,6 +438,17 @@ pub(crate) enum Strings {
     Span,
 }
 
+/// Which values of a column are equal to some text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SameAs {
+    None,
+    All,
+    /// Those with this number.
+    Number(i64),
+    /// Each must be looked at.
+    Unknown,
+}
+
 /// How an integer is printed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Form {
@@ -484,6 +500,52 @@ pub(crate) fn get_strings(d: &mut Decoder<'_>) -> Result<Strings, Malformed> {
         }
         _ => return Err(d.bad()),
     })
+}
+
+/// Passes over bytes written by [`put_packed`].
+pub(crate) fn skip_packed(d: &mut Decoder<'_>) -> Result<(), Malformed> {
+    let head = d.len_free()?;
+    if head % 2 == 0 { d.bytes(head / 2) } else { d.raw() }.map(|_| ())
+}
+
+/// Passes over a column of integers.
+pub(crate) fn skip_ints(d: &mut Decoder<'_>) -> Result<(), Malformed> {
+    if d.len_free()? == 0 {
+        return Ok(());
+    }
+    let kind = d.u8()?;
+    d.int()?;
+    if kind == 0 { Ok(()) } else { skip_packed(d) }
+}
+
+/// Passes over texts written by [`put_texts`].
+pub(crate) fn skip_texts(d: &mut Decoder<'_>) -> Result<(), Malformed> {
+    skip_ints(d)?;
+    skip_packed(d)
+}
+
+/// Passes over a column of strings.
+pub(crate) fn skip_strings(d: &mut Decoder<'_>) -> Result<(), Malformed> {
+    if d.len_free()? == 0 {
+        return Ok(());
+    }
+    let kind = d.u8()?;
+    match kind {
+        CONST => d.raw().map(|_| ()),
+        DICT => skip_texts(d).and_then(|()| skip_ints(d)),
+        TRACE | SPAN => Ok(()),
+        TIME => d.u8().and_then(|_| skip_ints(d)),
+        RAW => skip_texts(d),
+        DECIMAL | PADDED | POINT | HEX => {
+            d.raw()?;
+            d.raw()?;
+            if kind != DECIMAL {
+                d.len_free()?;
+            }
+            if kind == HEX { skip_packed(d) } else { skip_ints(d) }
+        }
+        _ => Err(d.bad()),
+    }
 }
 
 /// What the head of a column of strings says about its values.
@@ -581,6 +643,48 @@ impl Strings {
             }
         }
         Some(())
+    }
+
+    /// Returns value `i` where it lies as it is.
+    pub(crate) fn lent(&self, i: usize) -> Option<&[u8]> {
+        match self {
+            Self::Const(v) => Some(v),
+            Self::Dict { entries, ids } => entries.get(usize::try_from(*ids.get(i)?).ok()?),
+            Self::Raw(t) => t.get(i),
+            _ => None,
+        }
+    }
+
+    /// Returns how to tell the values that are a text.
+    pub(crate) fn equal_to(&self, text: &[u8]) -> SameAs {
+        match self {
+            Self::Empty => SameAs::None,
+            Self::Const(v) if v == text => SameAs::All,
+            Self::Const(_) => SameAs::None,
+            Self::Dict { entries, .. } => entries
+                .iter()
+                .position(|e| e == text)
+                .map_or(SameAs::None, |n| SameAs::Number(n as i64)),
+            Self::Number { prefix, suffix, form, values } => {
+                let core = text.strip_prefix(&**prefix).and_then(|t| t.strip_suffix(&**suffix));
+                let number = core.and_then(|c| match form {
+                    Form::Decimal => canonical(c),
+                    Form::Padded(width) => digits(c).filter(|_| c.len() == *width),
+                    Form::Point(places) => pointed(c, *places),
+                });
+                number.filter(|n| values.contains(n)).map_or(SameAs::None, SameAs::Number)
+            }
+            _ => SameAs::Unknown,
+        }
+    }
+
+    /// Returns whether value `i` is the one that [`Self::equal_to`] numbered.
+    pub(crate) fn is_number(&self, i: usize, number: i64) -> bool {
+        match self {
+            Self::Dict { ids, .. } => ids.get(i) == Some(&number),
+            Self::Number { values, .. } => values.get(i) == Some(&number),
+            _ => false,
+        }
     }
 
     /// Returns value `i` as text.

@@ -1,7 +1,7 @@
 //! Columns of trace and span ids.
 
 use crate::bin::{Decoder, Encoder, Malformed};
-use crate::segment::columns::{get_ints, get_packed, put_ints, put_packed};
+use crate::segment::columns::{get_ints, get_packed, put_ints, put_packed, skip_ints, skip_packed};
 use foldhash::HashMap;
 
 const NONE: u8 = 0;
@@ -53,6 +53,16 @@ pub(crate) fn put_ids<const N: usize>(e: &mut Encoder, ids: &[[u8; N]]) {
         put_ints(e, &rows);
     }
     put_packed(e, &distinct);
+}
+
+/// Passes over a column of ids.
+pub(crate) fn skip_ids(d: &mut Decoder<'_>) -> Result<(), Malformed> {
+    match d.u8()? {
+        NONE => d.len_free().map(|_| ()),
+        ALL => d.len_free().and_then(|_| skip_packed(d)),
+        TABLE => skip_ints(d).and_then(|()| skip_packed(d)),
+        _ => Err(d.bad()),
+    }
 }
 
 pub(crate) fn get_ids<const N: usize>(d: &mut Decoder<'_>) -> Result<Vec<[u8; N]>, Malformed> {

@@ -51,20 +51,22 @@ pub(crate) trait Row: Record {
 pub(crate) struct RowFilter<'a> {
     pub(crate) start: i64,
     pub(crate) end: i64,
-    pub(crate) trace: Option<TraceId>,
+    /// Ascending; none for rows of any trace.
+    pub(crate) traces: &'a [TraceId],
     pub(crate) matchers: &'a [Matcher],
     pub(crate) needles: &'a [String],
 }
 
 impl RowFilter<'_> {
     pub(crate) const ALL: RowFilter<'static> =
-        RowFilter { start: i64::MIN, end: i64::MAX, trace: None, matchers: &[], needles: &[] };
+        RowFilter { start: i64::MIN, end: i64::MAX, traces: &[], matchers: &[], needles: &[] };
 
     /// Returns whether a row with this time and trace (zero for none) is wanted.
     pub(crate) fn admits(&self, time: i64, trace: &[u8; 16]) -> bool {
         time >= self.start
             && (time < self.end || self.end == i64::MAX)
-            && self.trace.is_none_or(|t| t.as_bytes() == trace)
+            && (self.traces.is_empty()
+                || self.traces.binary_search_by(|t| t.as_bytes().cmp(trace)).is_ok())
     }
 }
 
@@ -289,7 +291,7 @@ impl RowSegment {
 
     /// Returns the numbers of the blocks that may hold rows of a trace; all when the list is
     /// damaged.
-    fn blocks_of(&self, trace: &TraceId) -> Option<Vec<usize>> {
+    pub(crate) fn blocks_of(&self, trace: &TraceId) -> Option<Vec<usize>> {
         if self.pages.is_empty() {
             return None;
         }
@@ -311,7 +313,7 @@ impl RowSegment {
 
     fn passes_filter(&self, number: usize, b: &BlockMeta, filter: &RowFilter<'_>) -> bool {
         let Some(at) = b.filter else { return true };
-        if filter.needles.is_empty() && filter.trace.is_none() {
+        if filter.needles.is_empty() && filter.traces.is_empty() {
             return true;
         }
         // A damaged filter excludes nothing.
@@ -322,9 +324,9 @@ impl RowSegment {
         };
         let Ok(bytes) = bytes else { return true };
         let Ok(f) = Filter::read(&bytes) else { return true };
-        let trace = filter.trace.map(|t| format!(" {t} "));
+        let mut traces = filter.traces.iter().map(|t| format!(" {t} "));
         filter.needles.iter().all(|n| f.may_contain(n.as_bytes()))
-            && trace.is_none_or(|t| f.may_contain(t.as_bytes()))
+            && (filter.traces.is_empty() || traces.any(|t| f.may_contain(t.as_bytes())))
     }
 
     /// Visits the rows that the filter lets through, block by block, in reverse order of blocks
@@ -336,9 +338,18 @@ impl RowSegment {
         damaged: Damaged<'_>,
         visit: VisitRow<'_, R>,
     ) -> Result<ControlFlow<()>, SegmentError> {
-        let of_trace =
-            if R::BY_TRACE { filter.trace.and_then(|t| self.blocks_of(&t)) } else { None };
-        let mut numbers: Vec<usize> = of_trace.unwrap_or_else(|| (0..self.blocks.len()).collect());
+        let of_traces = if R::BY_TRACE && !filter.traces.is_empty() {
+            let lists = filter.traces.iter().map(|t| self.blocks_of(t));
+            lists.collect::<Option<Vec<_>>>().map(|lists| {
+                let mut all = lists.concat();
+                all.sort_unstable();
+                all.dedup();
+                all
+            })
+        } else {
+            None
+        };
+        let mut numbers: Vec<usize> = of_traces.unwrap_or_else(|| (0..self.blocks.len()).collect());
         if reverse {
             numbers.reverse();
         }

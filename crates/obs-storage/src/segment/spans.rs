@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 /// Parents are written as the distance to their row, 0 for none; this marks one that is not in
 /// the block, whose id follows.
-const ELSEWHERE: i64 = i64::MIN;
+pub(crate) const ELSEWHERE: i64 = i64::MIN;
 
 impl Row for Span {
     const SIGNAL: Signal = Signal::Spans;
