@@ -5,11 +5,13 @@
 
 pub mod compression;
 pub mod exposition;
+pub mod jaeger;
 pub mod loki;
 pub mod otlp;
 pub mod remote_read;
 pub mod remote_write;
 pub mod remote_write2;
+pub mod zipkin;
 
 /// Records that could be read, and what was refused.
 #[derive(Debug, Clone)]

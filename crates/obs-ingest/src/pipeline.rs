@@ -6,6 +6,8 @@ use crate::derive::Derived;
 use crate::exemplars::Exemplars;
 use crate::identity::Identities;
 use crate::limits::{TenantLimits, Violation};
+use crate::red::{Facts, Red};
+use crate::sampling::Sampling;
 use crate::seen::Seen;
 use crate::telemetry::Telemetry;
 use crate::watch::{Watch, Watchers};
@@ -63,6 +65,7 @@ impl Outcome {
 struct State {
     deltas: Deltas,
     derived: Derived,
+    red: Red,
     /// Spans whose call was counted: exporters repeat batches whose answer got lost.
     spans: Seen<(TenantId, TraceId, SpanId)>,
     /// Response ids by trace: a gateway and an SDK report the same call.
@@ -79,6 +82,7 @@ pub struct Ingest {
     identities: Arc<Identities>,
     exemplars: Arc<Exemplars>,
     watchers: Arc<Watchers>,
+    sampling: Arc<Sampling>,
     state: Arc<Mutex<State>>,
 }
 
@@ -112,6 +116,7 @@ impl Ingest {
         let state = State {
             deltas: Deltas::default(),
             derived: Derived::default(),
+            red: Red::default(),
             spans: Seen::new(SEEN_MAX),
             responses: Seen::new(SEEN_MAX),
         };
@@ -123,6 +128,7 @@ impl Ingest {
             identities: Arc::default(),
             exemplars: Arc::default(),
             watchers: Arc::default(),
+            sampling: Arc::default(),
             state: Arc::new(Mutex::new(state)),
         }
     }
@@ -141,6 +147,11 @@ impl Ingest {
     /// Exemplars of all tenants.
     pub fn exemplars(&self) -> &Exemplars {
         &self.exemplars
+    }
+
+    /// What clients are told about sampling.
+    pub fn sampling(&self) -> &Sampling {
+        &self.sampling
     }
 
     /// Replaces the price book; calls from now on are priced by it.
@@ -187,17 +198,18 @@ impl Ingest {
         }
     }
 
-    /// Stores spans and the LLM calls in them.
+    /// Stores spans and the LLM calls in them; `source` is the protocol they came by.
     ///
     /// # Errors
     /// When the store refuses the batch; then nothing was stored.
     pub async fn spans(
         &self,
         tenant: &TenantId,
+        source: &'static str,
         spans: Vec<Span>,
         now: TimestampNs,
     ) -> Result<Outcome, AppendError> {
-        self.telemetry.spans_received.with_label_values(&["otlp"]).inc_by(spans.len() as u64);
+        self.telemetry.spans_received.with_label_values(&[source]).inc_by(spans.len() as u64);
         let mut outcome = Outcome::default();
         let mut batch = WriteBatch::default();
         let limits = self.limits.of(tenant);
@@ -211,9 +223,12 @@ impl Ingest {
         outcome.accepted = batch.spans.len() as u64;
         self.count_rejected("traces", &outcome);
         let calls = batch.calls.clone();
+        let facts = Facts::of(&batch.spans);
+        self.sampling.observe(&batch.spans);
         self.append(tenant, "trace", ("spans", outcome.accepted), batch).await?;
         // Only what is durable counts: a refused batch comes again.
         let mut state = self.state();
+        state.red.observe(tenant, facts, now.to_millis());
         for c in calls {
             state.spans.insert((tenant.clone(), c.trace_id, c.span_id));
             if !c.call_id.is_empty() {
@@ -333,8 +348,14 @@ impl Ingest {
         let emitted = {
             let mut state = self.state();
             state.deltas.forget(now.add_millis(-(FORGET.as_millis() as i64)));
-            state.derived.tick(now)
+            let mut emitted = state.derived.tick(now);
+            for e in state.red.tick(now) {
+                self.exemplars.add(&e.tenant, e.exemplars);
+                emitted.push((e.tenant, e.series, e.metadata));
+            }
+            emitted
         };
+        self.sampling.tick(now.to_nanos());
         for (tenant, series, metadata) in emitted {
             let n = series.len() as u64;
             self.append(

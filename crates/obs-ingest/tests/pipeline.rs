@@ -68,7 +68,7 @@ fn call_span(id: u8, response: &str) -> Span {
 
 async fn send(ingest: &Ingest, spans: Vec<Span>) -> Result<u64, AppendError> {
     let now = TimestampNs::from_nanos(NOW);
-    ingest.spans(&TenantId::default(), spans, now).await.map(|o| o.accepted)
+    ingest.spans(&TenantId::default(), "otlp", spans, now).await.map(|o| o.accepted)
 }
 
 /// Returns the last value of a derived series after a tick.
@@ -133,7 +133,7 @@ async fn limits_hold_at_the_edge_and_the_rest_is_kept() {
     let mut later = call_span(2, "r2");
     later.start = now.add_nanos(limits.future_ns + 1);
     later.end = later.start;
-    let outcome = ingest.spans(&TenantId::default(), vec![late, later], now).await.unwrap();
+    let outcome = ingest.spans(&TenantId::default(), "otlp", vec![late, later], now).await.unwrap();
     assert_eq!((outcome.accepted, outcome.rejected), (1, 1));
 
     let wide = |n: usize| {

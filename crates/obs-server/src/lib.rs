@@ -7,6 +7,7 @@
 mod admin;
 mod admission;
 mod body;
+mod grpc;
 mod health;
 mod jaeger;
 mod llm;
@@ -20,14 +21,19 @@ mod remote_write;
 pub mod router;
 pub mod rule_engine;
 mod run;
+mod sampling;
 mod sql;
 pub mod state;
+mod tempo;
 mod tenant;
 mod traces;
 mod ui;
+mod zipkin;
 
 pub use health::starting;
+pub use jaeger::grpc::{serve_collector, serve_query};
+pub use jaeger::receive::serve_udp;
 pub use otlp_grpc::serve_grpc;
-pub use router::{Listener, router};
+pub use router::{Listener, Transport, router};
 pub use rule_engine::RuleEngine;
 pub use state::{AdminApi, AppState, ServerLimits, Workers};

@@ -19,7 +19,7 @@ use tonic::{Code, Request, Response, Status};
 #[derive(Debug, Clone)]
 struct Service(AppState);
 
-fn status(r: &Refusal) -> Status {
+pub(crate) fn status(r: &Refusal) -> Status {
     let code = match r.status {
         StatusCode::BAD_REQUEST => Code::InvalidArgument,
         StatusCode::PAYLOAD_TOO_LARGE => Code::ResourceExhausted,
@@ -36,7 +36,7 @@ fn status(r: &Refusal) -> Status {
     s
 }
 
-fn tenant<T>(state: &AppState, r: &Request<T>) -> Result<TenantId, Status> {
+pub(crate) fn tenant<T>(state: &AppState, r: &Request<T>) -> Result<TenantId, Status> {
     if state.is_draining() {
         return Err(Status::unavailable("server is shutting down"));
     }
@@ -51,7 +51,10 @@ fn tenant<T>(state: &AppState, r: &Request<T>) -> Result<TenantId, Status> {
 }
 
 /// Returns a request's tenant, and the memory it holds.
-async fn admit<T: Message>(state: &AppState, r: &Request<T>) -> Result<(TenantId, Held), Status> {
+pub(crate) async fn admit<T: Message>(
+    state: &AppState,
+    r: &Request<T>,
+) -> Result<(TenantId, Held), Status> {
     let tenant = tenant(state, r)?;
     let (bytes, (_, max)) = (r.get_ref().encoded_len(), state.limits.bytes_of(&tenant));
     if bytes > max {

@@ -50,7 +50,7 @@ pub(crate) async fn traces(
 ) -> Result<Partial, Refusal> {
     let decoded = otlp::decode_traces(request);
     count(state, "traces", &decoded.rejected);
-    let outcome = state.ingest.spans(tenant, decoded.items, state.now()).await?;
+    let outcome = state.ingest.spans(tenant, "otlp", decoded.items, state.now()).await?;
     Ok(partial(&decoded.rejected, outcome))
 }
 

@@ -2,7 +2,8 @@
 
 use crate::state::AppState;
 use crate::{
-    admin, health, jaeger, llm, loki, otlp_http, partial, prometheus, remote_write, sql, traces, ui,
+    admin, health, jaeger, llm, loki, otlp_http, partial, prometheus, remote_write, sampling, sql,
+    tempo, traces, ui, zipkin,
 };
 use axum::Router;
 use axum::extract::{Request, State};
@@ -17,13 +18,43 @@ pub enum Listener {
     Prometheus,
     Loki,
     Jaeger,
+    JaegerGrpc,
+    Tempo,
     OtlpGrpc,
     OtlpHttp,
+    JaegerThrift,
+    JaegerCollectorGrpc,
+    JaegerCompact,
+    JaegerBinary,
+    Zipkin,
+    Sampling,
+}
+
+/// What a listener speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    Http,
+    Grpc,
+    Udp,
 }
 
 impl Listener {
-    pub const ALL: [Self; 6] =
-        [Self::Ui, Self::Prometheus, Self::Loki, Self::Jaeger, Self::OtlpGrpc, Self::OtlpHttp];
+    pub const ALL: [Self; 14] = [
+        Self::Ui,
+        Self::Prometheus,
+        Self::Loki,
+        Self::Jaeger,
+        Self::JaegerGrpc,
+        Self::Tempo,
+        Self::OtlpGrpc,
+        Self::OtlpHttp,
+        Self::JaegerThrift,
+        Self::JaegerCollectorGrpc,
+        Self::JaegerCompact,
+        Self::JaegerBinary,
+        Self::Zipkin,
+        Self::Sampling,
+    ];
 
     pub const fn name(self) -> &'static str {
         match self {
@@ -31,8 +62,16 @@ impl Listener {
             Self::Prometheus => "prometheus",
             Self::Loki => "loki",
             Self::Jaeger => "jaeger",
+            Self::JaegerGrpc => "jaeger-grpc",
+            Self::Tempo => "tempo",
             Self::OtlpGrpc => "otlp-grpc",
             Self::OtlpHttp => "otlp-http",
+            Self::JaegerThrift => "jaeger-thrift",
+            Self::JaegerCollectorGrpc => "jaeger-collector-grpc",
+            Self::JaegerCompact => "jaeger-compact",
+            Self::JaegerBinary => "jaeger-binary",
+            Self::Zipkin => "zipkin",
+            Self::Sampling => "sampling",
         }
     }
 
@@ -43,8 +82,24 @@ impl Listener {
             Self::Prometheus => 9090,
             Self::Loki => 3100,
             Self::Jaeger => 16686,
+            Self::JaegerGrpc => 16685,
+            Self::Tempo => 3200,
             Self::OtlpGrpc => 4317,
             Self::OtlpHttp => 4318,
+            Self::JaegerThrift => 14268,
+            Self::JaegerCollectorGrpc => 14250,
+            Self::JaegerCompact => 6831,
+            Self::JaegerBinary => 6832,
+            Self::Zipkin => 9411,
+            Self::Sampling => 5778,
+        }
+    }
+
+    pub const fn transport(self) -> Transport {
+        match self {
+            Self::OtlpGrpc | Self::JaegerGrpc | Self::JaegerCollectorGrpc => Transport::Grpc,
+            Self::JaegerCompact | Self::JaegerBinary => Transport::Udp,
+            _ => Transport::Http,
         }
     }
 }
@@ -70,12 +125,22 @@ pub fn router(listener: Listener, state: AppState) -> Router {
             .merge(loki::routes())
             .nest("/prometheus", prometheus_routes())
             .nest("/jaeger", jaeger::routes())
+            .nest("/tempo", tempo::routes())
             .fallback(ui::serve),
         Listener::Prometheus => common.merge(prometheus_routes()),
         Listener::Loki => common.merge(loki::routes()).merge(loki::port_routes()),
         Listener::Jaeger => common.merge(jaeger::routes()),
+        Listener::Tempo => common.merge(tempo::routes()),
         Listener::OtlpHttp => common.merge(otlp_http::routes()),
-        Listener::OtlpGrpc => Router::new(),
+        Listener::JaegerThrift => common.merge(jaeger::receive::routes()),
+        Listener::Zipkin => common.merge(zipkin::routes()),
+        Listener::Sampling => common.merge(sampling::routes()),
+        // Not HTTP.
+        Listener::OtlpGrpc
+        | Listener::JaegerGrpc
+        | Listener::JaegerCollectorGrpc
+        | Listener::JaegerCompact
+        | Listener::JaegerBinary => Router::new(),
     };
     routes
         .layer(CompressionLayer::new())

@@ -30,6 +30,8 @@ pub struct ServerLimits {
     pub query_points_max: i64,
     /// Memory of all requests that write. Bytes.
     pub ingest_bytes_max: usize,
+    /// By how much spans are moved where machines' clocks differ, at most; zero leaves them.
+    pub clock_skew_max_ns: i64,
 }
 
 impl Default for ServerLimits {
@@ -45,6 +47,7 @@ impl Default for ServerLimits {
             query_queue: Duration::from_secs(10),
             query_points_max: 11_000,
             ingest_bytes_max: 512 << 20,
+            clock_skew_max_ns: 0,
         }
     }
 }

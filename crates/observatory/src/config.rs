@@ -4,6 +4,7 @@ use crate::cli::{Output, complain, say};
 use crate::limits::{self, RawLimits};
 use crate::prometheus::{RawProfile, RawPrometheus, Settings};
 use crate::retention::{self, RawRetention};
+use crate::sampling::{RawSampling, SamplingSettings};
 use crate::tailing::{RawTailing, TailSettings};
 use crate::tier::{RawTier, TierSettings};
 use anyhow::Result;
@@ -38,6 +39,8 @@ struct Raw {
     retention: RawRetention,
     prometheus: RawPrometheus,
     promtail: RawTailing,
+    sampling: RawSampling,
+    traces: RawTraces,
     profile: Option<RawProfile>,
 }
 
@@ -57,6 +60,12 @@ struct RawData {
 #[serde(deny_unknown_fields, default)]
 struct RawPrices {
     files: Vec<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawTraces {
+    clock_skew_adjustment: Option<String>,
 }
 
 /// Where a listener is.
@@ -79,13 +88,13 @@ pub(crate) struct Config {
     pub(crate) tier: Option<TierSettings>,
     pub(crate) prometheus: Settings,
     pub(crate) tailing: TailSettings,
+    pub(crate) sampling: SamplingSettings,
     /// The file as it was read, for the API that shows it.
     pub(crate) text: String,
 }
 
 /// Sections that belong to the configuration but are not read yet.
-const LATER: [&str; 7] =
-    ["tenants", "alertmanager", "loki", "sampling", "budgets", "grafana", "outbound"];
+const LATER: [&str; 6] = ["tenants", "alertmanager", "loki", "budgets", "grafana", "outbound"];
 
 /// Environment names of the Compose files that this product replaces, and the listener they move.
 const PORT_VARIABLES: [(&str, Listener); 6] = [
@@ -295,7 +304,14 @@ pub(crate) fn load(
         return Err(fail("data.background_share: must be between 0.05 and 1".into()));
     }
     store.retention = retention::read(raw.retention).map_err(&fail)?;
-    let (server, ingest) = limits::read(raw.limits, &mut store).map_err(&fail)?;
+    let (mut server, ingest) = limits::read(raw.limits, &mut store).map_err(&fail)?;
+    if let Some(text) = &raw.traces.clock_skew_adjustment {
+        let max = duration(text).and_then(|d| i64::try_from(d.as_nanos()).ok());
+        server.clock_skew_max_ns = max.ok_or_else(|| {
+            let name = "traces.clock_skew_adjustment";
+            fail(format!("{name}: {text:?} is no duration; write 500ms or 0s"))
+        })?;
+    }
     // Paths in a file are relative to it.
     let base = file.and_then(Path::parent).map(Path::to_owned).unwrap_or_default();
     let price_files = raw.prices.files.into_iter().map(|p| base.join(p)).collect();
@@ -303,6 +319,7 @@ pub(crate) fn load(
     let tier = raw.data.tier.map(TierSettings::read).transpose().map_err(&fail)?;
     let prometheus = Settings::read(raw.prometheus, raw.profile, &base).map_err(&fail)?;
     let tailing = TailSettings::read(raw.promtail, &base);
+    let sampling = SamplingSettings::read(raw.sampling, &base).map_err(&fail)?;
     let config = Config {
         store,
         listen,
@@ -313,6 +330,7 @@ pub(crate) fn load(
         tier,
         prometheus,
         tailing,
+        sampling,
         text,
     };
     config.prices()?;
@@ -369,6 +387,7 @@ fn check_one(file: &Path) -> Result<(), ConfigError> {
     }
     let config = load(Some(file), None, &[], &environment)?;
     config.tailing.load()?;
+    config.sampling.load()?;
     config.prometheus.load("").map(|_| ())
 }
 

@@ -11,6 +11,7 @@ mod notifier;
 mod prometheus;
 mod retention;
 mod rules_cli;
+mod sampling;
 mod send;
 mod serve;
 mod tailing;

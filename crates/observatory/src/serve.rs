@@ -9,7 +9,10 @@ use anyhow::{Context as _, Result};
 use obs_ingest::{Ingest, Telemetry};
 use obs_model::{Append as _, MemoryPool, TenantId, TimestampNs, WriteBatch};
 use obs_server::state::Parts;
-use obs_server::{AdminApi, AppState, Listener, RuleEngine, router, serve_grpc};
+use obs_server::{
+    AdminApi, AppState, Listener, RuleEngine, Transport, router, serve_collector, serve_grpc,
+    serve_query, serve_udp,
+};
 use obs_storage::Store;
 use obs_storage::vfs::OsVfs;
 use std::collections::BTreeMap;
@@ -19,7 +22,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -123,6 +126,7 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
     let external_url = external_url(&sockets);
     let loaded = config.prometheus.load(&external_url)?;
     let tail = config.tailing.load()?;
+    ingest.sampling().set(config.sampling.load()?);
     let quit = CancellationToken::new();
     let state = AppState::new(Parts {
         source: Arc::new(store.clone()),
@@ -145,9 +149,11 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
                 let prices = fresh.prices().map_err(|e| e.to_string())?;
                 let loaded = fresh.prometheus.load(&external_url).map_err(|e| e.to_string())?;
                 let tail = fresh.tailing.load().map_err(|e| e.to_string())?;
+                let strategies = fresh.sampling.load().map_err(|e| e.to_string())?;
                 let _entered = runtime.enter();
                 running.apply(loaded, &tail)?;
                 ingest.set_prices(prices);
+                ingest.sampling().set(strategies);
                 Ok(())
             })
         },
@@ -183,7 +189,7 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
         tracing::error!(error = format!("{e:#}"), "the addresses are on standard output alone");
     }
     for (name, address) in &endpoints {
-        say(&format!("{name:<10} {address}"));
+        say(&format!("{name:<21} {address}"));
     }
     if let Some(ui) = endpoints.get(Listener::Ui.name()) {
         say(&format!("open http://{ui}/"));
@@ -222,7 +228,7 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
 fn external_url(sockets: &Sockets) -> String {
     let of = |listener: Listener| {
         let socket = sockets.iter().find(|s| s.0 == listener)?;
-        socket.1.local_addr().ok().map(|a| format!("http://{a}"))
+        socket.1.address().ok().map(|a| format!("http://{a}"))
     };
     of(Listener::Prometheus).or_else(|| of(Listener::Ui)).unwrap_or_default()
 }
@@ -275,14 +281,37 @@ fn report_recovery(store: &Store) {
     );
 }
 
-type Sockets = Vec<(Listener, std::net::TcpListener)>;
+/// Where a listener takes its requests from.
+#[derive(Debug)]
+enum Socket {
+    Tcp(std::net::TcpListener),
+    Udp(std::net::UdpSocket),
+}
+
+impl Socket {
+    async fn bind(address: &str, transport: Transport) -> std::io::Result<Self> {
+        if transport == Transport::Udp {
+            return UdpSocket::bind(address).await?.into_std().map(Self::Udp);
+        }
+        TcpListener::bind(address).await?.into_std().map(Self::Tcp)
+    }
+
+    fn address(&self) -> std::io::Result<SocketAddr> {
+        match self {
+            Self::Tcp(s) => s.local_addr(),
+            Self::Udp(s) => s.local_addr(),
+        }
+    }
+}
+
+type Sockets = Vec<(Listener, Socket)>;
 
 async fn bind(config: &Config) -> Result<Sockets> {
     let mut out = Vec::new();
     for (listener, address) in &config.listen {
         let Address::At(address) = address else { continue };
         let name = listener.name();
-        let socket = TcpListener::bind(address).await.and_then(TcpListener::into_std);
+        let socket = Socket::bind(&address.to_string(), listener.transport()).await;
         let socket = socket.with_context(|| format!("failed to listen on {address} for {name}; move it with --listen {name}=HOST:PORT or {name}=off"))?;
         out.push((*listener, socket));
     }
@@ -297,6 +326,8 @@ async fn open_behind(sockets: &Sockets, config: &Config) -> Result<Store> {
     let done = CancellationToken::new();
     let mut tasks = JoinSet::new();
     for (_, socket) in sockets {
+        // Datagrams wait in the socket meanwhile.
+        let Socket::Tcp(socket) = socket else { continue };
         let socket = socket.try_clone().and_then(TcpListener::from_std);
         let socket = socket.context("failed to share a listener")?;
         let server = axum::serve(socket, obs_server::starting());
@@ -320,8 +351,7 @@ fn listen(
     let mut endpoints = BTreeMap::new();
     for (listener, socket) in sockets {
         let name = listener.name();
-        let socket = TcpListener::from_std(socket).context("failed to use a listener")?;
-        let address = socket.local_addr().context("failed to read the own address")?;
+        let address = socket.address().context("failed to read the own address")?;
         endpoints.insert(name, address);
         let (mut state, stop) = (state.clone(), stop.clone());
         state.admin_api = match config.admin_api {
@@ -329,9 +359,25 @@ fn listen(
             None if address.ip().is_loopback() => AdminApi::Local,
             None | Some(false) => AdminApi::Off,
         };
-        if listener == Listener::OtlpGrpc {
+        let socket = match socket {
+            Socket::Tcp(socket) => {
+                TcpListener::from_std(socket).context("failed to use a listener")?
+            }
+            Socket::Udp(socket) => {
+                let socket = UdpSocket::from_std(socket).context("failed to use a listener")?;
+                let compact = listener == Listener::JaegerCompact;
+                tasks.spawn(serve_udp(state, socket, compact, stop));
+                continue;
+            }
+        };
+        if listener.transport() == Transport::Grpc {
             tasks.spawn(async move {
-                if let Err(e) = serve_grpc(state, socket, stop).await {
+                let served = match listener {
+                    Listener::JaegerGrpc => serve_query(state, socket, stop).await,
+                    Listener::JaegerCollectorGrpc => serve_collector(state, socket, stop).await,
+                    _ => serve_grpc(state, socket, stop).await,
+                };
+                if let Err(e) = served {
                     tracing::error!(listener = name, error = %e, "listener failed");
                 }
             });

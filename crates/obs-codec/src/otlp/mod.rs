@@ -1,11 +1,13 @@
 //! OTLP 1.x, protobuf and JSON.
 
 mod common;
+mod encode;
 mod logs;
 mod metrics;
 mod names;
 mod traces;
 
+pub use encode::{JsonDialect, encode_traces, json_traces, json_value};
 pub use logs::{decode_logs, stream_labels};
 pub use metrics::{Metrics, Resolve, decode_metrics};
 pub use names::{label_name, metric_name};

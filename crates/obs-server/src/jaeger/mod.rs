@@ -1,4 +1,10 @@
-//! The Jaeger query API (v2 JSON).
+//! Jaeger's query API: version 2 here, version 3, the monitor tab and gRPC beside it.
+
+pub(crate) mod grpc;
+mod json;
+mod monitor;
+pub(crate) mod receive;
+mod v3;
 
 use crate::params::Params;
 use crate::run::{QueryFailure, blocking};
@@ -7,13 +13,11 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use http::StatusCode;
-use obs_model::{
-    AttributeValue, Attributes, Resource, Span, SpanKind, SpanStatus, TimestampNs, TraceId,
-};
-use obs_traceql::{TagFilter, TraceSearch, dependencies, search};
+use http::{StatusCode, header};
+use obs_model::{Span, SpanKind, TenantId, TimestampNs, TraceId};
+use obs_traceql::{TagFilter, TraceSearch, adjust, dependencies, duration_ns, search};
 use serde_json::{Value, json};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// Traces a search may return.
@@ -27,6 +31,8 @@ pub(crate) fn routes() -> Router<AppState> {
         .route("/api/traces", get(traces))
         .route("/api/traces/{id}", get(trace))
         .route("/api/dependencies", get(dependency_links))
+        .merge(v3::routes())
+        .merge(monitor::routes())
 }
 
 /// An error in the API's shape.
@@ -58,19 +64,35 @@ fn envelope(data: Vec<Value>) -> Response {
         .into_response()
 }
 
+/// Returns each service with its operations.
 async fn all_operations(
     state: &AppState,
-    p: &Params,
-) -> Api<std::collections::BTreeMap<String, Vec<(String, SpanKind)>>> {
-    let tenant = p.tenant.clone();
-    Ok(blocking(state, "trace_repository", "operations", move |s, b| {
+    tenant: &TenantId,
+) -> Result<BTreeMap<String, Vec<(String, SpanKind)>>, QueryFailure> {
+    let tenant = tenant.clone();
+    blocking(state, "trace_repository", "operations", move |s, b| {
         Ok(s.source.operations(&tenant, b)?)
     })
-    .await?)
+    .await
+}
+
+/// Answers with traces, in the envelope.
+fn traces_response(traces: Vec<Vec<Arc<Span>>>, skew_max_ns: i64) -> Response {
+    let mut body = String::from("{\"data\":[");
+    let mut total = 0;
+    for spans in traces.into_iter().filter(|t| !t.is_empty()) {
+        if total > 0 {
+            body.push(',');
+        }
+        json::trace(&mut body, &adjust(spans, skew_max_ns));
+        total += 1;
+    }
+    body.push_str(&format!("],\"total\":{total},\"limit\":0,\"offset\":0,\"errors\":null}}"));
+    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
 async fn services(State(state): State<AppState>, p: Params) -> Api<Response> {
-    Ok(envelope(all_operations(&state, &p).await?.into_keys().map(Value::from).collect()))
+    Ok(envelope(all_operations(&state, &p.tenant).await?.into_keys().map(Value::from).collect()))
 }
 
 async fn service_operations(
@@ -78,7 +100,7 @@ async fn service_operations(
     Path(service): Path<String>,
     p: Params,
 ) -> Api<Response> {
-    let mut names: Vec<String> = all_operations(&state, &p)
+    let mut names: Vec<String> = all_operations(&state, &p.tenant)
         .await?
         .remove(&service)
         .unwrap_or_default()
@@ -94,7 +116,7 @@ async fn operations(State(state): State<AppState>, p: Params) -> Api<Response> {
     let service =
         p.get("service").ok_or_else(|| bad("parameter 'service' is required"))?.to_owned();
     let kind = p.get("spanKind").map(str::to_owned);
-    let list = all_operations(&state, &p).await?.remove(&service).unwrap_or_default();
+    let list = all_operations(&state, &p.tenant).await?.remove(&service).unwrap_or_default();
     let wanted =
         list.into_iter().filter(|(_, k)| kind.as_deref().is_none_or(|want| want == k.as_str()));
     Ok(envelope(wanted.map(|(name, k)| json!({"name": name, "spanKind": k.as_str()})).collect()))
@@ -108,25 +130,13 @@ fn micros(p: &Params, name: &str) -> Api<Option<i64>> {
 }
 
 /// Parses Go's durations as Jaeger takes them (`1.2s`, `100ms`, `500us`). Nanoseconds.
-fn duration_ns(p: &Params, name: &str) -> Api<Option<i64>> {
-    let Some(text) = p.get(name) else { return Ok(None) };
-    let units = [
-        ("ns", 1.0),
-        ("us", 1e3),
-        ("µs", 1e3),
-        ("μs", 1e3),
-        ("ms", 1e6),
-        ("s", 1e9),
-        ("m", 6e10),
-        ("h", 3.6e12),
-    ];
-    let number = text.trim_end_matches(|c: char| !c.is_ascii_digit() && c != '.');
-    let unit = text.get(number.len()..).unwrap_or_default();
-    let factor = units.iter().find(|(u, _)| *u == unit).map(|(_, f)| f);
-    match (number.parse::<f64>(), factor) {
-        (Ok(n), Some(f)) => Ok(Some((n * f) as i64)),
-        _ => Err(bad(format!("unable to parse param '{name}': time: invalid duration {text:?}"))),
-    }
+fn duration_param(p: &Params, name: &str) -> Api<Option<i64>> {
+    let parse = |text: &str| {
+        let fault =
+            || bad(format!("unable to parse param '{name}': time: invalid duration {text:?}"));
+        duration_ns(text).ok_or_else(fault)
+    };
+    p.get(name).map(parse).transpose()
 }
 
 /// Parses `tags={"k":"v"}` and any number of `tag=k:v`.
@@ -160,9 +170,7 @@ async fn traces(State(state): State<AppState>, p: Params) -> Api<Response> {
                 .collect::<Result<Vec<_>, _>>()
         })
         .await?;
-        return Ok(envelope(
-            found.iter().filter(|t| !t.is_empty()).map(|t| trace_json(t)).collect(),
-        ));
+        return Ok(traces_response(found, state.limits.clock_skew_max_ns));
     }
     let now = state.now();
     let limit: usize = p.number("limit", 100).map_err(bad)?;
@@ -176,8 +184,8 @@ async fn traces(State(state): State<AppState>, p: Params) -> Api<Response> {
         service: p.get("service").map(str::to_owned),
         operation: p.get("operation").filter(|o| *o != "all").map(str::to_owned),
         tags: tags(&p)?,
-        duration_min_ns: duration_ns(&p, "minDuration")?,
-        duration_max_ns: duration_ns(&p, "maxDuration")?,
+        duration_min_ns: duration_param(&p, "minDuration")?,
+        duration_max_ns: duration_param(&p, "maxDuration")?,
         limit: limit.min(TRACES_MAX),
     };
     if query.service.is_none() {
@@ -188,7 +196,7 @@ async fn traces(State(state): State<AppState>, p: Params) -> Api<Response> {
         Ok(search(&*s.source, &tenant, &query, b)?)
     })
     .await?;
-    Ok(envelope(found.iter().map(|t| trace_json(t)).collect()))
+    Ok(traces_response(found, state.limits.clock_skew_max_ns))
 }
 
 async fn trace(State(state): State<AppState>, Path(id): Path<String>, p: Params) -> Api<Response> {
@@ -202,7 +210,7 @@ async fn trace(State(state): State<AppState>, Path(id): Path<String>, p: Params)
     if spans.is_empty() {
         return Err(ApiError(StatusCode::NOT_FOUND, "trace not found".into()));
     }
-    Ok(envelope(vec![trace_json(&spans)]))
+    Ok(traces_response(vec![spans], state.limits.clock_skew_max_ns))
 }
 
 async fn dependency_links(State(state): State<AppState>, p: Params) -> Api<Response> {
@@ -225,98 +233,4 @@ async fn dependency_links(State(state): State<AppState>, p: Params) -> Api<Respo
             .map(|d| json!({"parent": d.parent, "child": d.child, "callCount": d.calls}))
             .collect(),
     ))
-}
-
-fn tag(key: &str, v: &AttributeValue) -> Value {
-    match v {
-        AttributeValue::Bool(b) => json!({"key": key, "type": "bool", "value": b}),
-        AttributeValue::Int(i) => json!({"key": key, "type": "int64", "value": i}),
-        AttributeValue::Double(d) if d.is_finite() => {
-            json!({"key": key, "type": "float64", "value": d})
-        }
-        AttributeValue::Bytes(_) => json!({"key": key, "type": "binary", "value": v.to_string()}),
-        other => json!({"key": key, "type": "string", "value": other.to_string()}),
-    }
-}
-
-fn tags_of(a: &Attributes) -> Vec<Value> {
-    a.iter().map(|(k, v)| tag(k, v)).collect()
-}
-
-fn span_tags(s: &Span) -> Vec<Value> {
-    let mut out = tags_of(&s.attributes);
-    if s.kind != SpanKind::Unspecified {
-        out.push(tag("span.kind", &s.kind.as_str().into()));
-    }
-    match &s.status {
-        SpanStatus::Unset => {}
-        SpanStatus::Ok => out.push(tag("otel.status_code", &"OK".into())),
-        SpanStatus::Error(message) => {
-            out.push(tag("otel.status_code", &"ERROR".into()));
-            out.push(tag("error", &true.into()));
-            if !message.is_empty() {
-                out.push(tag("otel.status_description", &message.as_str().into()));
-            }
-        }
-    }
-    if !s.scope.name.is_empty() {
-        out.push(tag("otel.scope.name", &s.scope.name.as_str().into()));
-    }
-    if !s.scope.version.is_empty() {
-        out.push(tag("otel.scope.version", &s.scope.version.as_str().into()));
-    }
-    out
-}
-
-/// Writes a trace as Jaeger's UI model.
-pub(crate) fn trace_json(spans: &[Arc<Span>]) -> Value {
-    let mut processes: Vec<Arc<Resource>> = Vec::new();
-    let ids: HashSet<_> = spans.iter().map(|s| s.span_id).collect();
-    let mut out = Vec::with_capacity(spans.len());
-    for s in spans {
-        let process = processes
-            .iter()
-            .position(|r| Arc::ptr_eq(r, &s.resource) || **r == *s.resource)
-            .unwrap_or_else(|| {
-                processes.push(s.resource.clone());
-                processes.len() - 1
-            });
-        let reference = |kind: &str, trace: String, span: String| json!({"refType": kind, "traceID": trace, "spanID": span});
-        let mut references: Vec<Value> = s
-            .parent_id
-            .iter()
-            .map(|p| reference("CHILD_OF", s.trace_id.to_string(), p.to_string()))
-            .collect();
-        references.extend(
-            s.links
-                .iter()
-                .map(|l| reference("FOLLOWS_FROM", l.trace_id.to_string(), l.span_id.to_string())),
-        );
-        let logs: Vec<Value> = s
-            .events
-            .iter()
-            .map(|e| {
-                let mut fields = vec![tag("event", &e.name.as_str().into())];
-                fields.extend(tags_of(&e.attributes));
-                json!({"timestamp": e.timestamp.nanos() / 1000, "fields": fields})
-            })
-            .collect();
-        let orphan = s.parent_id.is_some_and(|p| !ids.contains(&p));
-        let warnings =
-            if orphan { json!(["parent span is not in the trace"]) } else { Value::Null };
-        out.push(json!({
-            "traceID": s.trace_id.to_string(), "spanID": s.span_id.to_string(), "operationName": s.name, "references": references,
-            "startTime": s.start.nanos() / 1000, "duration": s.duration_ns() / 1000, "tags": span_tags(s), "logs": logs,
-            "processID": format!("p{}", process + 1), "warnings": warnings,
-        }));
-    }
-    let process = |(i, r): (usize, &Arc<Resource>)| {
-        let rest: Attributes =
-            r.attributes.iter().filter(|(k, _)| k != "service.name").cloned().collect();
-        (format!("p{}", i + 1), json!({"serviceName": r.service(), "tags": tags_of(&rest)}))
-    };
-    let processes: serde_json::Map<String, Value> =
-        processes.iter().enumerate().map(process).collect();
-    let id = spans.first().map(|s| s.trace_id.to_string()).unwrap_or_default();
-    json!({"traceID": id, "spans": out, "processes": processes, "warnings": null})
 }

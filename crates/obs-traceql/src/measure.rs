@@ -1,0 +1,473 @@
+//! Metrics queries: spans counted and measured over time.
+
+use crate::ast::MetricKind;
+use crate::eval::Env;
+use crate::find::{Keeper, sets_of};
+use crate::plan::{MetricPlan, Plan, Row};
+use crate::series::{Buckets, Exemplar, Steps, TraceSeries, bucket_of, quantile, second_stage};
+use crate::trace::{At, Trace};
+use crate::{QueryError, TraceQl};
+use foldhash::{HashMap, HashSet};
+use obs_model::{
+    AttributeScope, Budget, FieldValue, SelectError, SelectSpans, SpanRow, SpanScan, SpanSelection,
+    TenantId, TimestampNs, TraceId, VisitSpans, WholeSpan,
+};
+use std::collections::BTreeMap;
+use std::hash::BuildHasher as _;
+use std::ops::ControlFlow;
+
+/// The time that a metrics query covers.
+#[derive(Debug, Clone, Copy)]
+pub struct MeasureRange {
+    pub start: TimestampNs,
+    pub end: TimestampNs,
+    /// Nanoseconds, above zero; none for one point over the whole range.
+    pub step_ns: Option<i64>,
+    /// Traces named per series at most.
+    pub exemplars: usize,
+}
+
+/// Points of a query at most: series times steps.
+const POINTS_MAX: usize = 2_000_000;
+/// Series of a query at most.
+const SERIES_MAX: usize = 10_000;
+
+/// What one series gathers in one step.
+#[derive(Debug, Clone)]
+enum Cells {
+    Counts(Vec<f64>),
+    /// Sum and count of values.
+    Sums(Vec<(f64, f64)>),
+    /// Least or greatest value so far.
+    Extremes(Vec<f64>),
+    Buckets(Vec<Buckets>),
+}
+
+#[derive(Debug)]
+struct Group {
+    labels: Vec<(String, FieldValue<'static>)>,
+    cells: Cells,
+    exemplars: Vec<Exemplar>,
+}
+
+/// Counts spans into series.
+struct Meter<'a> {
+    metric: &'a MetricPlan,
+    steps: Steps,
+    exemplars: usize,
+    groups: Vec<Group>,
+    places: HashMap<Vec<u8>, usize>,
+    key: Vec<u8>,
+}
+
+/// Appends a form of the value that is the same for the same value alone.
+fn put_key(out: &mut Vec<u8>, v: &FieldValue<'_>) {
+    match v {
+        FieldValue::Str(s) => {
+            out.push(1);
+            out.extend_from_slice(&(s.len() as u64).to_le_bytes());
+            out.extend_from_slice(s.as_bytes());
+        }
+        FieldValue::Nil => out.push(0),
+        FieldValue::Bool(b) => out.extend_from_slice(&[2, u8::from(*b)]),
+        FieldValue::Int(i) => {
+            out.push(3);
+            out.extend_from_slice(&i.to_le_bytes());
+        }
+        FieldValue::Float(f) => {
+            out.push(4);
+            out.extend_from_slice(&f.to_bits().to_le_bytes());
+        }
+        FieldValue::Duration(d) => {
+            out.push(5);
+            out.extend_from_slice(&d.to_le_bytes());
+        }
+        FieldValue::Status(s) => out.extend_from_slice(&[6, *s as u8]),
+        FieldValue::Kind(k) => out.extend_from_slice(&[7, k.to_otlp() as u8]),
+        FieldValue::List(l) => {
+            out.push(8);
+            out.extend_from_slice(&(l.len() as u64).to_le_bytes());
+            l.iter().for_each(|v| put_key(out, v));
+        }
+    }
+}
+
+impl<'a> Meter<'a> {
+    fn new(metric: &'a MetricPlan, steps: Steps, exemplars: usize) -> Self {
+        Self {
+            metric,
+            steps,
+            exemplars,
+            groups: Vec::new(),
+            places: HashMap::default(),
+            key: Vec::new(),
+        }
+    }
+
+    fn cells(&self) -> Cells {
+        let n = self.steps.count;
+        match self.metric.kind {
+            MetricKind::Rate | MetricKind::CountOverTime | MetricKind::Compare => {
+                Cells::Counts(vec![0.0; n])
+            }
+            MetricKind::SumOverTime | MetricKind::AvgOverTime => Cells::Sums(vec![(0.0, 0.0); n]),
+            MetricKind::MinOverTime | MetricKind::MaxOverTime => Cells::Extremes(vec![f64::NAN; n]),
+            MetricKind::QuantileOverTime | MetricKind::HistogramOverTime => {
+                Cells::Buckets(vec![Buckets::new(); n])
+            }
+        }
+    }
+
+    /// Counts a span that starts at `start`, Unix ns.
+    fn add(&mut self, env: &dyn Env, start: i64, trace: TraceId) -> Result<(), SelectError> {
+        let Some(step) = self.steps.of(start) else { return Ok(()) };
+        let value = match self.metric.of {
+            None => f64::NAN,
+            Some(of) => match env.read(of) {
+                FieldValue::Duration(ns) => ns as f64 / 1e9,
+                v => match v.as_f64() {
+                    Some(x) => x,
+                    // Spans without the field are not measured.
+                    None => return Ok(()),
+                },
+            },
+        };
+        self.key.clear();
+        for (w, _) in &self.metric.by {
+            put_key(&mut self.key, &env.read(*w));
+        }
+        let place = match self.places.get(self.key.as_slice()) {
+            Some(p) => *p,
+            None => {
+                let n = self.groups.len() + 1;
+                if n > SERIES_MAX || n.saturating_mul(self.steps.count) > POINTS_MAX {
+                    let text = format!("{SERIES_MAX} series or {POINTS_MAX} points");
+                    return Err(SelectError::TooMuch(text));
+                }
+                let by = self.metric.by.iter();
+                let labels = by.map(|(w, name)| (name.clone(), env.read(*w).into_owned()));
+                let group =
+                    Group { labels: labels.collect(), cells: self.cells(), exemplars: Vec::new() };
+                self.groups.push(group);
+                self.places.insert(self.key.clone(), n - 1);
+                n - 1
+            }
+        };
+        let kind = self.metric.kind;
+        let Some(group) = self.groups.get_mut(place) else { return Ok(()) };
+        match &mut group.cells {
+            Cells::Counts(c) => c.get_mut(step).into_iter().for_each(|c| *c += 1.0),
+            Cells::Sums(c) => c.get_mut(step).into_iter().for_each(|(sum, n)| {
+                *sum += value;
+                *n += 1.0;
+            }),
+            Cells::Extremes(c) => c.get_mut(step).into_iter().for_each(|x| {
+                *x = if kind == MetricKind::MinOverTime { x.min(value) } else { x.max(value) };
+            }),
+            Cells::Buckets(c) => {
+                if let (Some(n), Some(b)) = (bucket_of(value), c.get_mut(step)) {
+                    *b.entry(n).or_default() += 1.0;
+                }
+            }
+        }
+        // A few of the first; the latest blocks come first.
+        if group.exemplars.len() < self.exemplars {
+            let timestamp_ms = start / 1_000_000;
+            group.exemplars.push(Exemplar { trace_id: trace, value, timestamp_ms });
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Vec<TraceSeries> {
+        let mut out = Vec::new();
+        let ms = |i: usize| self.steps.timestamp_ms(i);
+        for g in self.groups {
+            let named = |name: &str| {
+                if g.labels.is_empty() {
+                    vec![("__name__".to_owned(), FieldValue::Str(name.to_owned().into()))]
+                } else {
+                    g.labels.clone()
+                }
+            };
+            let mut push = |labels, samples: Vec<(i64, f64)>, exemplars| {
+                if !samples.is_empty() {
+                    out.push(TraceSeries { labels, samples, exemplars });
+                }
+            };
+            match (&g.cells, self.metric.kind) {
+                (Cells::Counts(c), kind) => {
+                    let is_rate = kind == MetricKind::Rate;
+                    let per = if is_rate { self.steps.seconds() } else { 1.0 };
+                    let samples = c.iter().enumerate().map(|(i, n)| (ms(i), n / per)).collect();
+                    let name = if is_rate { "rate" } else { "count_over_time" };
+                    push(named(name), samples, g.exemplars);
+                }
+                (Cells::Sums(c), kind) => {
+                    let is_avg = kind == MetricKind::AvgOverTime;
+                    let value = |(sum, n): &(f64, f64)| if is_avg { sum / n } else { *sum };
+                    let some = c.iter().enumerate().filter(|(_, (_, n))| *n > 0.0);
+                    let samples = some.map(|(i, c)| (ms(i), value(c))).collect();
+                    let name = if is_avg { "avg_over_time" } else { "sum_over_time" };
+                    push(named(name), samples, g.exemplars);
+                }
+                (Cells::Extremes(c), kind) => {
+                    let some = c.iter().enumerate().filter(|(_, v)| !v.is_nan());
+                    let samples = some.map(|(i, v)| (ms(i), *v)).collect();
+                    let is_min = kind == MetricKind::MinOverTime;
+                    let name = if is_min { "min_over_time" } else { "max_over_time" };
+                    push(named(name), samples, g.exemplars);
+                }
+                (Cells::Buckets(c), MetricKind::HistogramOverTime) => {
+                    let mut all: Vec<i32> = c.iter().flat_map(|b| b.keys().copied()).collect();
+                    all.sort_unstable();
+                    all.dedup();
+                    for n in all {
+                        let bound = FieldValue::Float(f64::from(n).exp2());
+                        let mut labels = g.labels.clone();
+                        labels.push(("__bucket".into(), bound));
+                        let at = |b: &Buckets| b.get(&n).copied().unwrap_or(0.0);
+                        let samples = c.iter().enumerate().map(|(i, b)| (ms(i), at(b))).collect();
+                        let fits = |e: &&Exemplar| bucket_of(e.value) == Some(n);
+                        push(labels, samples, g.exemplars.iter().filter(fits).cloned().collect());
+                    }
+                }
+                (Cells::Buckets(c), _) => {
+                    for q in &self.metric.quantiles {
+                        let mut labels = g.labels.clone();
+                        labels.push(("p".into(), FieldValue::Float(*q)));
+                        let samples =
+                            c.iter().enumerate().map(|(i, b)| (ms(i), quantile(*q, b))).collect();
+                        push(labels, samples, g.exemplars.clone());
+                    }
+                }
+            }
+        }
+        for stage in &self.metric.second {
+            out = second_stage(out, *stage);
+        }
+        out.sort_by_cached_key(TraceSeries::prometheus);
+        out
+    }
+}
+
+/// Measures spans as they are scanned.
+struct Direct<'a> {
+    filter: &'a crate::eval::Node,
+    meter: Meter<'a>,
+    seen: Seen,
+    budget: &'a Budget,
+}
+
+/// Spans that were counted. A hash stands for a span: of ten million, two are the same by chance
+/// once in three hundred thousand queries.
+#[derive(Default)]
+struct Seen(HashSet<u64>);
+
+impl Seen {
+    fn is_new(&mut self, row: &dyn SpanRow) -> bool {
+        let key = (row.trace_id(), row.span_id(), row.start().nanos());
+        let hash = self.0.hasher().hash_one(key);
+        self.0.insert(hash)
+    }
+}
+
+impl VisitSpans for Direct<'_> {
+    fn visit(&mut self, row: &dyn SpanRow) -> Result<ControlFlow<()>, SelectError> {
+        let env = Row(row);
+        if self.filter.holds(&env) && self.seen.is_new(row) {
+            self.budget.take(0, size_of::<u64>())?;
+            self.meter.add(&env, row.start().nanos(), row.trace_id())?;
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+}
+
+/// Runs a metrics query.
+///
+/// # Errors
+/// When the query makes no series, asks for too many points, or the store cannot be read.
+pub fn measure(
+    source: &dyn SelectSpans,
+    tenant: &TenantId,
+    query: &TraceQl,
+    range: &MeasureRange,
+    budget: &Budget,
+) -> Result<Vec<TraceSeries>, QueryError> {
+    let plan = &query.plan;
+    let Some(metric) = &plan.metric else {
+        let text = "not a metrics query: end it with rate() or another function over time";
+        return Err(QueryError::Bad(text.into()));
+    };
+    let (start, end) = (range.start.nanos(), range.end.nanos());
+    if end <= start {
+        return Err(QueryError::Bad("end must be after start".into()));
+    }
+    let steps = match range.step_ns {
+        Some(step) if step > 0 => Steps::new(start, end, step, true),
+        Some(_) => return Err(QueryError::Bad("step must be above zero".into())),
+        None => Steps::new(start, end, end - start, false),
+    };
+    if steps.count > POINTS_MAX / 10 {
+        return Err(QueryError::Bad(format!(
+            "{} steps are too many; ask for longer ones",
+            steps.count
+        )));
+    }
+    if metric.kind == MetricKind::Compare {
+        return compare(source, tenant, plan, metric, steps, budget);
+    }
+    let (from, to) = steps.bounds();
+    let equal = plan.equal();
+    let scan = SpanScan {
+        start: TimestampNs::from_nanos(from),
+        end: TimestampNs::from_nanos(to),
+        fields: &plan.fields.stored,
+        traces: &[],
+        equal: &equal,
+    };
+    let mut meter = Meter::new(metric, steps, range.exemplars);
+    if let Some(filter) = plan.only_filter() {
+        let mut direct = Direct { filter, meter, seen: Seen::default(), budget };
+        source.scan_spans(tenant, &scan, budget, &mut direct)?;
+        return Ok(direct.meter.finish());
+    }
+    let mut keeper = Keeper { plan, budget, traces: HashMap::default() };
+    source.scan_spans(tenant, &scan, budget, &mut keeper)?;
+    keeper.drop_repeated();
+    for (id, rows) in &keeper.traces {
+        budget.check()?;
+        let trace = Trace::new(*id, rows, &plan.fields);
+        for set in sets_of(plan, &trace) {
+            for i in set.rows {
+                let start = rows.get(i).map_or(0, |r| r.start);
+                meter.add(&At { trace: &trace, row: i }, start, *id)?;
+            }
+        }
+    }
+    Ok(meter.finish())
+}
+
+/// Values of one attribute that are told apart.
+const VALUES_MAX: usize = 1_000;
+
+/// A value, and how often each step has it.
+type Counted = (FieldValue<'static>, Vec<f64>);
+
+/// Counts of one attribute's values, by whether the span is selected.
+#[derive(Default)]
+struct Distribution {
+    values: [HashMap<Vec<u8>, Counted>; 2],
+    totals: [Vec<f64>; 2],
+    too_many: [bool; 2],
+}
+
+const SIDES: [[&str; 2]; 2] = [["baseline", "baseline_total"], ["selection", "selection_total"]];
+
+/// Compares what attributes the selected spans have with those that the others have.
+fn compare(
+    source: &dyn SelectSpans,
+    tenant: &TenantId,
+    plan: &Plan,
+    metric: &MetricPlan,
+    steps: Steps,
+    budget: &Budget,
+) -> Result<Vec<TraceSeries>, QueryError> {
+    let (Some(filter), Some(selection)) = (plan.only_filter(), metric.selection.as_ref()) else {
+        let text = "compare() takes the spans of one filter, which needs no other spans to decide";
+        return Err(QueryError::Bad(text.into()));
+    };
+    let (from, to) = steps.bounds();
+    let spans = SpanSelection {
+        start: TimestampNs::from_nanos(from),
+        end: TimestampNs::from_nanos(to),
+        service: None,
+        operation: None,
+    };
+    let mut found: BTreeMap<String, Distribution> = BTreeMap::new();
+    let mut failure = None;
+    let mut key = Vec::new();
+    source.select_spans(tenant, &spans, budget, &mut |span| {
+        let row = WholeSpan { span, fields: &plan.fields.stored };
+        let env = Row(&row);
+        let start = span.start.nanos();
+        let Some(step) = steps.of(start).filter(|_| filter.holds(&env)) else {
+            return ControlFlow::Continue(());
+        };
+        let in_range = metric.range.is_none_or(|(a, b)| start >= a && start < b);
+        let side = usize::from(in_range && selection.holds(&env));
+        let mut count = |name: String, value: FieldValue<'_>| {
+            let d = found.entry(name).or_default();
+            if let Some(t) = d.totals.get_mut(side) {
+                t.resize(steps.count, 0.0);
+                t.get_mut(step).into_iter().for_each(|n| *n += 1.0);
+            }
+            key.clear();
+            put_key(&mut key, &value);
+            let Some(values) = d.values.get_mut(side) else { return };
+            if values.len() >= VALUES_MAX && !values.contains_key(key.as_slice()) {
+                d.too_many.get_mut(side).into_iter().for_each(|t| *t = true);
+                return;
+            }
+            if !values.contains_key(key.as_slice()) {
+                let bytes = value.size_bytes() + steps.count * 8;
+                if let Err(e) = budget.take(0, bytes) {
+                    failure = Some(e);
+                    return;
+                }
+                let cells = vec![0.0; steps.count];
+                values.insert(key.clone(), (value.into_owned(), cells));
+            }
+            if let Some((_, cells)) = values.get_mut(key.as_slice()) {
+                cells.get_mut(step).into_iter().for_each(|n| *n += 1.0);
+            }
+        };
+        let attributes = |scope: AttributeScope| match scope {
+            AttributeScope::Resource => &span.resource.attributes,
+            _ => &span.attributes,
+        };
+        for scope in [AttributeScope::Resource, AttributeScope::Span] {
+            for (k, v) in attributes(scope).iter() {
+                count(format!("{}.{k}", crate::eval::scope_name(scope)), v.into());
+            }
+        }
+        count("name".into(), FieldValue::str(span.name.as_str()));
+        count("kind".into(), FieldValue::Kind(span.kind));
+        count("status".into(), FieldValue::Status((&span.status).into()));
+        if failure.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    if let Some(e) = failure {
+        return Err(e.into());
+    }
+    let ms = |cells: &[f64]| -> Vec<(i64, f64)> {
+        cells.iter().enumerate().map(|(i, n)| (steps.timestamp_ms(i), *n)).collect()
+    };
+    let text = |t: &str| FieldValue::Str(t.to_owned().into());
+    let mut out = Vec::new();
+    for (name, d) in found {
+        let sides = SIDES.iter().zip(d.values).zip(d.totals).zip(d.too_many);
+        for ((([kind, total], values), totals), too_many) in sides {
+            let mut values: Vec<_> = values.into_values().collect();
+            values.sort_by(|(a, x), (b, y)| {
+                let (x, y) = (x.iter().sum::<f64>(), y.iter().sum::<f64>());
+                y.total_cmp(&x).then_with(|| a.total_cmp(b))
+            });
+            for (value, cells) in values.into_iter().take(metric.top) {
+                let labels = vec![("__meta_type".into(), text(kind)), (name.clone(), value)];
+                out.push(TraceSeries { labels, samples: ms(&cells), exemplars: Vec::new() });
+            }
+            let with_nil = |meta: &str| {
+                vec![("__meta_type".to_owned(), text(meta)), (name.clone(), FieldValue::Nil)]
+            };
+            if !totals.is_empty() {
+                let labels = with_nil(total);
+                out.push(TraceSeries { labels, samples: ms(&totals), exemplars: Vec::new() });
+            }
+            if too_many {
+                let mut labels = with_nil(kind);
+                labels.push(("__meta_error".into(), text("__too_many_values__")));
+                out.push(TraceSeries { labels, samples: Vec::new(), exemplars: Vec::new() });
+            }
+        }
+    }
+    Ok(out)
+}

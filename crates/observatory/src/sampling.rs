@@ -1,0 +1,47 @@
+//! The `sampling` section: a strategies file as Jaeger reads it, or a profile that is built in.
+
+use crate::config::ConfigError;
+use obs_ingest::Strategies;
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct RawSampling {
+    strategies_file: Option<PathBuf>,
+    profile: Option<String>,
+}
+
+/// Which strategies hold; the file is read at start and at each reload.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SamplingSettings {
+    file: Option<PathBuf>,
+    profile: String,
+}
+
+impl SamplingSettings {
+    pub(crate) fn read(raw: RawSampling, base: &Path) -> Result<Self, String> {
+        let profile = raw.profile.unwrap_or_else(|| Strategies::PROFILES[0].to_owned());
+        if !Strategies::PROFILES.contains(&profile.as_str()) {
+            let known = Strategies::PROFILES.join(", ");
+            return Err(format!("sampling.profile: {profile:?} is unknown; there are {known}"));
+        }
+        Ok(Self { file: raw.strategies_file.map(|f| base.join(f)), profile })
+    }
+
+    /// Reads and checks the strategies.
+    pub(crate) fn load(&self) -> Result<Strategies, ConfigError> {
+        let Some(file) = &self.file else {
+            let fail = |message| ConfigError { file: "sampling".into(), place: None, message };
+            return Strategies::of_profile(&self.profile).map_err(fail);
+        };
+        let fail = |message: String| ConfigError {
+            file: file.display().to_string(),
+            place: None,
+            message,
+        };
+        let text =
+            std::fs::read_to_string(file).map_err(|e| fail(format!("cannot be read: {e}")))?;
+        Strategies::parse(&text).map_err(fail)
+    }
+}
