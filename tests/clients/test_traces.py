@@ -651,3 +651,72 @@ def test_span_metrics_and_the_service_graph(server, chain):
         end=time.time() + 60,
     )["data"]
     assert exemplars[0]["exemplars"][0]["labels"]["trace_id"] == chain[0]
+
+
+TAIL = """
+sampling:
+  tail:
+    decision_wait_seconds: 3
+    policies:
+      - {name: errors, type: status_code, status_code: {status_codes: [ERROR]}}
+      - {name: rest, type: probabilistic, probabilistic: {sampling_percentage: 10}}
+"""
+
+
+def test_tail_sampling_survives_a_crash_and_counts_stay_right(tmp_path):
+    config = tmp_path / "observatory.yaml"
+    config.write_text(TAIL)
+    server = Server(tmp_path / "data", "--config", str(config))
+    start = time.time_ns() - 10_000_000_000
+
+    def spans(first, last):
+        out = []
+        for i in range(first, last):
+            span = {
+                "traceId": os.urandom(16).hex(),
+                "spanId": f"{i + 1:016x}",
+                "name": "chat gpt-4o",
+                "startTimeUnixNano": str(start + i),
+                "endTimeUnixNano": str(start + i + 1_000_000),
+                "status": {"code": 2} if i % 100 == 0 else {},
+                "attributes": [
+                    {"key": k, "value": v}
+                    for k, v in {
+                        "gen_ai.operation.name": {"stringValue": "chat"},
+                        "gen_ai.provider.name": {"stringValue": "openai"},
+                        "gen_ai.request.model": {"stringValue": "gpt-4o"},
+                        "gen_ai.usage.input_tokens": {"intValue": "1000"},
+                    }.items()
+                ],
+            }
+            out.append(span)
+        resource = {"attributes": [{"key": "service.name", "value": {"stringValue": "sampled"}}]}
+        return json.dumps({"resourceSpans": [{"resource": resource, "scopeSpans": [{"spans": out}]}]}).encode()
+
+    json_type = {"Content-Type": "application/json"}
+    try:
+        for first in range(0, 2000, 500):
+            assert request(server, "otlp-http", "/v1/traces", spans(first, first + 500), json_type)[0] == 200
+        # Acknowledged, not decided, and cut off.
+        server.process.kill()
+        server.process.wait()
+        (tmp_path / "data" / "endpoints.json").unlink()
+        server = Server(tmp_path / "data", "--config", str(config))
+        window = {"start": start // 10**9 - 60, "end": int(time.time()) + 60}
+
+        def count(q):
+            series = get(server, "tempo", "/api/metrics/query", q=q + " | count_over_time()", **window)["series"]
+            return series[0]["value"] if series else 0
+
+        errors = until(lambda: count('{ resource.service.name = "sampled" && status = error }'))
+        assert errors == 20
+        everything = count('{ resource.service.name = "sampled" }')
+        assert 1500 < everything < 2500
+        stored = get(server, "ui", "/api/v1/sql", q="select count(*) as n from spans where service = 'sampled'")["rows"]
+        assert 100 < stored[0]["n"] < 400
+        # What was paid is known to the last call.
+        paid = get(server, "ui", "/api/v1/sql", q="select count(*) as n from llm_calls")["rows"]
+        assert paid[0]["n"] == 2000
+    finally:
+        server.process.kill()
+        server.process.wait()

@@ -14,6 +14,8 @@ mod pipeline;
 mod red;
 mod sampling;
 mod seen;
+mod tail;
+mod tails;
 mod telemetry;
 mod watch;
 
@@ -23,5 +25,6 @@ pub use limits::{Limits, TenantLimits, Violation};
 pub use pipeline::{Ingest, Outcome};
 pub use red::weight;
 pub use sampling::{DEFAULT_PROBABILITY, Rate, Sampling, Strategies, Strategy};
+pub use tail::{RawTail, TailConfig};
 pub use telemetry::Telemetry;
 pub use watch::Watch;

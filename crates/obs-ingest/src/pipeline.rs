@@ -9,6 +9,8 @@ use crate::limits::{TenantLimits, Violation};
 use crate::red::{Facts, Red};
 use crate::sampling::Sampling;
 use crate::seen::Seen;
+use crate::tail::TailConfig;
+use crate::tails::Tails;
 use crate::telemetry::Telemetry;
 use crate::watch::{Watch, Watchers};
 use obs_llm::{PriceBook, call_from_span};
@@ -83,6 +85,7 @@ pub struct Ingest {
     exemplars: Arc<Exemplars>,
     watchers: Arc<Watchers>,
     sampling: Arc<Sampling>,
+    tails: Arc<Mutex<Tails>>,
     state: Arc<Mutex<State>>,
 }
 
@@ -129,6 +132,7 @@ impl Ingest {
             exemplars: Arc::default(),
             watchers: Arc::default(),
             sampling: Arc::default(),
+            tails: Arc::default(),
             state: Arc::new(Mutex::new(state)),
         }
     }
@@ -225,7 +229,15 @@ impl Ingest {
         let calls = batch.calls.clone();
         let facts = Facts::of(&batch.spans);
         self.sampling.observe(&batch.spans);
-        self.append(tenant, "trace", ("spans", outcome.accepted), batch).await?;
+        let accepted = outcome.accepted;
+        match self.undecided(tenant) {
+            None => {
+                self.append(tenant, "trace", ("spans", accepted), batch).await?;
+            }
+            Some(undecided) => {
+                self.append_undecided(tenant, &undecided, batch, now.to_millis()).await?;
+            }
+        }
         // Only what is durable counts: a refused batch comes again.
         let mut state = self.state();
         state.red.observe(tenant, facts, now.to_millis());
@@ -237,6 +249,87 @@ impl Ingest {
             state.derived.observe(tenant, &c, now.to_millis());
         }
         Ok(outcome)
+    }
+
+    /// Returns where spans wait that are decided later, if the tenant's are.
+    fn undecided(&self, tenant: &TenantId) -> Option<TenantId> {
+        self.tails.lock().unwrap_or_else(PoisonError::into_inner).undecided(tenant)
+    }
+
+    /// Stores spans until they are decided, and what is certain already. What was paid for is kept
+    /// of every trace.
+    async fn append_undecided(
+        &self,
+        tenant: &TenantId,
+        undecided: &TenantId,
+        batch: WriteBatch,
+        now: TimestampMs,
+    ) -> Result<(), AppendError> {
+        let tails = || self.tails.lock().unwrap_or_else(PoisonError::into_inner);
+        let (waiting, late) = tails().part(tenant, batch.spans);
+        let calls = batch.calls;
+        if !waiting.is_empty() {
+            let n = waiting.len() as u64;
+            let spans = waiting.clone();
+            let batch = WriteBatch { spans, ..WriteBatch::default() };
+            self.append(undecided, "trace", ("undecided_spans", n), batch).await?;
+        }
+        if !late.is_empty() || !calls.is_empty() {
+            let n = late.len() as u64;
+            let (spans, calls) = (late, calls.clone());
+            let batch = WriteBatch { spans, calls, ..WriteBatch::default() };
+            self.append(tenant, "trace", ("spans", n), batch).await?;
+        }
+        tails().add(tenant, waiting, &calls, now);
+        Ok(())
+    }
+
+    /// Replaces the rules of tail sampling, or ends it; what waits is decided by the new ones, or
+    /// kept.
+    pub fn set_tail(&self, config: Option<TailConfig>) {
+        self.tails.lock().unwrap_or_else(PoisonError::into_inner).set(config);
+    }
+
+    /// Takes up spans that were undecided when the server stopped.
+    pub fn restore_undecided(&self, tenant: &TenantId, spans: Vec<Span>, now: TimestampNs) {
+        let mut tails = self.tails.lock().unwrap_or_else(PoisonError::into_inner);
+        tails.add(tenant, spans, &[], now.to_millis());
+    }
+
+    /// Returns the names under which a tenant's undecided spans are stored.
+    pub fn undecided_names(tenant: &TenantId) -> Vec<TenantId> {
+        crate::tails::names(tenant)
+    }
+
+    /// Decides traces that have waited long enough and stores those that are kept. Returns names
+    /// whose undecided spans are all decided: they may be deleted.
+    ///
+    /// # Errors
+    /// When the store refuses; the traces are decided again at the next call.
+    pub async fn decide(&self, now: TimestampMs) -> Result<Vec<TenantId>, AppendError> {
+        let tails = || self.tails.lock().unwrap_or_else(PoisonError::into_inner);
+        let decided = tails().decide(now);
+        for (tenant, d) in decided {
+            let t = &self.telemetry.tail_traces;
+            t.with_label_values(&["kept"]).inc_by(d.traces_kept);
+            t.with_label_values(&["dropped"]).inc_by(d.traces_dropped);
+            if d.kept.is_empty() {
+                continue;
+            }
+            let n = d.kept.len() as u64;
+            let spans = d.kept.clone();
+            let batch = WriteBatch { spans, ..WriteBatch::default() };
+            if let Err(e) = self.append(&tenant, "trace", ("spans", n), batch).await {
+                tails().retry(&tenant, d.kept);
+                return Err(e);
+            }
+        }
+        let (traces, bytes) = tails().usage();
+        for (name, v) in [("undecided_traces", traces), ("undecided_bytes", bytes)] {
+            let v = i64::try_from(v).unwrap_or(i64::MAX);
+            self.telemetry.limit_usage.with_label_values(&[name]).set(v);
+        }
+        Ok(tails().finished(now))
     }
 
     fn calls(&self, tenant: &TenantId, spans: &[Span]) -> Vec<LlmCall> {

@@ -36,6 +36,8 @@ pub struct Handles {
     pub pool: IntGaugeVec,
     pub acquire_seconds: Histogram,
     pub spans_received: IntCounterVec,
+    /// Traces that tail sampling kept and dropped.
+    pub tail_traces: IntCounterVec,
     pub query_seconds: HistogramVec,
     pub http_requests: IntCounterVec,
     /// Limits in force, and what is used of those that fill up.
@@ -151,6 +153,11 @@ impl Telemetry {
                 &["writer_type", "item_type"],
             )?,
             rejected: counter("obs_rejected_total", "Records refused.", &["signal", "reason"])?,
+            tail_traces: counter(
+                "sampling_traces_total",
+                "Traces that tail sampling decided.",
+                &["decision"],
+            )?,
             spans_received: counter(
                 "collector_spans_received_total",
                 "Spans received.",

@@ -41,7 +41,9 @@ pub use ports::{
     SelectLogs, SelectSeries, SelectSpans, SeriesSelection, SnapshotFile, SpanScan, SpanSelection,
     Visit, VisitSpans, WriteBatch,
 };
-pub use span::{Span, SpanEvent, SpanKind, SpanLink, SpanStatus};
+pub use span::{
+    Span, SpanEvent, SpanKind, SpanLink, SpanStatus, sampling_weight, set_sampling_weight,
+};
 pub use span_field::{
     AttributeScope, FieldValue, SpanField, SpanRow, StatusCode, WholeSpan, field_of,
     field_of_events, field_of_links,

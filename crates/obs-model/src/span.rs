@@ -87,6 +87,28 @@ pub struct SpanLink {
     pub attributes: Attributes,
 }
 
+/// Member of a trace state that says how many spans a sampled one stands for.
+const WEIGHT: &str = "obs=w:";
+
+/// Returns how many spans one stands for that was kept by chance when its trace was complete.
+pub fn sampling_weight(trace_state: &str) -> f64 {
+    if trace_state.is_empty() {
+        return 1.0;
+    }
+    let member = trace_state.split(',').find_map(|m| m.trim().strip_prefix(WEIGHT));
+    member.and_then(|w| w.parse().ok()).filter(|w: &f64| w.is_finite() && *w >= 1.0).unwrap_or(1.0)
+}
+
+/// Writes how many spans one stands for; nothing when that is itself.
+pub fn set_sampling_weight(trace_state: &mut String, weight: f64) {
+    let others = trace_state.split(',').filter(|m| !m.trim().starts_with(WEIGHT) && !m.is_empty());
+    let mut members: Vec<String> = others.map(str::to_owned).collect();
+    if weight > 1.0 {
+        members.insert(0, format!("{WEIGHT}{weight}"));
+    }
+    *trace_state = members.join(",");
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct Span {
     pub trace_id: TraceId,

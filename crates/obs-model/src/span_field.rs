@@ -211,6 +211,8 @@ pub trait SpanRow {
     fn start(&self) -> TimestampNs;
     fn duration_ns(&self) -> i64;
     fn get(&self, field: usize) -> FieldValue<'_>;
+    /// How many spans it stands for: see [`crate::sampling_weight`].
+    fn weight(&self) -> f64;
 }
 
 fn of_attributes<'a>(a: &'a Attributes, key: &str) -> FieldValue<'a> {
@@ -319,5 +321,8 @@ impl SpanRow for WholeSpan<'_> {
     }
     fn get(&self, field: usize) -> FieldValue<'_> {
         self.fields.get(field).map_or(FieldValue::Nil, |f| field_of(self.span, f))
+    }
+    fn weight(&self) -> f64 {
+        crate::sampling_weight(&self.span.trace_state)
     }
 }

@@ -392,6 +392,14 @@ async fn values(state: &AppState, p: &Params, tag: String) -> Api<Vec<FieldValue
     // Pages send what has been typed so far; that need not be a query yet.
     let query = p.get("q").and_then(|q| TraceQl::parse(q).ok());
     let tenant = p.tenant.clone();
+    // The store keeps a list of services: no span need be read.
+    if query.is_none() && matches!(tag.as_str(), "resource.service.name" | "service.name") {
+        let names = blocking(state, "trace_repository", "operations", move |s, b| {
+            Ok(s.source.operations(&tenant, b)?)
+        });
+        let names = names.await?.into_keys().take(limit);
+        return Ok(names.map(|n| FieldValue::Str(n.into())).collect());
+    }
     let found = blocking(state, "trace_repository", "tag_values", move |s, b| {
         let of = TagValues { tag: &tag, query: query.as_ref(), start, end, limit };
         Ok(tag_values(&*s.source, &tenant, &of, b)?)

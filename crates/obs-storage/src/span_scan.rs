@@ -6,6 +6,7 @@ use crate::head::span_row::HeadRow;
 use crate::segment::SegmentError;
 use crate::segment::rows::RowFilter;
 use crate::segment::span_columns::{SpanBlock, keys_of};
+use crate::segment::spans::FILTER_TEXT_MAX;
 use crate::select::Snapshot;
 use crate::store::Store;
 use obs_model::{
@@ -128,6 +129,11 @@ impl Store {
             return Ok(ControlFlow::Continue(()));
         };
         let Ok(Some(rows)) = s.rows() else { return Ok(ControlFlow::Continue(())) };
+        let texts = scan.equal.iter().map(|e| e.text).filter(|t| t.len() <= FILTER_TEXT_MAX);
+        let texts: Vec<&str> = texts.collect();
+        if !texts.is_empty() && !rows.may_have(number, &texts) {
+            return Ok(ControlFlow::Continue(()));
+        }
         let hidden = snapshot.tombstones.of(&s.meta);
         let range = (scan.start.nanos(), scan.end.nanos());
         let filter = RowFilter { start: range.0, end: range.1, ..RowFilter::ALL };

@@ -9,11 +9,10 @@ use crate::trace::{At, Trace};
 use crate::{QueryError, TraceQl};
 use foldhash::{HashMap, HashSet};
 use obs_model::{
-    AttributeScope, Budget, FieldValue, SelectError, SelectSpans, SpanRow, SpanScan, SpanSelection,
-    TenantId, TimestampNs, TraceId, VisitSpans, WholeSpan,
+    AttributeScope, Budget, FieldValue, SelectError, SelectSpans, SpanId, SpanRow, SpanScan,
+    SpanSelection, TenantId, TimestampNs, TraceId, VisitSpans, WholeSpan,
 };
 use std::collections::BTreeMap;
-use std::hash::BuildHasher as _;
 use std::ops::ControlFlow;
 
 /// The time that a metrics query covers.
@@ -58,6 +57,9 @@ struct Meter<'a> {
     groups: Vec<Group>,
     places: HashMap<Vec<u8>, usize>,
     key: Vec<u8>,
+    /// The group of the last span, and its key.
+    last: Option<usize>,
+    last_key: Vec<u8>,
 }
 
 /// Appends a form of the value that is the same for the same value alone.
@@ -101,6 +103,8 @@ impl<'a> Meter<'a> {
             groups: Vec::new(),
             places: HashMap::default(),
             key: Vec::new(),
+            last: None,
+            last_key: Vec::new(),
         }
     }
 
@@ -118,8 +122,14 @@ impl<'a> Meter<'a> {
         }
     }
 
-    /// Counts a span that starts at `start`, Unix ns.
-    fn add(&mut self, env: &dyn Env, start: i64, trace: TraceId) -> Result<(), SelectError> {
+    /// Counts a span that starts at `start`, Unix ns, for as many as it stands for.
+    fn add(
+        &mut self,
+        env: &dyn Env,
+        start: i64,
+        trace: &dyn Fn() -> TraceId,
+        weight: f64,
+    ) -> Result<(), SelectError> {
         let Some(step) = self.steps.of(start) else { return Ok(()) };
         let value = match self.metric.of {
             None => f64::NAN,
@@ -136,8 +146,13 @@ impl<'a> Meter<'a> {
         for (w, _) in &self.metric.by {
             put_key(&mut self.key, &env.read(*w));
         }
-        let place = match self.places.get(self.key.as_slice()) {
-            Some(p) => *p,
+        // Spans of one kind come in runs.
+        let known = match self.last {
+            Some(place) if self.last_key == self.key => Some(place),
+            _ => self.places.get(self.key.as_slice()).copied(),
+        };
+        let place = match known {
+            Some(p) => p,
             None => {
                 let n = self.groups.len() + 1;
                 if n > SERIES_MAX || n.saturating_mul(self.steps.count) > POINTS_MAX {
@@ -153,27 +168,31 @@ impl<'a> Meter<'a> {
                 n - 1
             }
         };
+        if self.last != Some(place) {
+            self.last = Some(place);
+            self.last_key.clone_from(&self.key);
+        }
         let kind = self.metric.kind;
         let Some(group) = self.groups.get_mut(place) else { return Ok(()) };
         match &mut group.cells {
-            Cells::Counts(c) => c.get_mut(step).into_iter().for_each(|c| *c += 1.0),
+            Cells::Counts(c) => c.get_mut(step).into_iter().for_each(|c| *c += weight),
             Cells::Sums(c) => c.get_mut(step).into_iter().for_each(|(sum, n)| {
-                *sum += value;
-                *n += 1.0;
+                *sum += value * weight;
+                *n += weight;
             }),
             Cells::Extremes(c) => c.get_mut(step).into_iter().for_each(|x| {
                 *x = if kind == MetricKind::MinOverTime { x.min(value) } else { x.max(value) };
             }),
             Cells::Buckets(c) => {
                 if let (Some(n), Some(b)) = (bucket_of(value), c.get_mut(step)) {
-                    *b.entry(n).or_default() += 1.0;
+                    *b.entry(n).or_default() += weight;
                 }
             }
         }
         // A few of the first; the latest blocks come first.
         if group.exemplars.len() < self.exemplars {
             let timestamp_ms = start / 1_000_000;
-            group.exemplars.push(Exemplar { trace_id: trace, value, timestamp_ms });
+            group.exemplars.push(Exemplar { trace_id: trace(), value, timestamp_ms });
         }
         Ok(())
     }
@@ -258,25 +277,56 @@ struct Direct<'a> {
     budget: &'a Budget,
 }
 
-/// Spans that were counted. A hash stands for a span: of ten million, two are the same by chance
-/// once in three hundred thousand queries.
-#[derive(Default)]
-struct Seen(HashSet<u64>);
+/// Spans between two looks at the budget.
+const REMEMBERED: usize = 4096;
+
+/// Spans that were counted: one that was sent twice has the same start.
+enum Seen {
+    /// As long as no two spans start at the same time, none was sent twice, and no id need be read.
+    Starts(HashSet<i64>),
+    /// Two did.
+    Clash,
+    Spans(HashSet<(TraceId, SpanId, i64)>),
+}
 
 impl Seen {
     fn is_new(&mut self, row: &dyn SpanRow) -> bool {
-        let key = (row.trace_id(), row.span_id(), row.start().nanos());
-        let hash = self.0.hasher().hash_one(key);
-        self.0.insert(hash)
+        let start = row.start().nanos();
+        match self {
+            Self::Spans(all) => all.insert((row.trace_id(), row.span_id(), start)),
+            Self::Clash => false,
+            Self::Starts(all) => {
+                let is_new = all.insert(start);
+                if !is_new {
+                    *self = Self::Clash;
+                }
+                is_new
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Starts(all) => all.len(),
+            Self::Spans(all) => all.len(),
+            Self::Clash => 0,
+        }
     }
 }
 
 impl VisitSpans for Direct<'_> {
     fn visit(&mut self, row: &dyn SpanRow) -> Result<ControlFlow<()>, SelectError> {
         let env = Row(row);
-        if self.filter.holds(&env) && self.seen.is_new(row) {
-            self.budget.take(0, size_of::<u64>())?;
-            self.meter.add(&env, row.start().nanos(), row.trace_id())?;
+        if self.filter.holds(&env) {
+            if !self.seen.is_new(row) {
+                let clash = matches!(self.seen, Seen::Clash);
+                return Ok(if clash { ControlFlow::Break(()) } else { ControlFlow::Continue(()) });
+            }
+            // The budget is shared by threads: not for every span.
+            if self.seen.len().is_multiple_of(REMEMBERED) {
+                self.budget.take(0, REMEMBERED * size_of::<(TraceId, SpanId, i64)>())?;
+            }
+            self.meter.add(&env, row.start().nanos(), &|| row.trace_id(), row.weight())?;
         }
         Ok(ControlFlow::Continue(()))
     }
@@ -325,12 +375,19 @@ pub fn measure(
         traces: &[],
         equal: &equal,
     };
-    let mut meter = Meter::new(metric, steps, range.exemplars);
     if let Some(filter) = plan.only_filter() {
-        let mut direct = Direct { filter, meter, seen: Seen::default(), budget };
-        source.scan_spans(tenant, &scan, budget, &mut direct)?;
-        return Ok(direct.meter.finish());
+        let mut seen = Seen::Starts(HashSet::default());
+        loop {
+            let meter = Meter::new(metric, steps, range.exemplars);
+            let mut direct = Direct { filter, meter, seen, budget };
+            source.scan_spans(tenant, &scan, budget, &mut direct)?;
+            if !matches!(direct.seen, Seen::Clash) {
+                return Ok(direct.meter.finish());
+            }
+            seen = Seen::Spans(HashSet::default());
+        }
     }
+    let mut meter = Meter::new(metric, steps, range.exemplars);
     let mut keeper = Keeper { plan, budget, traces: HashMap::default() };
     source.scan_spans(tenant, &scan, budget, &mut keeper)?;
     keeper.drop_repeated();
@@ -339,8 +396,8 @@ pub fn measure(
         let trace = Trace::new(*id, rows, &plan.fields);
         for set in sets_of(plan, &trace) {
             for i in set.rows {
-                let start = rows.get(i).map_or(0, |r| r.start);
-                meter.add(&At { trace: &trace, row: i }, start, *id)?;
+                let (start, weight) = rows.get(i).map_or((0, 1.0), |r| (r.start, r.weight));
+                meter.add(&At { trace: &trace, row: i }, start, &|| *id, weight)?;
             }
         }
     }

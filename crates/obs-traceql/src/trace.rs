@@ -13,6 +13,8 @@ pub(crate) struct Kept {
     pub(crate) parent_id: Option<SpanId>,
     pub(crate) start: i64,
     pub(crate) duration: i64,
+    /// How many spans it stands for.
+    pub(crate) weight: f64,
     /// The stored fields, in the order of [`Fields`].
     pub(crate) values: Box<[FieldValue<'static>]>,
 }
@@ -24,6 +26,7 @@ impl Kept {
             parent_id: row.parent_id(),
             start: row.start().nanos(),
             duration: row.duration_ns(),
+            weight: row.weight(),
             values: (0..fields).map(|i| row.get(i).into_owned()).collect(),
         }
     }

@@ -1,7 +1,7 @@
 //! The `sampling` section: a strategies file as Jaeger reads it, or a profile that is built in.
 
 use crate::config::ConfigError;
-use obs_ingest::Strategies;
+use obs_ingest::{RawTail, Strategies, TailConfig};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 pub(crate) struct RawSampling {
     strategies_file: Option<PathBuf>,
     profile: Option<String>,
+    tail: Option<RawTail>,
 }
 
 /// Which strategies hold; the file is read at start and at each reload.
@@ -17,6 +18,7 @@ pub(crate) struct RawSampling {
 pub(crate) struct SamplingSettings {
     file: Option<PathBuf>,
     profile: String,
+    tail: Option<RawTail>,
 }
 
 impl SamplingSettings {
@@ -26,7 +28,16 @@ impl SamplingSettings {
             let known = Strategies::PROFILES.join(", ");
             return Err(format!("sampling.profile: {profile:?} is unknown; there are {known}"));
         }
-        Ok(Self { file: raw.strategies_file.map(|f| base.join(f)), profile })
+        let settings =
+            Self { file: raw.strategies_file.map(|f| base.join(f)), profile, tail: raw.tail };
+        settings.tail()?;
+        Ok(settings)
+    }
+
+    /// Returns the rules of tail sampling, if there are any.
+    pub(crate) fn tail(&self) -> Result<Option<TailConfig>, String> {
+        let read = |raw| TailConfig::read(raw).map_err(|e| format!("sampling.tail: {e}"));
+        self.tail.clone().map(read).transpose()
     }
 
     /// Reads and checks the strategies.

@@ -7,7 +7,10 @@ use crate::prometheus::{FanOut, Running};
 use crate::tier;
 use anyhow::{Context as _, Result};
 use obs_ingest::{Ingest, Telemetry};
-use obs_model::{Append as _, MemoryPool, TenantId, TimestampNs, WriteBatch};
+use obs_model::{
+    Append as _, Budget, DeleteScope, MemoryPool, SelectSpans as _, SpanSelection, TenantId,
+    TimestampNs, WriteBatch,
+};
 use obs_server::state::Parts;
 use obs_server::{
     AdminApi, AppState, Listener, RuleEngine, Transport, router, serve_collector, serve_grpc,
@@ -17,6 +20,7 @@ use obs_storage::Store;
 use obs_storage::vfs::OsVfs;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -31,6 +35,8 @@ use tokio_util::sync::CancellationToken;
 const DRAIN: Duration = Duration::from_secs(10);
 /// Interval of the derived LLM series, and of the own metrics.
 const DERIVE: Duration = Duration::from_secs(5);
+/// Interval at which tail sampling decides.
+const DECIDE: Duration = Duration::from_secs(1);
 const SELF_SCRAPE: Duration = Duration::from_secs(15);
 /// Interval at which expired data is dropped.
 const RETAIN: Duration = Duration::from_secs(60);
@@ -127,6 +133,9 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
     let loaded = config.prometheus.load(&external_url)?;
     let tail = config.tailing.load()?;
     ingest.sampling().set(config.sampling.load()?);
+    let tail_sampling = config.sampling.tail().map_err(UsageError)?;
+    restore_undecided(&store, &ingest, tail_sampling.as_ref())?;
+    ingest.set_tail(tail_sampling);
     let quit = CancellationToken::new();
     let state = AppState::new(Parts {
         source: Arc::new(store.clone()),
@@ -150,10 +159,12 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
                 let loaded = fresh.prometheus.load(&external_url).map_err(|e| e.to_string())?;
                 let tail = fresh.tailing.load().map_err(|e| e.to_string())?;
                 let strategies = fresh.sampling.load().map_err(|e| e.to_string())?;
+                let tail_sampling = fresh.sampling.tail()?;
                 let _entered = runtime.enter();
                 running.apply(loaded, &tail)?;
                 ingest.set_prices(prices);
                 ingest.sampling().set(strategies);
+                ingest.set_tail(tail_sampling);
                 Ok(())
             })
         },
@@ -412,6 +423,49 @@ fn write_endpoints(dir: &Path, endpoints: &BTreeMap<&'static str, SocketAddr>) -
         .context("failed to write endpoints.json")
 }
 
+/// Takes up the spans that were undecided when the server stopped.
+fn restore_undecided(
+    store: &Store,
+    ingest: &Ingest,
+    config: Option<&obs_ingest::TailConfig>,
+) -> Result<()> {
+    let default = [TenantId::default()];
+    // When sampling was switched off meanwhile, all of them are kept.
+    for tenant in config.map_or(&default[..], |c| c.tenants()) {
+        for name in Ingest::undecided_names(tenant) {
+            let mut spans = Vec::new();
+            let budget = Budget::new(i64::MAX, i64::MAX);
+            store
+                .select_spans(&name, &SpanSelection::ALL, &budget, &mut |s| {
+                    spans.push((**s).clone());
+                    ControlFlow::Continue(())
+                })
+                .context("failed to read undecided spans")?;
+            if !spans.is_empty() {
+                tracing::info!(%tenant, spans = spans.len(), "undecided spans are sampled again");
+                ingest.restore_undecided(tenant, spans, wall_clock());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Decides traces that are complete, and deletes what is decided from where it waited.
+async fn decide(store: &Store, ingest: &Ingest) {
+    match ingest.decide(wall_clock().to_millis()).await {
+        Ok(done) => {
+            for name in done {
+                if let Err(e) = store.delete(&name, DeleteScope::Tenant).await {
+                    tracing::warn!(%name, error = e, "decided spans are deleted later");
+                }
+            }
+        }
+        Err(e) => {
+            tracing::warn!(error = %e, "decided traces were not stored; they are tried again")
+        }
+    }
+}
+
 /// Emits the derived series and the own metrics until told to stop.
 async fn tick(
     store: Store,
@@ -423,6 +477,7 @@ async fn tick(
 ) {
     let mut derive = tokio::time::interval(DERIVE);
     let mut scrape = tokio::time::interval(SELF_SCRAPE);
+    let mut sample = tokio::time::interval(DECIDE);
     let mut retain = tokio::time::interval(RETAIN);
     let mut clock = RetentionClock::new(wall_clock());
     loop {
@@ -430,6 +485,10 @@ async fn tick(
             () = stop.cancelled() => return,
             _ = retain.tick() => {
                 drop_expired(&store, clock.now(wall_clock())).await;
+                continue;
+            }
+            _ = sample.tick() => {
+                decide(&store, &ingest).await;
                 continue;
             }
             _ = derive.tick() => ingest.tick(wall_clock().to_millis()).await,

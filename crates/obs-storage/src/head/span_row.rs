@@ -5,7 +5,7 @@ use crate::bin::{Decoder, Malformed};
 use crate::records::{get_events, get_links, get_span_id, get_value, skip_value};
 use obs_model::{
     AttributeScope, Attributes, FieldValue, Resource, Scope, Span, SpanField, SpanId, SpanKind,
-    SpanRow, StatusCode, TimestampNs, TraceId, field_of_events, field_of_links,
+    SpanRow, StatusCode, TimestampNs, TraceId, field_of_events, field_of_links, sampling_weight,
 };
 
 /// A span of a batch; its attributes, events and links are read when they are asked for.
@@ -22,6 +22,7 @@ pub(crate) struct HeadRow<'a> {
     kind: SpanKind,
     status: StatusCode,
     message: &'a str,
+    trace_state: &'a str,
     /// Attributes, events, links.
     rest: &'a [u8],
 }
@@ -49,7 +50,7 @@ impl<'a> HeadRow<'a> {
             2 => (StatusCode::Error, d.str()?),
             _ => return Err(d.bad()),
         };
-        d.raw()?;
+        let trace_state = d.str()?;
         Ok(Self {
             fields,
             resource,
@@ -63,6 +64,7 @@ impl<'a> HeadRow<'a> {
             kind,
             status,
             message,
+            trace_state,
             rest: d.rest(),
         })
     }
@@ -160,5 +162,8 @@ impl SpanRow for HeadRow<'_> {
         // A batch is checked when it is taken in: what cannot be read was never there.
         let value = self.fields.get(field).map(|f| self.field(f));
         value.and_then(Result::ok).unwrap_or(FieldValue::Nil)
+    }
+    fn weight(&self) -> f64 {
+        sampling_weight(self.trace_state)
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::bin::{Decoder, Encoder, Malformed};
 use crate::lru::Lru;
+use foldhash::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Runs of letters and digits from this length on are in the filter.
@@ -82,6 +83,22 @@ impl Builder {
         }
     }
 
+    /// Adds a value as a whole, which [`Filter::has`] finds.
+    pub(crate) fn add_value(&mut self, value: &[u8]) {
+        self.hashes.push(hash(value));
+    }
+
+    /// Returns how many words there are, repeated ones too.
+    pub(crate) fn len(&self) -> usize {
+        self.hashes.len()
+    }
+
+    /// Forgets repeated words.
+    pub(crate) fn compact(&mut self) {
+        let distinct: HashSet<u64> = self.hashes.drain(..).collect();
+        self.hashes.extend(distinct);
+    }
+
     /// Returns the filter: the longest word's length, then the bits.
     pub(crate) fn finish(mut self) -> Vec<u8> {
         self.hashes.sort_unstable();
@@ -147,7 +164,8 @@ impl<'a> Filter<'a> {
         Ok(Self { longest: d.len_free()?, bits: d.raw()? })
     }
 
-    fn has(&self, word: &[u8]) -> bool {
+    /// Returns false if the value was not added.
+    pub(crate) fn has(&self, word: &[u8]) -> bool {
         !self.bits.is_empty()
             && probes(hash(word), self.bits.len() * 8)
                 .all(|p| self.bits.get(p / 8).is_some_and(|b| b & (1 << (p % 8)) != 0))

@@ -68,19 +68,23 @@ pub(crate) fn skip_ids(d: &mut Decoder<'_>) -> Result<(), Malformed> {
 pub(crate) fn get_ids<const N: usize>(d: &mut Decoder<'_>) -> Result<Vec<[u8; N]>, Malformed> {
     const ROWS_MAX: usize = 1 << 24;
     let kind = d.u8()?;
+    let table = |d: &mut Decoder<'_>| -> Result<Vec<[u8; N]>, Malformed> {
+        let bytes = get_packed(d)?;
+        Ok(bytes.chunks_exact(N).filter_map(|c| c.try_into().ok()).collect())
+    };
     let rows = match kind {
         NONE | ALL => {
             let n = Some(d.len_free()?).filter(|n| *n <= ROWS_MAX).ok_or(d.bad())?;
             if kind == NONE {
                 return Ok(vec![[0; N]; n]);
             }
-            (1..=n as i64).collect()
+            let all = table(d)?;
+            return if all.len() == n { Ok(all) } else { Err(d.bad()) };
         }
         TABLE => get_ints(d)?,
         _ => return Err(d.bad()),
     };
-    let bytes = get_packed(d)?;
-    let table: Vec<[u8; N]> = bytes.chunks_exact(N).filter_map(|c| c.try_into().ok()).collect();
+    let table = table(d)?;
     rows.into_iter()
         .map(|n| match usize::try_from(n) {
             Ok(0) => Ok([0; N]),

@@ -311,18 +311,29 @@ impl RowSegment {
         Some(out)
     }
 
+    /// Returns a filter's bytes; a damaged one is none, and excludes nothing.
+    fn filter_bytes(&self, number: usize, at: BlockRef) -> Option<Arc<[u8]>> {
+        let read = || self.file.read(at);
+        match &self.filters {
+            Some((cache, segment)) => cache.get((*segment, number), read).ok(),
+            None => read().ok().map(Into::into),
+        }
+    }
+
+    /// Whether a block may have all of some values; only of rows whose filter holds values.
+    pub(crate) fn may_have(&self, number: usize, values: &[&str]) -> bool {
+        let at = self.blocks.get(number).and_then(|b| b.filter);
+        let Some(bytes) = at.and_then(|at| self.filter_bytes(number, at)) else { return true };
+        let Ok(f) = Filter::read(&bytes) else { return true };
+        values.iter().all(|v| f.has(v.as_bytes()))
+    }
+
     fn passes_filter(&self, number: usize, b: &BlockMeta, filter: &RowFilter<'_>) -> bool {
         let Some(at) = b.filter else { return true };
         if filter.needles.is_empty() && filter.traces.is_empty() {
             return true;
         }
-        // A damaged filter excludes nothing.
-        let read = || self.file.read(at);
-        let bytes = match &self.filters {
-            Some((cache, segment)) => cache.get((*segment, number), read),
-            None => read().map(Into::into),
-        };
-        let Ok(bytes) = bytes else { return true };
+        let Some(bytes) = self.filter_bytes(number, at) else { return true };
         let Ok(f) = Filter::read(&bytes) else { return true };
         let mut traces = filter.traces.iter().map(|t| format!(" {t} "));
         filter.needles.iter().all(|n| f.may_contain(n.as_bytes()))

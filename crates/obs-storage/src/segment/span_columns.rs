@@ -12,7 +12,7 @@ use crate::segment::ids::{get_ids, skip_ids};
 use crate::segment::logs::{get_resources, get_table};
 use obs_model::{
     AttributeScope, Equal, FieldValue, Resource, Scope, SpanField, SpanId, SpanKind, SpanRow,
-    StatusCode, TimestampNs, TraceId, field_of_events, field_of_links,
+    StatusCode, TimestampNs, TraceId, field_of_events, field_of_links, sampling_weight,
 };
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeSet;
@@ -30,6 +30,7 @@ struct Places<'a> {
     durations: &'a [u8],
     statuses: &'a [u8],
     messages: &'a [u8],
+    states: &'a [u8],
     resources: &'a [u8],
     scopes: &'a [u8],
     events: &'a [u8],
@@ -68,7 +69,7 @@ impl<'a> Places<'a> {
         let durations = column(d, block, skip_ints)?;
         let statuses = column(d, block, skip_ints)?;
         let messages = column(d, block, skip_strings)?;
-        skip_strings(d)?;
+        let states = column(d, block, skip_strings)?;
         let resources = column(d, block, skip_table)?;
         let scopes = column(d, block, skip_table)?;
         let events = column(d, block, skip_texts)?;
@@ -85,6 +86,7 @@ impl<'a> Places<'a> {
             durations,
             statuses,
             messages,
+            states,
             resources,
             scopes,
             events,
@@ -160,6 +162,7 @@ pub(crate) struct SpanBlock<'a> {
     rows: usize,
     starts: OnceCell<Vec<i64>>,
     durations: OnceCell<Vec<i64>>,
+    states: OnceCell<Strings>,
     traces: OnceCell<Vec<[u8; 16]>>,
     ids: OnceCell<Vec<[u8; 8]>>,
     parents: OnceCell<Parents>,
@@ -198,6 +201,7 @@ impl<'a> SpanBlock<'a> {
             rows,
             starts: OnceCell::new(),
             durations: OnceCell::new(),
+            states: OnceCell::new(),
             traces: OnceCell::new(),
             ids: OnceCell::new(),
             parents: OnceCell::new(),
@@ -412,6 +416,16 @@ impl<'a> SpanBlock<'a> {
         Ok(all?.get(row).copied().ok_or(Malformed(row))?)
     }
 
+    fn weight_at(&self, row: usize) -> Result<f64, SegmentError> {
+        match once(&self.states, || Ok(get_strings(&mut Decoder::new(self.places.states))?))? {
+            Strings::Const(v) if v.is_empty() => Ok(1.0),
+            states => match string_field(states, row)? {
+                FieldValue::Str(s) => Ok(sampling_weight(&s)),
+                _ => Ok(1.0),
+            },
+        }
+    }
+
     /// Whether any row's event or link may have the key (and, of names, the text).
     fn mentions(&self, slot: &Slot, word: &str) -> Result<bool, SegmentError> {
         let (cell, bytes) = match slot {
@@ -558,6 +572,10 @@ impl SpanRow for BlockRow<'_, '_> {
 
     fn get(&self, field: usize) -> FieldValue<'_> {
         self.block.or(self.block.field(field, self.row), FieldValue::Nil)
+    }
+
+    fn weight(&self) -> f64 {
+        self.block.or(self.block.weight_at(self.row), 1.0)
     }
 }
 

@@ -3,21 +3,43 @@
 use crate::bin::{Decoder, Encoder, Malformed};
 use crate::records::{get_events, get_links, get_scope, put_events, put_links, put_scope};
 use crate::segment::attrs::{self, AttributesReader, Sink, Source};
+use crate::segment::bloom;
 use crate::segment::columns::{
     Context, RowIds, get_ints, get_strings, get_texts, put_ints, put_strings, put_texts,
 };
-use crate::segment::ids::{get_ids, put_ids};
+use crate::segment::ids::{get_ids, put_ids, text_of};
 use crate::segment::logs::{get_resources, get_table, put_resources, put_shared, span_bytes};
 use crate::segment::rows::{Row, RowFilter, VisitRow};
 use crate::segment::{SegmentError, Signal};
 use foldhash::HashMap;
-use obs_model::{Span, SpanId, SpanKind, SpanStatus, TimestampNs, TraceId};
+use obs_model::{
+    AttributeValue, Attributes, Span, SpanId, SpanKind, SpanStatus, TimestampNs, TraceId,
+};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// Parents are written as the distance to their row, 0 for none; this marks one that is not in
 /// the block, whose id follows.
 pub(crate) const ELSEWHERE: i64 = i64::MIN;
+
+/// Bytes of a text up to which the filter has it.
+pub(crate) const FILTER_TEXT_MAX: usize = 256;
+
+/// Adds the texts of values, as [`obs_model::FieldValue::text`] gives them.
+fn add_values(b: &mut bloom::Builder, a: &Attributes) {
+    fn add(b: &mut bloom::Builder, v: &AttributeValue) {
+        match v {
+            AttributeValue::Empty => {}
+            AttributeValue::String(s) if s.len() > FILTER_TEXT_MAX => {}
+            AttributeValue::String(s) => b.add_value(s.as_bytes()),
+            AttributeValue::Bool(true) => b.add_value(b"true"),
+            AttributeValue::Bool(false) => b.add_value(b"false"),
+            AttributeValue::Array(list) => list.iter().for_each(|v| add(b, v)),
+            other => b.add_value(other.to_string().as_bytes()),
+        }
+    }
+    a.iter().for_each(|(_, v)| add(b, v));
+}
 
 impl Row for Span {
     const SIGNAL: Signal = Signal::Spans;
@@ -119,8 +141,43 @@ impl Row for Span {
         attrs::put_attributes(e, &rows.iter().map(|r| &r.attributes).collect::<Vec<_>>(), sink)
     }
 
-    fn filter(_rows: &[Self]) -> Option<Vec<u8>> {
-        None
+    /// Texts that a field of a span may be asked to be equal to.
+    fn filter(rows: &[Self]) -> Option<Vec<u8>> {
+        /// Values between two rounds of forgetting repeated ones.
+        const ROUND: usize = 16 << 10;
+        let mut b = bloom::Builder::default();
+        let mut limit = ROUND;
+        let (mut resource, mut scope, mut trace) = (None, None, None);
+        for r in rows {
+            if trace != Some(r.trace_id) {
+                trace = Some(r.trace_id);
+                b.add_text(text_of(r.trace_id.as_bytes()).as_bytes());
+            }
+            b.add_value(r.name.as_bytes());
+            if resource != Some(Arc::as_ptr(&r.resource)) {
+                resource = Some(Arc::as_ptr(&r.resource));
+                b.add_value(r.service().as_bytes());
+                add_values(&mut b, &r.resource.attributes);
+            }
+            if scope != Some(Arc::as_ptr(&r.scope)) {
+                scope = Some(Arc::as_ptr(&r.scope));
+                b.add_value(r.scope.name.as_bytes());
+                b.add_value(r.scope.version.as_bytes());
+                add_values(&mut b, &r.scope.attributes);
+            }
+            add_values(&mut b, &r.attributes);
+            for e in &r.events {
+                b.add_value(e.name.as_bytes());
+                add_values(&mut b, &e.attributes);
+            }
+            r.links.iter().for_each(|l| add_values(&mut b, &l.attributes));
+            if b.len() > limit {
+                b.compact();
+                limit = b.len() + ROUND;
+            }
+        }
+        b.compact();
+        Some(b.finish())
     }
 
     fn get_block(
