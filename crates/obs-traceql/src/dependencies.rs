@@ -1,9 +1,11 @@
 //! Calls between services, from parent-child pairs that cross a service boundary.
 
+use foldhash::HashMap;
 use obs_model::{
-    Budget, SelectError, SelectSpans, SpanId, SpanSelection, TenantId, TimestampNs, TraceId,
+    Budget, SelectError, SelectSpans, SpanField, SpanId, SpanRow, SpanScan, TenantId, TimestampNs,
+    TraceId, VisitSpans,
 };
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 /// An edge of the service graph.
@@ -17,6 +19,54 @@ pub struct Dependency {
 /// Spans looked at past which the graph is of the latest ones only.
 const SPANS_MAX: usize = 500_000;
 
+/// Spans by id, and which of them have a parent.
+struct Calls<'a> {
+    budget: &'a Budget,
+    services: Vec<String>,
+    numbers: HashMap<String, usize>,
+    owners: HashMap<(TraceId, SpanId), usize>,
+    children: Vec<(TraceId, SpanId, usize)>,
+}
+
+impl<'a> Calls<'a> {
+    fn new(budget: &'a Budget) -> Self {
+        Self {
+            budget,
+            services: Vec::new(),
+            numbers: HashMap::default(),
+            owners: HashMap::default(),
+            children: Vec::new(),
+        }
+    }
+}
+
+impl VisitSpans for Calls<'_> {
+    fn visit(&mut self, row: &dyn SpanRow) -> Result<ControlFlow<()>, SelectError> {
+        let name = row.get(0);
+        let name = name.text();
+        let service = match self.numbers.get(name.as_ref()) {
+            Some(n) => *n,
+            None => {
+                self.services.push(name.clone().into_owned());
+                self.numbers.insert(name.into_owned(), self.services.len() - 1);
+                self.services.len() - 1
+            }
+        };
+        if self.owners.insert((row.trace_id(), row.span_id()), service).is_none()
+            && let Some(parent) = row.parent_id()
+        {
+            self.children.push((row.trace_id(), parent, service));
+        }
+        // Memory of both tables, about.
+        const SPAN_BYTES: usize = 96;
+        if self.owners.len().is_multiple_of(1024) {
+            self.budget.take(0, 1024 * SPAN_BYTES)?;
+        }
+        let is_full = self.owners.len() >= SPANS_MAX;
+        Ok(if is_full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    }
+}
+
 /// Counts calls in a time range, sorted by parent and child.
 ///
 /// # Errors
@@ -28,27 +78,11 @@ pub fn dependencies(
     end: TimestampNs,
     budget: &Budget,
 ) -> Result<Vec<Dependency>, SelectError> {
-    let selection = SpanSelection { start, end, service: None, operation: None };
-    let mut services: Vec<String> = Vec::new();
-    let mut numbers: HashMap<String, usize> = HashMap::new();
-    let mut owners: HashMap<(TraceId, SpanId), usize> = HashMap::new();
-    let mut children: Vec<(TraceId, SpanId, usize)> = Vec::new();
-    source.select_spans(tenant, &selection, budget, &mut |s| {
-        let service = match numbers.get(s.service()) {
-            Some(n) => *n,
-            None => {
-                services.push(s.service().to_owned());
-                numbers.insert(s.service().to_owned(), services.len() - 1);
-                services.len() - 1
-            }
-        };
-        if owners.insert((s.trace_id, s.span_id), service).is_none()
-            && let Some(parent) = s.parent_id
-        {
-            children.push((s.trace_id, parent, service));
-        }
-        if owners.len() >= SPANS_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?;
+    let fields = [SpanField::Service];
+    let scan = SpanScan { start, end, fields: &fields, traces: &[], equal: &[] };
+    let mut calls = Calls::new(budget);
+    source.scan_spans(tenant, &scan, budget, &mut calls)?;
+    let Calls { services, owners, children, .. } = calls;
     let mut edges: BTreeMap<(&str, &str), u64> = BTreeMap::new();
     for (trace, parent, child) in children {
         if let Some(owner) = owners.get(&(trace, parent))

@@ -81,6 +81,8 @@ pub(crate) struct OutputArgs {
 pub(crate) enum Language {
     Promql,
     Logql,
+    /// TraceQL.
+    Traces,
     Sql,
 }
 
@@ -104,7 +106,7 @@ pub(crate) struct QueryArgs {
     /// Step of a range query.
     #[arg(long)]
     pub(crate) step: Option<String>,
-    /// Lines of a log query.
+    /// Lines of a log query, or traces.
     #[arg(long, default_value_t = 30)]
     pub(crate) limit: u32,
     /// Tenant, sent as X-Scope-OrgID.

@@ -2,6 +2,7 @@
 
 use crate::cli::{Language, Output, QueryArgs, complain, say};
 use anyhow::{Context as _, Result};
+use obs_traceql::TraceQl;
 use serde_json::Value;
 use std::process::ExitCode;
 
@@ -35,6 +36,16 @@ pub(crate) fn query(a: &QueryArgs) -> Result<ExitCode> {
             let is_log = a.query.trim_start().starts_with(['{', '(']);
             if is_range || is_log { "/loki/api/v1/query_range" } else { "/loki/api/v1/query" }
         }
+        Language::Traces => {
+            params.push(("q", a.query.clone()));
+            params.push(("limit", a.limit.to_string()));
+            // A text that is no query is refused by the server, in its words.
+            match TraceQl::parse(&a.query) {
+                Ok(q) if q.is_metric() && is_range => "/tempo/api/metrics/query_range",
+                Ok(q) if q.is_metric() => "/tempo/api/metrics/query",
+                _ => "/tempo/api/search",
+            }
+        }
         Language::Sql => {
             params.push(("q", a.query.clone()));
             "/api/v1/sql"
@@ -42,7 +53,11 @@ pub(crate) fn query(a: &QueryArgs) -> Result<ExitCode> {
     };
     let url = format!("{}{path}", a.url.trim_end_matches('/'));
     let (ok, body) = block_on(async {
-        let mut request = obs_objects::http_client().post(&url).form(&params);
+        let client = obs_objects::http_client();
+        let mut request = match a.language {
+            Language::Traces => client.get(&url).query(&params),
+            _ => client.post(&url).form(&params),
+        };
         if let Some(t) = &a.tenant {
             request = request.header("X-Scope-OrgID", t);
         }
@@ -89,6 +104,24 @@ fn series_name(labels: &Value) -> String {
     }
 }
 
+fn print_traces(traces: &[Value]) {
+    let row = |t: &Value| {
+        let of = |key: &str| t.get(key).map(text).unwrap_or_default();
+        let start = of("startTimeUnixNano").parse().map(obs_model::TimestampNs::from_nanos);
+        let sets = t.get("spanSets").and_then(Value::as_array).into_iter().flatten();
+        let matched: u64 = sets.filter_map(|s| s.get("matched")?.as_u64()).sum();
+        vec![
+            start.map(|t| t.to_string()).unwrap_or_default(),
+            format!("{:0>32}", of("traceID")),
+            format!("{}: {}", of("rootServiceName"), of("rootTraceName")),
+            matched.to_string(),
+            of("durationMs"),
+        ]
+    };
+    let names = ["start", "trace", "root", "matched spans", "duration ms"];
+    table(&names, &traces.iter().map(row).collect::<Vec<_>>());
+}
+
 fn print(answer: &Value) {
     if let (Some(columns), Some(rows)) = (
         answer.get("columns").and_then(Value::as_array),
@@ -102,6 +135,24 @@ fn print(answer: &Value) {
                 .collect::<Vec<_>>()
         });
         table(&names, &cells.collect::<Vec<_>>());
+        return;
+    }
+    if let Some(traces) = answer.get("traces").and_then(Value::as_array) {
+        return print_traces(traces);
+    }
+    if let Some(series) = answer.get("series").and_then(Value::as_array) {
+        for s in series {
+            let name = s.get("promLabels").map(text).unwrap_or_default();
+            match s.get("value") {
+                Some(v) => say(&format!("{name} => {}", text(v))),
+                None => say(&name),
+            }
+            for point in s.get("samples").and_then(Value::as_array).into_iter().flatten() {
+                let of = |key: &str| point.get(key).map(text).unwrap_or_default();
+                let seconds = of("timestampMs").parse::<f64>().unwrap_or(0.0) / 1000.0;
+                say(&format!("  {} @[{seconds}]", of("value")));
+            }
+        }
         return;
     }
     let data = answer.get("data").unwrap_or(&Value::Null);

@@ -2,6 +2,7 @@ import { describe, expect, it } from 'vitest';
 import { ago, count, duration, percent, usd } from './format';
 import { range, resolve, shift, step } from './range';
 import { colorIndex } from './color';
+import { layout } from './graph';
 import { build, visible, type Skeleton } from './tree';
 
 describe('format', () => {
@@ -56,5 +57,16 @@ describe('tree', () => {
   it('takes a chain of 50,000 without recursion', () => {
     const t = build(trace(Array.from({ length: 50_000 }, (_, i) => [String(i), i ? String(i - 1) : null, i, 1] as [string, string | null, number, number])));
     expect(t.depth[49_999]).toBe(49_999);
+  });
+});
+
+describe('service map', () => {
+  it('places callees right of their callers and survives loops', () => {
+    const edge = (from: string, to: string) => ({ from, to, calls: 2, failed: 1 });
+    const nodes = layout([edge('user', 'gateway'), edge('gateway', 'router'), edge('gateway', 'memory'), edge('router', 'memory'), edge('memory', 'gateway'), edge('a', 'b'), edge('b', 'a'), edge('x', 'x')]);
+    const at = Object.fromEntries(nodes.map((n) => [n.name, n.column]));
+    expect(at).toEqual({ a: 0, b: 1, gateway: 1, memory: 3, router: 2, user: 0, x: 0 });
+    expect(nodes.find((n) => n.name === 'memory')).toMatchObject({ calls: 4, failed: 2 });
+    expect(new Set(nodes.map((n) => `${n.column} ${n.row}`)).size).toBe(nodes.length);
   });
 });
