@@ -653,6 +653,106 @@ def test_span_metrics_and_the_service_graph(server, chain):
     assert exemplars[0]["exemplars"][0]["labels"]["trace_id"] == chain[0]
 
 
+
+def otlp(server, service, spans):
+    resource = {"attributes": [{"key": "service.name", "value": {"stringValue": service}}]}
+    body = json.dumps({"resourceSpans": [{"resource": resource, "scopeSpans": [{"spans": spans}]}]}).encode()
+    return request(server, "otlp-http", "/v1/traces", body, {"Content-Type": "application/json"})
+
+
+def a_span(trace_id, number, name, start_ns, ms, parent=None, **more):
+    span = {
+        "traceId": trace_id,
+        "spanId": f"{number:016x}",
+        "name": name,
+        "startTimeUnixNano": str(start_ns),
+        "endTimeUnixNano": str(start_ns + int(ms * 1e6)),
+        **more,
+    }
+    if parent:
+        span["parentSpanId"] = f"{parent:016x}"
+    return span
+
+
+# name, start and length in ms, parent by number.
+COST_TREE = [
+    ("POST /api/v1/costs", 0, 245, None),
+    ("authenticate_user", 1, 12, 1),
+    ("fetch_user_from_db", 2, 10, 2),
+    ("validate_request", 14, 5, 1),
+    ("calculate_cost", 20, 180, 1),
+    ("fetch_pricing_data", 21, 45, 5),
+    ("calculate_tokens", 67, 15, 5),
+    ("calculate_total", 83, 5, 5),
+    ("apply_discount", 89, 8, 5),
+    ("store_cost", 201, 35, 1),
+    ("insert_database", 203, 30, 10),
+    ("send_notification", 236, 8, 1),
+]
+
+
+def test_the_tree_of_a_cost_request(server):
+    trace_id, start = os.urandom(16).hex(), time.time_ns() - 30_000_000_000
+    spans = [
+        a_span(trace_id, n + 1, name, start + at * 1_000_000, ms, parent)
+        for n, (name, at, ms, parent) in enumerate(COST_TREE)
+    ]
+    # Children first, in two requests, one of them twice.
+    assert otlp(server, "cost-ops", spans[6:][::-1])[0] == 200
+    assert otlp(server, "cost-ops", spans[:6])[0] == 200
+    assert otlp(server, "cost-ops", spans[:6])[0] == 200
+    tree = get(server, "ui", f"/api/v1/traces/{trace_id}/skeleton")
+    by_name = dict(zip(tree["name"], zip(tree["duration"], tree["parent"], tree["start"])))
+    assert len(tree["id"]) == 12
+    for number, (name, at, ms, parent) in enumerate(COST_TREE):
+        expected = parent and f"{parent:016x}"
+        assert by_name[name] == (ms * 1_000_000, expected, at * 1_000_000), name
+    leaves = get(server, "tempo", "/api/search", q='{ resource.service.name = "cost-ops" && childCount = 0 }')["traces"]
+    assert leaves[0]["spanSets"][0]["matched"] == 8
+
+
+def test_bad_spans_harm_no_other(server):
+    start = time.time_ns() - 20_000_000_000
+    good, loop, wide = (os.urandom(16).hex() for _ in range(3))
+    text = lambda k, v: {"key": k, "value": {"stringValue": v}}
+    status, body = otlp(
+        server,
+        "bad<script>",
+        [
+            a_span(good, 1, "good", start, 5),
+            a_span(good, 2, "ends before it starts", start, -5, 1),
+            a_span("0" * 32, 3, "no trace", start, 5),
+            a_span(good, 0, "no id", start, 5),
+            a_span(loop, 1, "a", start, 5, 2),
+            a_span(loop, 2, "b", start, 5, 1),
+            a_span(loop, 3, "own parent", start, 5, 3),
+            a_span(
+                wide,
+                1,
+                '<img src=x onerror="alert(1)">\u001b[31m',
+                start,
+                5,
+                attributes=[text("__proto__", "x"), text("constructor", "y"), text("long", "z" * (1 << 20))],
+                links=[{"traceId": good, "spanId": f"{n + 1:016x}"} for n in range(1000)],
+            ),
+        ],
+    )
+    assert status == 200 and json.loads(body)["partialSuccess"]["rejectedSpans"] in (2, "2")
+    many = [text(f"k{n}", "v") for n in range(10_000)]
+    status, body = otlp(server, "bad<script>", [a_span(os.urandom(16).hex(), 1, "many", start, 5, attributes=many)])
+    assert status == 200 and "attributes" in json.loads(body)["partialSuccess"]["errorMessage"]
+    spans = json.loads(request(server, "jaeger", f"/api/traces/{good}")[1])["data"][0]["spans"]
+    assert {(s["operationName"], s["duration"]) for s in spans} == {("good", 5000), ("ends before it starts", 0)}
+    assert len(json.loads(request(server, "jaeger", f"/api/traces/{loop}")[1])["data"][0]["spans"]) == 3
+    one = json.loads(request(server, "jaeger", f"/api/traces/{wide}")[1])["data"][0]["spans"][0]
+    found = tags(one)
+    assert (found["__proto__"], found["constructor"], len(found["long"])) == ("x", "y", 1 << 20)
+    assert len(one["references"]) == 1000
+    assert get(server, "tempo", "/api/search", q='{ span.__proto__ = "x" }')["traces"]
+    assert get(server, "tempo", "/api/search", q='{ name = "a" } >> { name = "b" }')["traces"]
+    assert get(server, "tempo", "/api/search", q='{ resource.service.name = "bad<script>" && nestedSetLeft > 0 }')["traces"]
+
+
 TAIL = """
 sampling:
   tail:

@@ -313,3 +313,105 @@ pub fn decode_datagram(
     })?;
     out.map_or_else(|| r.fail("call without spans"), Ok)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn compact_string(out: &mut Vec<u8>, text: &str) {
+        out.push(text.len() as u8);
+        out.extend_from_slice(text.as_bytes());
+    }
+
+    /// A call of `emitBatch` in the compact protocol with one span.
+    fn datagram() -> Vec<u8> {
+        let mut b = vec![0x82, 0x81, 1];
+        compact_string(&mut b, "emitBatch");
+        // The argument, its process, the service's name.
+        b.extend_from_slice(&[0x1c, 0x1c, 0x18]);
+        compact_string(&mut b, "shop");
+        // The list of spans: ids 5, 0, 7, no parent; name; start 1,000 and length 250 µs.
+        b.extend_from_slice(&[0x00, 0x19, 0x1c, 0x16, 10, 0x16, 0, 0x16, 14, 0x16, 0, 0x18]);
+        compact_string(&mut b, "pay");
+        b.extend_from_slice(&[0x36, 0xd0, 0x0f, 0x16, 0xf4, 0x03]);
+        // One tag that is true, then the ends.
+        b.extend_from_slice(&[0x19, 0x1c, 0x18]);
+        compact_string(&mut b, "error");
+        b.extend_from_slice(&[0x15, 4, 0x31, 0x00, 0x00, 0x00, 0x00]);
+        b
+    }
+
+    #[test]
+    fn a_datagram_is_read_and_cut_anywhere_is_refused() {
+        let whole = datagram();
+        let now = TimestampNs::from_nanos(0);
+        let d = decode_datagram(&whole, Protocol::Compact, now).unwrap();
+        let s = &d.items[0];
+        assert_eq!((s.service(), s.name.as_str(), s.duration_ns()), ("shop", "pay", 250_000));
+        assert_eq!(s.start.nanos(), 1_000_000);
+        assert!(s.status.is_error() && s.attributes.is_empty() && s.parent_id.is_none());
+        for n in 0..whole.len() {
+            assert!(decode_datagram(&whole[..n], Protocol::Compact, now).is_err(), "{n} bytes");
+        }
+    }
+
+    #[test]
+    fn damage_is_an_error_or_other_spans_and_never_more() {
+        let mut seed = 1_u64;
+        let mut next = || {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 33) as usize
+        };
+        let whole = datagram();
+        for _ in 0..20_000 {
+            let mut bytes = whole.clone();
+            for _ in 0..1 + next() % 4 {
+                let at = next() % bytes.len();
+                bytes[at] = next() as u8;
+            }
+            for protocol in [Protocol::Compact, Protocol::Binary] {
+                let _ = decode_datagram(&bytes, protocol, TimestampNs::from_nanos(0));
+                let _ = decode_batch(&bytes, protocol);
+                let _ = crate::zipkin::decode_v1_thrift(&bytes, TimestampNs::from_nanos(0));
+            }
+        }
+        // What is announced must be there.
+        let huge = [0x0b, 0, 1, 0x7f, 0xff, 0xff, 0xff];
+        let e = decode_batch(&huge, Protocol::Binary).unwrap_err().to_string();
+        assert!(e.contains("announced"), "{e}");
+        let deep = [0x1c; 5_000];
+        let e = decode_batch(&deep, Protocol::Compact).unwrap_err().to_string();
+        assert!(e.contains("too deeply"), "{e}");
+    }
+
+    #[test]
+    fn a_span_survives_jaegers_message() {
+        let resource = resource_of("shop".into(), vec![("zone".into(), "eu".into())]);
+        let raw = RawSpan {
+            trace_id: [1; 16],
+            span_id: [2; 8],
+            name: "op".into(),
+            references: vec![
+                Reference { is_child_of: true, trace_id: [1; 16], span_id: [3; 8] },
+                Reference { is_child_of: false, trace_id: [9; 16], span_id: [4; 8] },
+            ],
+            start_ns: 5_000,
+            duration_ns: 7_000,
+            tags: vec![
+                ("span.kind".into(), "client".into()),
+                ("otel.status_description".into(), "no".into()),
+                ("error".into(), true.into()),
+                ("otel.scope.name".into(), "lib".into()),
+                ("n".into(), 3.into()),
+            ],
+            logs: vec![(6_000, vec![("event".into(), "e".into()), ("k".into(), 1.5.into())])],
+            ..RawSpan::default()
+        };
+        let span = span_of(raw, &resource).unwrap();
+        assert_eq!(span.parent_id, SpanId::from_slice(&[3; 8]));
+        assert_eq!((span.kind, &span.status), (SpanKind::Client, &SpanStatus::Error("no".into())));
+        assert_eq!((span.scope.name.as_str(), span.attributes.len()), ("lib", 1));
+        let batch = proto::Batch { spans: vec![proto::encode(&span)], process: None };
+        assert_eq!(proto::decode(batch).items, [span]);
+    }
+}

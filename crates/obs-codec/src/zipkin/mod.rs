@@ -159,3 +159,61 @@ fn kind_of(text: &str) -> Result<SpanKind, String> {
         other => return Err(format!("unknown kind {other:?}")),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: TimestampNs = TimestampNs::from_nanos(42);
+
+    #[test]
+    fn both_sides_of_an_old_span_become_spans() {
+        let json = br#"[{"traceId":"5","id":"6","name":"get","timestamp":100,"duration":50,
+          "annotations":[
+            {"timestamp":100,"value":"cs","endpoint":{"serviceName":"web"}},
+            {"timestamp":110,"value":"sr","endpoint":{"serviceName":"api","ipv4":"10.0.0.2","port":80}},
+            {"timestamp":120,"value":"cache miss","endpoint":{"serviceName":"api"}},
+            {"timestamp":140,"value":"ss","endpoint":{"serviceName":"api"}},
+            {"timestamp":150,"value":"cr","endpoint":{"serviceName":"web"}}],
+          "binaryAnnotations":[
+            {"key":"http.path","value":"/x","endpoint":{"serviceName":"web"}},
+            {"key":"sa","value":true,"endpoint":{"serviceName":"api"}}]}]"#;
+        let d = decode_v1_json(json, NOW).unwrap();
+        let [client, server] = d.items.as_slice() else { panic!("{d:?}") };
+        assert_eq!((client.service(), client.kind), ("web", SpanKind::Client));
+        assert_eq!((client.start.nanos(), client.duration_ns()), (100_000, 50_000));
+        assert_eq!(client.attributes.get_str("peer.service"), Some("api"));
+        assert_eq!(client.attributes.get_str("http.path"), Some("/x"));
+        assert_eq!((server.service(), server.kind), ("api", SpanKind::Server));
+        assert_eq!((server.start.nanos(), server.duration_ns()), (110_000, 30_000));
+        assert_eq!(server.span_id, client.span_id);
+        assert_eq!(server.events[0].name, "cache miss");
+        assert_eq!(server.attributes.get_str("net.host.ip"), Some("10.0.0.2"));
+    }
+
+    #[test]
+    fn what_is_missing_is_made_up_for_or_refused() {
+        let json = br#"[
+          {"traceId":"1","id":"2"},
+          {"traceId":"1","id":"3","timestamp":"7","duration":1.9,"kind":"SERVER",
+           "tags":{"error":"","n":5,"otel.scope.name":"lib"}},
+          {"traceId":"1","id":"4","kind":"ODD"},
+          {"traceId":"11112222333344445555666677778888","id":"5","annotations":[{"timestamp":9,"value":"x"}]},
+          {"traceId":"","id":"6"},
+          7]"#;
+        let d = decode_v2_json(json, NOW).unwrap();
+        assert_eq!((d.items.len(), d.rejected.count), (3, 3));
+        let [plain, server, annotated] = d.items.as_slice() else { panic!("{d:?}") };
+        assert_eq!((plain.start, plain.service()), (NOW, "unknown_service"));
+        assert_eq!((server.start.nanos(), server.duration_ns()), (7_000, 1_000));
+        assert_eq!(server.status, SpanStatus::Error(String::new()));
+        assert_eq!(
+            (server.scope.name.as_str(), server.attributes.get_str("n")),
+            ("lib", Some("5"))
+        );
+        assert_eq!(annotated.start.nanos(), 9_000);
+        assert_eq!(annotated.trace_id.to_string(), "11112222333344445555666677778888");
+        assert!(decode_v2_json(b"{}", NOW).is_err());
+        assert!(decode_v2_proto(b"\xff\xff", NOW).is_err());
+    }
+}

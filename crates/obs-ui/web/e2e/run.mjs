@@ -163,6 +163,30 @@ try {
     await axe('traces');
   });
 
+  await step('TraceQL finds traces by their structure, and says where a query is wrong', async () => {
+    await page.getByLabel('TraceQL').fill('{ resource.service.name = "gateway" } >> { status = error } | count() >= 1');
+    await page.getByRole('button', { name: 'Run' }).click();
+    await page.waitForURL(/q=/);
+    await page.getByRole('columnheader', { name: 'Matched' }).waitFor();
+    await page.getByRole('region', { name: 'Results' }).locator('tbody tr.link').first().waitFor();
+    await axe('traceql');
+    await page.getByLabel('TraceQL').fill('{ name = }');
+    await page.getByRole('button', { name: 'Run' }).click();
+    await page.getByRole('alert').filter({ hasText: 'parse error at line 1, col 10' }).waitFor();
+    await page.getByRole('button', { name: 'Clear' }).click();
+    await page.getByLabel('Tags').waitFor();
+  });
+
+  await step('the service map shows who calls whom', async () => {
+    await page.goto(`${base}/services?from=now-2h&to=now`);
+    await page.getByRole('region', { name: 'Calls' }).getByRole('cell', { name: 'openai' }).first().waitFor();
+    await page.getByRole('region', { name: 'Map' }).getByRole('link', { name: 'gateway', exact: true }).click();
+    await page.waitForURL(/\/traces\?.*service=gateway/);
+    await page.goBack();
+    await axe('services');
+    await shot('services-light');
+  });
+
   await step('Targets and rules say what is down and what fires', async () => {
     await until('the alert', async () => (await json('/prometheus/api/v1/alerts')).data.alerts.length);
     await page.goto(`${base}/targets`);
