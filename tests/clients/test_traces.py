@@ -631,6 +631,53 @@ def test_tempo_as_grafana_asks(server, chain):
     assert request(server, "tempo", "/api/metrics/query_range", q="{ }", **window)[0] == 400
 
 
+TEMPO = messages(
+    """
+Search
+limit int32 4
+query string 8
+
+Span
+id string 1
+name string 2
+
+Set
+spans Span 1 repeated
+matched int32 2
+
+Trace
+id string 1
+service string 2
+name string 3
+start uint64 4
+duration_ms int32 5
+sets Set 7 repeated
+
+Found
+traces Trace 1 repeated
+"""
+)
+
+
+def test_tempo_streams_over_grpc(server, chain):
+    trace_id, start = chain
+    with grpc.insecure_channel(server.endpoints["tempo"]) as channel:
+        search = channel.unary_stream(
+            "/tempopb.StreamingQuerier/Search",
+            request_serializer=lambda m: m.SerializeToString(),
+            response_deserializer=TEMPO["Found"].FromString,
+        )
+        query = '{ name = "inference" && .deployment.environment = "test" } >> { }'
+        traces = [t for m in search(TEMPO["Search"](query=query, limit=5)) for t in m.traces]
+        assert [(t.id, t.service, t.start, t.duration_ms) for t in traces] == [
+            (trace_id.lstrip("0"), "gateway", start, 200)
+        ]
+        assert traces[0].sets[0].matched == 2
+        with pytest.raises(grpc.RpcError) as e:
+            list(search(TEMPO["Search"](query="{")))
+        assert e.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
 def test_span_metrics_and_the_service_graph(server, chain):
     def value(query):
         result = get(server, "prometheus", "/api/v1/query", query=query)["data"]["result"]

@@ -143,7 +143,7 @@ impl Facts {
         for s in spans {
             let seconds = s.duration_ns() as f64 / 1e9;
             let w = weight(&s.trace_state);
-            let status = status_name(s);
+            let status = s.status.otlp_name();
             key.clear();
             key.extend_from_slice(s.service().as_bytes());
             key.push(0);
@@ -192,25 +192,6 @@ pub(crate) struct Red {
     last_tick: TimestampMs,
 }
 
-const fn kind_name(k: SpanKind) -> &'static str {
-    match k {
-        SpanKind::Unspecified => "SPAN_KIND_UNSPECIFIED",
-        SpanKind::Internal => "SPAN_KIND_INTERNAL",
-        SpanKind::Server => "SPAN_KIND_SERVER",
-        SpanKind::Client => "SPAN_KIND_CLIENT",
-        SpanKind::Producer => "SPAN_KIND_PRODUCER",
-        SpanKind::Consumer => "SPAN_KIND_CONSUMER",
-    }
-}
-
-fn status_name(s: &Span) -> &'static str {
-    match s.status {
-        obs_model::SpanStatus::Unset => "STATUS_CODE_UNSET",
-        obs_model::SpanStatus::Ok => "STATUS_CODE_OK",
-        obs_model::SpanStatus::Error(_) => "STATUS_CODE_ERROR",
-    }
-}
-
 fn labels(name: &str, pairs: &[(&str, &str)], le: Option<&str>) -> Labels {
     let mut b = LabelsBuilder::default();
     b.set(METRIC_NAME, name);
@@ -249,7 +230,7 @@ fn histogram_values(out: &mut Vec<f64>, h: &Histogram, scale: f64) {
 
 impl Operation {
     fn new(of: &Several, name: &str) -> Self {
-        let (service, kind, status) = (of.service.service(), kind_name(of.kind), of.status);
+        let (service, kind, status) = (of.service.service(), of.kind.otlp_name(), of.status);
         let tempo = [
             ("service", service),
             ("span_name", name),

@@ -38,6 +38,18 @@ impl SpanKind {
         }
     }
 
+    /// Returns the name in OTLP's definition.
+    pub const fn otlp_name(self) -> &'static str {
+        match self {
+            Self::Unspecified => "SPAN_KIND_UNSPECIFIED",
+            Self::Internal => "SPAN_KIND_INTERNAL",
+            Self::Server => "SPAN_KIND_SERVER",
+            Self::Client => "SPAN_KIND_CLIENT",
+            Self::Producer => "SPAN_KIND_PRODUCER",
+            Self::Consumer => "SPAN_KIND_CONSUMER",
+        }
+    }
+
     /// Returns the value of the `span.kind` tag that Jaeger shows.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -62,6 +74,15 @@ pub enum SpanStatus {
 impl SpanStatus {
     pub const fn is_error(&self) -> bool {
         matches!(self, Self::Error(_))
+    }
+
+    /// Returns the name of the code in OTLP's definition.
+    pub const fn otlp_name(&self) -> &'static str {
+        match self {
+            Self::Unset => "STATUS_CODE_UNSET",
+            Self::Ok => "STATUS_CODE_OK",
+            Self::Error(_) => "STATUS_CODE_ERROR",
+        }
     }
 
     pub const fn as_str(&self) -> &'static str {

@@ -25,6 +25,7 @@ mod sampling;
 mod sql;
 pub mod state;
 mod tempo;
+mod tempo_grpc;
 mod tenant;
 mod traces;
 mod ui;

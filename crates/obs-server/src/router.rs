@@ -3,7 +3,7 @@
 use crate::state::AppState;
 use crate::{
     admin, health, jaeger, llm, loki, otlp_http, partial, prometheus, remote_write, sampling, sql,
-    tempo, traces, ui, zipkin,
+    tempo, tempo_grpc, traces, ui, zipkin,
 };
 use axum::Router;
 use axum::extract::{Request, State};
@@ -146,7 +146,16 @@ pub fn router(listener: Listener, state: AppState) -> Router {
         .layer(CompressionLayer::new())
         .layer(middleware::from_fn(partial::mark))
         .layer(middleware::from_fn_with_state((state.clone(), listener), count))
-        .with_state(state)
+        .with_state(state.clone())
+        .merge(methods(listener, state))
+}
+
+/// gRPC methods on a port of HTTP.
+fn methods(listener: Listener, state: AppState) -> Router {
+    match listener {
+        Listener::Tempo => tempo_grpc::routes(state),
+        _ => Router::new(),
+    }
 }
 
 async fn count(

@@ -170,7 +170,7 @@ fn go_duration_ns(p: &Params, name: &str) -> Api<Option<i64>> {
     p.get(name).map(parse).transpose()
 }
 
-fn parse_query(text: &str) -> Api<TraceQl> {
+pub(crate) fn parse_query(text: &str) -> Api<TraceQl> {
     TraceQl::parse(text).map_err(|e| bad(format!("invalid TraceQL query: {e}")))
 }
 
@@ -219,7 +219,7 @@ fn search_request(p: &Params) -> Api<(TraceQl, SearchRange)> {
 }
 
 /// Traces a search may return.
-const LIMIT_MAX: usize = 10_000;
+pub(crate) const LIMIT_MAX: usize = 10_000;
 
 async fn search(State(state): State<AppState>, p: Params) -> Api<Response> {
     let (query, range) = search_request(&p)?;

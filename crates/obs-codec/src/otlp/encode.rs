@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use obs_model::{AttributeValue, Attributes, Resource, Scope, Span, SpanKind, SpanStatus};
+use obs_model::{AttributeValue, Attributes, Resource, Scope, Span, SpanStatus};
 use opentelemetry_proto::tonic::common::v1::{
     AnyValue, ArrayValue, InstrumentationScope, KeyValue, KeyValueList, any_value::Value as Proto,
 };
@@ -168,17 +168,6 @@ fn json_attributes(out: &mut Map<String, Value>, a: &Attributes) {
     }
 }
 
-const fn kind_name(k: SpanKind) -> &'static str {
-    match k {
-        SpanKind::Unspecified => "SPAN_KIND_UNSPECIFIED",
-        SpanKind::Internal => "SPAN_KIND_INTERNAL",
-        SpanKind::Server => "SPAN_KIND_SERVER",
-        SpanKind::Client => "SPAN_KIND_CLIENT",
-        SpanKind::Producer => "SPAN_KIND_PRODUCER",
-        SpanKind::Consumer => "SPAN_KIND_CONSUMER",
-    }
-}
-
 fn json_span(s: &Span, dialect: JsonDialect) -> Value {
     let id = |bytes: &[u8]| match dialect {
         JsonDialect::Otlp => bytes.iter().map(|b| format!("{b:02x}")).collect::<String>(),
@@ -201,7 +190,7 @@ fn json_span(s: &Span, dialect: JsonDialect) -> Value {
         "kind",
         match dialect {
             JsonDialect::Otlp => s.kind.to_otlp().into(),
-            JsonDialect::Proto => kind_name(s.kind).into(),
+            JsonDialect::Proto => s.kind.otlp_name().into(),
         },
     );
     put("startTimeUnixNano", unsigned(s.start.nanos()).to_string().into());
@@ -233,13 +222,16 @@ fn json_span(s: &Span, dialect: JsonDialect) -> Value {
     {
         status.insert("message".into(), m.as_str().into());
     }
-    let (number, name) = match s.status {
-        SpanStatus::Unset => (0, "STATUS_CODE_UNSET"),
-        SpanStatus::Ok => (1, "STATUS_CODE_OK"),
-        SpanStatus::Error(_) => (2, "STATUS_CODE_ERROR"),
+    let number = match s.status {
+        SpanStatus::Unset => 0,
+        SpanStatus::Ok => 1,
+        SpanStatus::Error(_) => 2,
     };
     if number > 0 {
-        let code = if dialect == JsonDialect::Otlp { number.into() } else { name.into() };
+        let code = match dialect {
+            JsonDialect::Otlp => number.into(),
+            JsonDialect::Proto => s.status.otlp_name().into(),
+        };
         status.insert("code".into(), code);
     }
     out.insert("status".into(), status.into());
@@ -272,7 +264,7 @@ pub fn json_traces<T: AsRef<Span>>(spans: &[T], dialect: JsonDialect) -> Vec<Val
 mod tests {
     use super::*;
     use crate::otlp::{decode_traces, from_protobuf};
-    use obs_model::{SpanEvent, SpanId, SpanLink, TimestampNs, TraceId};
+    use obs_model::{SpanEvent, SpanId, SpanKind, SpanLink, TimestampNs, TraceId};
     use prost::Message as _;
 
     fn a_span(id: u8) -> Arc<Span> {
