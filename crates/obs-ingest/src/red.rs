@@ -6,7 +6,7 @@
 
 use obs_model::{
     Exemplar, Labels, LabelsBuilder, METRIC_NAME, MetricKind, MetricMetadata, Resource, Sample,
-    Series, Span, SpanId, SpanKind, TenantId, TimestampMs, TraceId,
+    Series, Span, SpanId, SpanKind, StatusCode, TenantId, TimestampMs, TraceId,
 };
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -148,7 +148,7 @@ impl Facts {
             key.extend_from_slice(s.service().as_bytes());
             key.push(0);
             key.extend_from_slice(s.name.as_bytes());
-            key.extend_from_slice(&[0, s.kind.to_otlp() as u8, status.len() as u8]);
+            key.extend_from_slice(&[0, s.kind.to_otlp() as u8, StatusCode::from(&s.status) as u8]);
             if !out.operations.contains_key(key.as_slice()) {
                 let new = Several {
                     service: s.resource.clone(),
@@ -657,6 +657,27 @@ mod tests {
         assert_eq!(out[0].exemplars.len(), 2);
         assert_eq!(out[0].exemplars[0].0.get("le"), "0.008");
         assert_eq!(out[0].exemplars[1].0.get("le"), "8");
+    }
+
+    #[test]
+    fn failed_spans_are_counted_apart_from_others_of_the_operation() {
+        let mut red = Red::default();
+        let t = TenantId::default();
+        let with = |status: SpanStatus| Span { status, ..span(1, 0, "s", SpanKind::Internal, 1) };
+        let spans = [
+            with(SpanStatus::Unset),
+            with(SpanStatus::Error("no".into())),
+            with(SpanStatus::Ok),
+            with(SpanStatus::Unset),
+        ];
+        red.observe(&t, Facts::of(&spans), at(1));
+        let out = red.tick(at(2));
+        let calls = |status: &str| {
+            value(&out, "traces_spanmetrics_calls_total", &[("status_code", status)])
+        };
+        assert_eq!(calls("STATUS_CODE_UNSET"), Some(2.0));
+        assert_eq!(calls("STATUS_CODE_ERROR"), Some(1.0));
+        assert_eq!(calls("STATUS_CODE_OK"), Some(1.0));
     }
 
     #[test]
