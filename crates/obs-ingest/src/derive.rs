@@ -103,8 +103,22 @@ pub struct Derived {
     pub dropped: u64,
 }
 
-/// Name, kind and help of every derived metric.
-const FAMILIES: [(&str, MetricKind, &str); 9] = [
+/// Name, kind and help of a derived metric.
+pub(crate) type Family = (&'static str, MetricKind, &'static str);
+
+pub(crate) fn metadata(families: &[Family]) -> Vec<MetricMetadata> {
+    families
+        .iter()
+        .map(|(name, kind, help)| MetricMetadata {
+            name: (*name).into(),
+            kind: *kind,
+            help: (*help).into(),
+            unit: String::new(),
+        })
+        .collect()
+}
+
+const FAMILIES: [Family; 9] = [
     ("llm_requests_total", MetricKind::Counter, "Requests to language models."),
     ("llm_tokens_total", MetricKind::Counter, "Tokens by type; the types do not overlap."),
     (
@@ -296,17 +310,6 @@ impl Derived {
                 out.push(Series { labels: labels.clone(), samples });
             }
         }
-        let metadata = || {
-            FAMILIES
-                .iter()
-                .map(|(name, kind, help)| MetricMetadata {
-                    name: (*name).into(),
-                    kind: *kind,
-                    help: (*help).into(),
-                    unit: String::new(),
-                })
-                .collect()
-        };
-        by_tenant.into_iter().map(|(t, s)| (t, s, metadata())).collect()
+        by_tenant.into_iter().map(|(t, s)| (t, s, metadata(&FAMILIES))).collect()
     }
 }

@@ -4,6 +4,7 @@
 //! Sampled spans stand for others: a probability that the trace state carries (`ot=th:…`) counts
 //! each for as many.
 
+use crate::derive::{Family, metadata};
 use obs_model::{
     Exemplar, Labels, LabelsBuilder, METRIC_NAME, MetricKind, MetricMetadata, Resource, Sample,
     Series, Span, SpanId, SpanKind, StatusCode, TenantId, TimestampMs, TraceId,
@@ -550,50 +551,44 @@ impl Red {
                 let series_of = [labels(name, &[], None)];
                 emit(&mut series, &series_of, vec![value], false, times);
             }
-            out.push(Emitted { tenant: tenant.clone(), series, metadata: metadata(), exemplars });
+            out.push(Emitted {
+                tenant: tenant.clone(),
+                series,
+                metadata: metadata(&FAMILIES),
+                exemplars,
+            });
         }
         out
     }
 }
 
-fn metadata() -> Vec<MetricMetadata> {
-    const FAMILIES: [(&str, MetricKind, &str); 9] = [
-        ("traces_spanmetrics_calls_total", MetricKind::Counter, "Spans by operation."),
-        ("traces_spanmetrics_size_total", MetricKind::Counter, "Bytes of spans by operation."),
-        ("traces_spanmetrics_latency", MetricKind::Histogram, "Duration of spans, seconds."),
-        ("traces_span_metrics_calls_total", MetricKind::Counter, "Spans by operation."),
-        (
-            "traces_span_metrics_duration_milliseconds",
-            MetricKind::Histogram,
-            "Duration of spans, milliseconds.",
-        ),
-        ("traces_service_graph_request_total", MetricKind::Counter, "Calls between two services."),
-        (
-            "traces_service_graph_request_failed_total",
-            MetricKind::Counter,
-            "Failed calls between two services.",
-        ),
-        (
-            "traces_service_graph_request_server_seconds",
-            MetricKind::Histogram,
-            "Duration of calls as the server saw them, seconds.",
-        ),
-        (
-            "traces_service_graph_request_client_seconds",
-            MetricKind::Histogram,
-            "Duration of calls as the client saw them, seconds.",
-        ),
-    ];
-    FAMILIES
-        .iter()
-        .map(|(name, kind, help)| MetricMetadata {
-            name: (*name).into(),
-            kind: *kind,
-            help: (*help).into(),
-            unit: String::new(),
-        })
-        .collect()
-}
+const FAMILIES: [Family; 9] = [
+    ("traces_spanmetrics_calls_total", MetricKind::Counter, "Spans by operation."),
+    ("traces_spanmetrics_size_total", MetricKind::Counter, "Bytes of spans by operation."),
+    ("traces_spanmetrics_latency", MetricKind::Histogram, "Duration of spans, seconds."),
+    ("traces_span_metrics_calls_total", MetricKind::Counter, "Spans by operation."),
+    (
+        "traces_span_metrics_duration_milliseconds",
+        MetricKind::Histogram,
+        "Duration of spans, milliseconds.",
+    ),
+    ("traces_service_graph_request_total", MetricKind::Counter, "Calls between two services."),
+    (
+        "traces_service_graph_request_failed_total",
+        MetricKind::Counter,
+        "Failed calls between two services.",
+    ),
+    (
+        "traces_service_graph_request_server_seconds",
+        MetricKind::Histogram,
+        "Duration of calls as the server saw them, seconds.",
+    ),
+    (
+        "traces_service_graph_request_client_seconds",
+        MetricKind::Histogram,
+        "Duration of calls as the client saw them, seconds.",
+    ),
+];
 
 #[cfg(test)]
 mod tests {

@@ -5,8 +5,8 @@
 //! ([`obs_model::set_sampling_weight`]), so that what is counted of them stays unbiased.
 
 use obs_model::{
-    AttributeScope, CallStatus, CostState, FieldValue, LlmCall, Money, Span, SpanField, TenantId,
-    TimestampMs, TraceId, field_of, go_regex, set_sampling_weight,
+    CallStatus, CostState, FieldValue, LlmCall, Money, Span, TenantId, TimestampMs, TraceId,
+    go_regex, set_sampling_weight,
 };
 use regex::Regex;
 use rust_decimal::prelude::FromPrimitive as _;
@@ -308,9 +308,10 @@ struct Waiting {
     failed: bool,
 }
 
-fn values<'a>(s: &'a Span, key: &str) -> [FieldValue<'a>; 2] {
-    [AttributeScope::Resource, AttributeScope::Span]
-        .map(|scope| field_of(s, &SpanField::Attribute(scope, key.to_owned())).into_owned())
+/// Returns what the resource and the span have under a key.
+fn values<'a>(s: &'a Span, key: &str) -> impl Iterator<Item = FieldValue<'a>> {
+    let both = [&s.resource.attributes, &s.attributes];
+    both.into_iter().filter_map(move |a| a.get(key)).map(FieldValue::from)
 }
 
 impl Policy {
@@ -318,9 +319,9 @@ impl Policy {
         let any = |f: &dyn Fn(&Span) -> bool| t.spans.iter().any(f);
         let of = |key: &str, f: &dyn Fn(&FieldValue<'_>) -> bool| {
             any(&|s| {
-                values(s, key).iter().any(|v| match v {
+                values(s, key).any(|v| match v {
                     FieldValue::List(l) => l.iter().any(f),
-                    v => f(v),
+                    v => f(&v),
                 })
             })
         };

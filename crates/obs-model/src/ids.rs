@@ -7,7 +7,8 @@ fn hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     bytes.iter().try_for_each(|b| write!(f, "{b:02x}"))
 }
 
-fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+/// Parses hexadecimal of up to `N` bytes, in either case; shorter ids are padded on the left.
+pub fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     if text.is_empty() || text.len() > N * 2 || !text.bytes().all(|c| c.is_ascii_hexdigit()) {
         return None;
     }

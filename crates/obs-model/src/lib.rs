@@ -23,7 +23,7 @@ mod time;
 pub use attributes::{AttributeValue, Attributes, Resource, Scope};
 pub use go_regex::go_regex;
 pub use histogram::{CUSTOM_BUCKETS_SCHEMA, Histogram, HistogramBucket, ResetHint};
-pub use ids::{SpanId, TenantId, TenantIdError, TraceId};
+pub use ids::{SpanId, TenantId, TenantIdError, TraceId, unhex};
 pub use labels::{Labels, LabelsBuilder, LabelsIter, METRIC_NAME, is_metadata};
 pub use llm::{
     CallCost, CallStatus, CostState, Dialect, LlmCall, Message, MessagePart, Money, Operation,

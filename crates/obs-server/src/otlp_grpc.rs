@@ -127,9 +127,7 @@ pub async fn serve_grpc(
     listener: TcpListener,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    // Of the tenant that may send most; each request is held to its own tenant's.
-    let own = state.limits.own_bytes_max.values().map(|(_, expanded)| *expanded);
-    let max = own.fold(state.limits.decompressed_bytes_max, usize::max);
+    let max = state.limits.expanded_bytes_max();
     let service = Service(state);
     macro_rules! limited {
         ($server:expr) => {

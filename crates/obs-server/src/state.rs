@@ -53,6 +53,13 @@ impl Default for ServerLimits {
 }
 
 impl ServerLimits {
+    /// Returns the most bytes of any tenant's request, expanded; each request is held to its own
+    /// tenant's.
+    pub(crate) fn expanded_bytes_max(&self) -> usize {
+        let own = self.own_bytes_max.values().map(|(_, expanded)| *expanded);
+        own.fold(self.decompressed_bytes_max, usize::max)
+    }
+
     /// Returns the most bytes of a tenant's request, as sent and expanded.
     pub(crate) fn bytes_of(&self, tenant: &TenantId) -> (usize, usize) {
         let all = (self.body_bytes_max, self.decompressed_bytes_max);

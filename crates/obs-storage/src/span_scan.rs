@@ -57,13 +57,11 @@ impl Store {
             }
             match s.rows() {
                 Ok(Some(rows)) => {
-                    let lists = traces.iter().map(|t| rows.blocks_of(t));
-                    // No list of traces, or a damaged one: any block may have them.
-                    let wanted: Option<Vec<usize>> =
-                        lists.collect::<Option<Vec<_>>>().map(|l| l.concat());
-                    let wanted = wanted.filter(|_| !traces.is_empty());
+                    let wanted = rows.blocks_of_any(traces);
+                    let is_wanted =
+                        |n: &usize| wanted.as_ref().is_none_or(|w| w.binary_search(n).is_ok());
                     let all = rows.blocks.iter().enumerate();
-                    let hits = all.filter(|(n, _)| wanted.as_ref().is_none_or(|w| w.contains(n)));
+                    let hits = all.filter(|(n, _)| is_wanted(n));
                     out.extend(hits.map(|(n, b)| Part {
                         min: b.min,
                         max: b.max,

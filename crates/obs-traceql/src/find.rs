@@ -116,14 +116,28 @@ impl VisitSpans for Newest<'_> {
     }
 }
 
-/// Collects what a query keeps of spans, by trace.
+/// Collects fields of spans, by trace.
 pub(crate) struct Keeper<'a> {
-    pub(crate) plan: &'a Plan,
-    pub(crate) budget: &'a Budget,
+    /// Whose spans are kept; without one all are.
+    plan: Option<&'a Plan>,
+    /// How many fields are kept of a span.
+    fields: usize,
+    budget: &'a Budget,
     pub(crate) traces: HashMap<TraceId, Vec<Kept>>,
 }
 
-impl Keeper<'_> {
+impl<'a> Keeper<'a> {
+    /// Keeps what may play a part in a query.
+    pub(crate) fn of_plan(plan: &'a Plan, budget: &'a Budget) -> Self {
+        let fields = plan.fields.stored.len();
+        Self { plan: Some(plan), fields, budget, traces: HashMap::default() }
+    }
+
+    /// Keeps every span.
+    fn of_all(fields: usize, budget: &'a Budget) -> Self {
+        Self { plan: None, fields, budget, traces: HashMap::default() }
+    }
+
     /// Sorts each trace's spans by start, and drops those that were sent twice.
     pub(crate) fn drop_repeated(&mut self) {
         self.traces.values_mut().for_each(sort_unique);
@@ -137,8 +151,8 @@ fn sort_unique(rows: &mut Vec<Kept>) {
 
 impl VisitSpans for Keeper<'_> {
     fn visit(&mut self, row: &dyn SpanRow) -> Result<ControlFlow<()>, SelectError> {
-        if self.plan.keeps(row) {
-            let kept = Kept::of(row, self.plan.fields.stored.len());
+        if self.plan.is_none_or(|p| p.keeps(row)) {
+            let kept = Kept::of(row, self.fields);
             self.budget.take(0, kept.size_bytes())?;
             self.traces.entry(row.trace_id()).or_default().push(kept);
         }
@@ -165,21 +179,6 @@ struct Whole<'a> {
     status: usize,
 }
 
-struct Gather<'a> {
-    fields: usize,
-    budget: &'a Budget,
-    traces: HashMap<TraceId, Vec<Kept>>,
-}
-
-impl VisitSpans for Gather<'_> {
-    fn visit(&mut self, row: &dyn SpanRow) -> Result<ControlFlow<()>, SelectError> {
-        let kept = Kept::of(row, self.fields);
-        self.budget.take(0, kept.size_bytes())?;
-        self.traces.entry(row.trace_id()).or_default().push(kept);
-        Ok(ControlFlow::Continue(()))
-    }
-}
-
 impl<'a> Whole<'a> {
     fn new(
         source: &'a dyn SelectSpans,
@@ -201,8 +200,7 @@ impl<'a> Whole<'a> {
 
     /// Returns the spans of traces, in the order of the ids.
     fn read(&self, ids: &[TraceId]) -> Result<Vec<(TraceId, Vec<Kept>)>, SelectError> {
-        let (fields, budget) = (self.fields.len(), self.budget);
-        let mut gather = Gather { fields, budget, traces: HashMap::default() };
+        let mut keeper = Keeper::of_all(self.fields.len(), self.budget);
         let scan = SpanScan {
             start: TimestampNs::MIN,
             end: TimestampNs::MAX,
@@ -210,13 +208,9 @@ impl<'a> Whole<'a> {
             traces: ids,
             equal: &[],
         };
-        self.source.scan_spans(self.tenant, &scan, budget, &mut gather)?;
-        let mut rows = |id: &TraceId| {
-            let mut rows = gather.traces.remove(id)?;
-            sort_unique(&mut rows);
-            Some((*id, rows))
-        };
-        Ok(ids.iter().filter_map(&mut rows).collect())
+        self.source.scan_spans(self.tenant, &scan, self.budget, &mut keeper)?;
+        keeper.drop_repeated();
+        Ok(ids.iter().filter_map(|id| Some((*id, keeper.traces.remove(id)?))).collect())
     }
 }
 
@@ -269,7 +263,7 @@ pub fn find(
 /// Returns the traces that satisfy a query as far as spans of the range tell, the latest first.
 fn matching(whole: &Whole<'_>, scan: &SpanScan<'_>) -> Result<Vec<TraceId>, QueryError> {
     let (plan, budget) = (whole.plan, whole.budget);
-    let mut keeper = Keeper { plan, budget, traces: HashMap::default() };
+    let mut keeper = Keeper::of_plan(plan, budget);
     whole.source.scan_spans(whole.tenant, scan, budget, &mut keeper)?;
     keeper.drop_repeated();
     let mut latest = Latest::default();

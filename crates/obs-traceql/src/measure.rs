@@ -400,7 +400,7 @@ pub fn measure(
         }
     }
     let mut meter = Meter::new(metric, steps, range.exemplars);
-    let mut keeper = Keeper { plan, budget, traces: HashMap::default() };
+    let mut keeper = Keeper::of_plan(plan, budget);
     source.scan_spans(tenant, &scan, budget, &mut keeper)?;
     keeper.drop_repeated();
     for (id, rows) in &keeper.traces {

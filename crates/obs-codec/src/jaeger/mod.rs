@@ -182,7 +182,17 @@ fn tag(r: &mut Reader<'_>) -> Read<(String, AttributeValue)> {
     Ok((key, value))
 }
 
-fn trace_bytes(low: i64, high: i64) -> [u8; 16] {
+/// Returns an id's bytes; shorter ids stand at the end, as numbers do.
+pub(crate) fn padded<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    let mut out = [0; N];
+    for (to, from) in out.iter_mut().rev().zip(bytes.iter().rev()) {
+        *to = *from;
+    }
+    out
+}
+
+/// Returns a trace id of the two numbers that Thrift has for it.
+pub(crate) fn trace_bytes(low: i64, high: i64) -> [u8; 16] {
     let both = (u128::from(high as u64) << 64) | u128::from(low as u64);
     both.to_be_bytes()
 }

@@ -1,7 +1,7 @@
 //! The messages of Jaeger's gRPC services (`jaeger.api_v2`, `jaeger.api_v3`), by the numbers of its
 //! published definitions.
 
-use super::{RawSpan, Reference, resource_of, spans_of};
+use super::{RawSpan, Reference, padded, resource_of, spans_of};
 use crate::Decoded;
 use obs_model::{AttributeValue, Attributes, Span, SpanKind, SpanStatus, TimestampNs};
 use std::collections::HashMap;
@@ -305,21 +305,12 @@ fn key_values(a: &Attributes) -> Vec<KeyValue> {
     a.iter().map(|(k, v)| key_value(k, v)).collect()
 }
 
-fn fixed<const N: usize>(bytes: &[u8]) -> [u8; N] {
-    let mut out = [0; N];
-    // Shorter ids stand at the end, as numbers do.
-    for (to, from) in out.iter_mut().rev().zip(bytes.iter().rev()) {
-        *to = *from;
-    }
-    out
-}
-
 fn raw_of(s: ProtoSpan) -> RawSpan {
     let ns = |t: Option<Time>| t.map_or(0, |t| t.ns());
     let pairs = |list: Vec<KeyValue>| list.into_iter().map(value_of).collect();
     RawSpan {
-        trace_id: fixed(&s.trace_id),
-        span_id: fixed(&s.span_id),
+        trace_id: padded(&s.trace_id),
+        span_id: padded(&s.span_id),
         parent_id: [0; 8],
         name: s.operation_name,
         references: s
@@ -327,8 +318,8 @@ fn raw_of(s: ProtoSpan) -> RawSpan {
             .into_iter()
             .map(|r| Reference {
                 is_child_of: r.ref_type == 0,
-                trace_id: fixed(&r.trace_id),
-                span_id: fixed(&r.span_id),
+                trace_id: padded(&r.trace_id),
+                span_id: padded(&r.span_id),
             })
             .collect(),
         start_ns: ns(s.start_time),

@@ -2,7 +2,7 @@
 
 use super::v2::{JsonEndpoint, Micros, address, id};
 use super::{Endpoint, RawSpan, spans_of};
-use crate::jaeger::{Kind, Protocol, Read, Reader};
+use crate::jaeger::{Kind, Protocol, Read, Reader, trace_bytes};
 use crate::{DecodeError, Decoded};
 use obs_model::{AttributeValue, Span, SpanKind, TimestampNs};
 use serde::Deserialize;
@@ -280,8 +280,7 @@ fn thrift_span(r: &mut Reader<'_>) -> Read<Old> {
         }
         Ok(true)
     })?;
-    let both = (u128::from(high as u64) << 64) | u128::from(low as u64);
-    out.trace_id = both.to_be_bytes();
+    out.trace_id = trace_bytes(low, high);
     Ok(out)
 }
 

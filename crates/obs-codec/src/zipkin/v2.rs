@@ -1,8 +1,9 @@
 //! Version 2: JSON and protobuf.
 
 use super::{Endpoint, RawSpan, kind_of, spans_of};
+use crate::jaeger::padded;
 use crate::{DecodeError, Decoded};
-use obs_model::{Span, SpanKind, TimestampNs};
+use obs_model::{Span, SpanKind, TimestampNs, unhex};
 use prost::Message as _;
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
@@ -71,19 +72,12 @@ struct JsonSpan {
     shared: Option<bool>,
 }
 
-/// Parses hexadecimal of up to `N` bytes; shorter ids stand at the end.
+/// Parses an id; an empty one is none, all zero.
 pub(super) fn id<const N: usize>(text: &str, what: &str) -> Result<[u8; N], String> {
-    let fault = || format!("{what} {text:?} is not hexadecimal of {} digits", 2 * N);
-    if text.len() > 2 * N || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return Err(fault());
+    if text.is_empty() {
+        return Ok([0; N]);
     }
-    let padded = format!("{text:0>width$}", width = 2 * N);
-    let mut out = [0; N];
-    for (i, byte) in out.iter_mut().enumerate() {
-        let digits = padded.get(2 * i..2 * i + 2).ok_or_else(fault)?;
-        *byte = u8::from_str_radix(digits, 16).map_err(|_| fault())?;
-    }
-    Ok(out)
+    unhex(text).ok_or_else(|| format!("{what} {text:?} is not hexadecimal of {} digits", 2 * N))
 }
 
 fn raw_of(value: serde_json::Value) -> Result<RawSpan, String> {
@@ -190,14 +184,10 @@ struct ProtoSpans {
 
 fn raw_of_proto(s: ProtoSpan) -> Result<RawSpan, String> {
     fn fixed<const N: usize>(bytes: &[u8], what: &str) -> Result<[u8; N], String> {
-        let mut out = [0; N];
         if bytes.len() > N {
             return Err(format!("{what} has {} bytes", bytes.len()));
         }
-        for (to, from) in out.iter_mut().rev().zip(bytes.iter().rev()) {
-            *to = *from;
-        }
-        Ok(out)
+        Ok(padded(bytes))
     }
     let micros = |us: u64| i64::try_from(us).unwrap_or(i64::MAX);
     let mut tags: Vec<_> = s.tags.into_iter().map(|(k, v)| (k, v.into())).collect();

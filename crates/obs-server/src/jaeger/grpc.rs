@@ -62,8 +62,7 @@ pub async fn serve_collector(
     listener: TcpListener,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let own = state.limits.own_bytes_max.values().map(|(_, expanded)| *expanded);
-    let max = own.fold(state.limits.decompressed_bytes_max, usize::max);
+    let max = state.limits.expanded_bytes_max();
     let s = state.clone();
     let routes =
         unary_of(Router::new(), "/jaeger.api_v2.CollectorService/PostSpans", max, move |r| {

@@ -291,7 +291,7 @@ impl RowSegment {
 
     /// Returns the numbers of the blocks that may hold rows of a trace; all when the list is
     /// damaged.
-    pub(crate) fn blocks_of(&self, trace: &TraceId) -> Option<Vec<usize>> {
+    fn blocks_of(&self, trace: &TraceId) -> Option<Vec<usize>> {
         if self.pages.is_empty() {
             return None;
         }
@@ -309,6 +309,19 @@ impl RowSegment {
             out.extend(hits.filter_map(|(_, b)| usize::try_from(*b).ok()));
         }
         Some(out)
+    }
+
+    /// Returns the numbers, ascending, of the blocks that may hold rows of any of some traces; nothing
+    /// when no traces are named, or when the list is damaged: any block may then.
+    pub(crate) fn blocks_of_any(&self, traces: &[TraceId]) -> Option<Vec<usize>> {
+        if traces.is_empty() {
+            return None;
+        }
+        let lists: Option<Vec<_>> = traces.iter().map(|t| self.blocks_of(t)).collect();
+        let mut all = lists?.concat();
+        all.sort_unstable();
+        all.dedup();
+        Some(all)
     }
 
     /// Returns a filter's bytes; a damaged one is none, and excludes nothing.
@@ -349,17 +362,7 @@ impl RowSegment {
         damaged: Damaged<'_>,
         visit: VisitRow<'_, R>,
     ) -> Result<ControlFlow<()>, SegmentError> {
-        let of_traces = if R::BY_TRACE && !filter.traces.is_empty() {
-            let lists = filter.traces.iter().map(|t| self.blocks_of(t));
-            lists.collect::<Option<Vec<_>>>().map(|lists| {
-                let mut all = lists.concat();
-                all.sort_unstable();
-                all.dedup();
-                all
-            })
-        } else {
-            None
-        };
+        let of_traces = if R::BY_TRACE { self.blocks_of_any(filter.traces) } else { None };
         let mut numbers: Vec<usize> = of_traces.unwrap_or_else(|| (0..self.blocks.len()).collect());
         if reverse {
             numbers.reverse();
