@@ -1,10 +1,10 @@
 //! Spans → canonical LLM calls.
 
 use crate::price::PriceBook;
-use crate::{provider, tokens};
+use crate::{estimate, messages_of, provider, tokens};
 use obs_model::{
-    AttributeValue, Attributes, CallStatus, CostState, Dialect, LlmCall, Money, Operation, Span,
-    TokenUsage,
+    AttributeValue, Attributes, CallStatus, CostState, Dialect, LlmCall, Message, MessagePart,
+    Money, Operation, Span, TimestampNs, TokenUsage,
 };
 use serde_json::Value as Json;
 
@@ -51,13 +51,27 @@ fn classify(span: &Span) -> Option<(Dialect, Operation)> {
             || id.ends_with(".doEmbed"))
         .then_some((Dialect::VercelAi, operation));
     }
+    if let Some(found) = framework(a) {
+        return found;
+    }
     let openllmetry = a.iter().any(|(k, _)| {
         k.starts_with("traceloop.")
             || k.starts_with("llm.request.type")
             || k == "gen_ai.is_streaming"
     }) || (span.scope.name.starts_with("opentelemetry.instrumentation.")
         && !span.scope.name.ends_with("openai_v2"));
-    let dialect = if openllmetry { Dialect::OpenLlmetry } else { Dialect::OtelGenAi };
+    let scope = span.scope.name.as_str();
+    let dialect = if openllmetry {
+        Dialect::OpenLlmetry
+    } else if scope == "pydantic-ai" {
+        Dialect::PydanticAi
+    } else if scope == "livekit-agents" || a.iter().any(|(k, _)| k.starts_with("lk.")) {
+        Dialect::LiveKit
+    } else if scope.starts_with("litellm") {
+        Dialect::LiteLlm
+    } else {
+        Dialect::OtelGenAi
+    };
     if let Some(operation) = a.get_str("gen_ai.operation.name") {
         return Operation::parse(operation).map(|o| (dialect, o));
     }
@@ -65,10 +79,42 @@ fn classify(span: &Span) -> Option<(Dialect, Operation)> {
         return Operation::parse(kind).map(|o| (Dialect::OpenLlmetry, o));
     }
     // Without a name a span is a call when it names a model and tells its usage or outcome.
-    let names_model = a.get_str("gen_ai.request.model").is_some();
-    (names_model
-        && (tokens::usage(a, dialect).is_some() || a.get("gen_ai.response.model").is_some()))
-    .then_some((dialect, Operation::Chat))
+    let usage = || tokens::usage(a, dialect, "").is_some();
+    if a.get_str("gen_ai.request.model").is_some() {
+        let answered = usage() || a.get("gen_ai.response.model").is_some();
+        return answered.then_some((dialect, Operation::Chat));
+    }
+    let is_plain = PLAIN_MODEL.iter().any(|k| a.get_str(k).is_some()) && usage();
+    is_plain.then_some((Dialect::Plain, Operation::Chat))
+}
+
+/// Names of the model where `llm.*` attributes follow no convention.
+const PLAIN_MODEL: &[&str] = &["llm.model", "llm.model.name", "llm.request.model"];
+
+/// Spans of frameworks that name their kinds themselves; `Some(None)` is one that is no call.
+fn framework(a: &Attributes) -> Option<Option<(Dialect, Operation)>> {
+    if let Some(kind) = a.get_str("mlflow.spanType") {
+        let operation = match kind.trim_matches('"') {
+            "LLM" | "CHAT_MODEL" => Some(Operation::Chat),
+            "EMBEDDING" => Some(Operation::Embeddings),
+            "RERANKER" => Some(Operation::Rerank),
+            _ => None,
+        };
+        return Some(operation.map(|o| (Dialect::Mlflow, o)));
+    }
+    if a.get("genkit:type").or_else(|| a.get("genkit:metadata:subtype")).is_some() {
+        let operation = match a.get_str("genkit:metadata:subtype") {
+            Some("model") => Some(Operation::Chat),
+            Some("embedder") => Some(Operation::Embeddings),
+            _ => None,
+        };
+        return Some(operation.map(|o| (Dialect::Genkit, o)));
+    }
+    let adk = a.iter().any(|(k, _)| k.starts_with("gcp.vertex.agent."));
+    adk.then(|| {
+        let asked = a.get_str("gcp.vertex.agent.llm_request").is_some();
+        asked.then_some((Dialect::GoogleAdk, Operation::Chat))
+    })
 }
 
 /// What some dialects leave inside a JSON copy of the provider's answer.
@@ -102,7 +148,8 @@ fn request_model(a: &Attributes) -> String {
     let asked = parameters
         .and_then(|t| serde_json::from_str::<Json>(t).ok())
         .and_then(|j| j.get("model")?.as_str().map(str::to_owned));
-    let explicit = text(a, &["gen_ai.request.model", "llm.request.model_name"]);
+    let explicit =
+        text(a, &["gen_ai.request.model", "llm.request.model_name", "llm.request.model"]);
     let named = || {
         text(
             a,
@@ -112,6 +159,10 @@ fn request_model(a: &Attributes) -> String {
                 "reranker.model_name",
                 "ai.model.id",
                 "langfuse.observation.model.name",
+                "llm.model",
+                "llm.model.name",
+                "mlflow.llm.model",
+                "genkit:name",
             ],
         )
     };
@@ -227,6 +278,36 @@ fn reported_cost(a: &Attributes) -> Option<Money> {
         .or_else(|| Money::try_from(value.as_f64()?).ok())
 }
 
+/// How the provider served a call, as the price book names it.
+fn service_tier(a: &Attributes) -> String {
+    let keys = [
+        "openai.response.service_tier",
+        "gen_ai.openai.response.service_tier",
+        "gen_ai.response.service_tier",
+        "openai.request.service_tier",
+        "gen_ai.openai.request.service_tier",
+        "gen_ai.request.service_tier",
+    ];
+    let named = first(a, &keys).to_owned();
+    let among = || {
+        let keys = ["llm.invocation_parameters", "langfuse.observation.model.parameters"];
+        let text = keys.iter().find_map(|k| a.get_str(k))?;
+        let json: Json = serde_json::from_str(text).ok()?;
+        json.get("service_tier")?.as_str().map(str::to_owned)
+    };
+    let named = if named.is_empty() { among().unwrap_or_default() } else { named };
+    tier_of(&named)
+}
+
+/// Returns the price book's name of a service tier: empty for the standard one.
+pub(crate) fn tier_of(name: &str) -> String {
+    match name.to_ascii_lowercase().as_str() {
+        "batch" | "flex" | "priority" => name.to_ascii_lowercase(),
+        // Reserved capacity is paid for apart, its calls at the standard price.
+        _ => String::new(),
+    }
+}
+
 /// Translates a span into a priced call; `None` if it is no call of a model.
 pub fn call_from_span(span: &Span, prices: &PriceBook) -> Option<LlmCall> {
     let (dialect, operation) = classify(span)?;
@@ -244,9 +325,11 @@ pub fn call_from_span(span: &Span, prices: &PriceBook) -> Option<LlmCall> {
             "llm.provider",
             "llm.system",
             "ai.model.provider",
+            "mlflow.llm.provider",
         ],
     );
-    let usage = tokens::usage(a, dialect);
+    let provider = provider::canonical(raw_provider, first(a, &["llm.system", "gen_ai.system"]));
+    let usage = tokens::usage(a, dialect, &provider);
     let mut call = LlmCall {
         start: span.start,
         end: span.end,
@@ -255,7 +338,7 @@ pub fn call_from_span(span: &Span, prices: &PriceBook) -> Option<LlmCall> {
         call_id: or(text(a, &["gen_ai.response.id", "ai.response.id"]), &answer.id),
         service: span.service().to_owned(),
         environment: span.resource.environment().unwrap_or_default().to_owned(),
-        provider: provider::canonical(raw_provider, first(a, &["llm.system", "gen_ai.system"])),
+        provider,
         request_model: request_model(a),
         response_model: or(
             text(
@@ -319,43 +402,97 @@ pub fn call_from_span(span: &Span, prices: &PriceBook) -> Option<LlmCall> {
             ],
         ),
         tags: tags(a),
-        tokens: usage.map_or(TokenUsage::default(), |u| u.tokens),
+        tokens: usage.as_ref().map_or(TokenUsage::default(), |u| u.tokens),
         time_to_first_token_ms: first_token_ms(span),
         cost: None,
         cost_state: CostState::Unpriced,
         reported_cost: reported_cost(a),
         dialect,
+        organization: anywhere(&[
+            "organization",
+            "organization_id",
+            "organization.id",
+            "llm.organization",
+            "openai.organization",
+            "traceloop.association.properties.organization",
+            "traceloop.association.properties.organization_id",
+            "ai.telemetry.metadata.organization",
+        ]),
+        service_tier: service_tier(a),
+        region: text(a, &["gen_ai.request.region", "aws.bedrock.region", "llm.region"]),
+        fingerprint: text(
+            a,
+            &[
+                "openai.response.system_fingerprint",
+                "gen_ai.openai.response.system_fingerprint",
+                "gen_ai.openai.system_fingerprint",
+                "gen_ai.response.system_fingerprint",
+            ],
+        ),
+        evidence: usage.as_ref().map(|u| u.evidence.clone()).unwrap_or_default(),
+        estimated: false,
+        cost_max: None,
+        revision: 0,
+        booked_at: TimestampNs::from_nanos(0),
+        reason: String::new(),
     };
-    if let Some(u) = usage {
-        price(&mut call, u, prices);
-    } else if is_error {
-        // A refused request has no usage and costs nothing; that is known, not missing.
-        price(
-            &mut call,
-            tokens::Usage { tokens: TokenUsage::default(), alternative: None },
-            prices,
-        );
+    let alternative = usage.as_ref().and_then(|u| u.alternative);
+    if usage.is_none() && !is_error {
+        estimate(span, &mut call);
+    }
+    // A refused request has no usage and costs nothing; that is known, not missing.
+    if usage.is_some() || call.estimated || is_error {
+        price(&mut call, alternative, prices);
     }
     Some(call)
 }
 
-fn price(call: &mut LlmCall, usage: tokens::Usage, prices: &PriceBook) {
-    let Some(cost) = prices.price(call, &usage.tokens) else { return };
-    call.cost_state = CostState::Priced;
-    call.cost = Some(cost);
-    if let Some(other) = usage.alternative.and_then(|t| prices.price(call, &t)) {
-        let lower = call.cost.take().filter(|c| c.total() <= other.total()).unwrap_or(other);
-        call.cost_state = CostState::Ambiguous;
-        call.cost = Some(lower);
+/// Counts the tokens of a call that came without counts from its text.
+fn estimate(span: &Span, call: &mut LlmCall) {
+    let talk = messages_of(span, std::iter::empty());
+    let count = |messages: &[Message]| -> u64 {
+        let model = call.model();
+        let parts = messages.iter().flat_map(|m| &m.parts);
+        parts.map(|p| estimate::tokens(model, part_text(p))).sum()
+    };
+    let (input, output) = (count(&talk.input), count(&talk.output));
+    if input == 0 && output == 0 {
+        return;
     }
+    call.tokens = TokenUsage { input, output, ..TokenUsage::default() };
+    call.estimated = true;
+    call.evidence = format!("estimated from text by {}", estimate::method(call.model()));
+}
+
+fn part_text(p: &MessagePart) -> &str {
+    match p {
+        MessagePart::Text(t) | MessagePart::Reasoning(t) => t,
+        MessagePart::ToolCall { arguments, .. } => arguments,
+        MessagePart::ToolResult { content, .. } => content,
+        MessagePart::Other { .. } => "",
+    }
+}
+
+/// Prices a call again by a book: sets state, cost and, where two readings remain, both bounds.
+/// `alternative` is the other reading of an ambiguous source.
+pub(crate) fn price(call: &mut LlmCall, alternative: Option<TokenUsage>, prices: &PriceBook) {
+    call.cost_state = CostState::Unpriced;
+    (call.cost, call.cost_max) = (None, None);
+    let Some(cost) = prices.price(call, &call.tokens) else { return };
+    call.cost_state = CostState::Priced;
+    if let Some(other) = alternative.and_then(|t| prices.price(call, &t)) {
+        call.cost_state = CostState::Ambiguous;
+        call.cost_max = Some(cost.total().max(other.total()));
+        call.cost = Some(if cost.total() <= other.total() { cost } else { other });
+        return;
+    }
+    call.cost = Some(cost);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use obs_model::{
-        Resource, Scope, SpanEvent, SpanId, SpanKind, SpanStatus, TimestampNs, TraceId,
-    };
+    use obs_model::{Resource, Scope, SpanEvent, SpanId, SpanKind, SpanStatus, TraceId};
     use std::sync::Arc;
 
     fn span(scope: &str, pairs: Vec<(&str, AttributeValue)>) -> Span {

@@ -5,11 +5,17 @@
 //! [`PriceBook::price`], and a conversation through [`messages_of`].
 
 mod call;
+mod estimate;
 mod messages;
 mod price;
 mod provider;
 mod tokens;
+mod usage;
 
 pub use call::{call_from_span, is_llm_event};
 pub use messages::{Conversation, messages_of};
-pub use price::{PriceBook, PriceBookError, PriceRecord, Tier};
+pub use price::{
+    BookFile, Discount, Imported, Match, Mode, PriceBook, PriceBookError, PriceRecord, Rate, Rates,
+    Tier, Volume, import_csv, import_litellm, import_origin,
+};
+pub use usage::usage_call;

@@ -17,15 +17,24 @@ pub(crate) fn canonical(raw: &str, system: &str) -> String {
             | "xai"
             | "perplexity"
     );
-    let name = if sdk { head } else { lower.as_str() };
+    let vertex = lower.starts_with("google.vertex");
+    let name = if sdk && !vertex { head } else { lower.as_str() };
     let system = system.trim().to_ascii_lowercase();
     match name {
-        "azure" | "az.ai.openai" | "azure_openai" | "azure.ai.openai" => "azure.ai.openai",
+        n if n.starts_with("google.vertex") || n.starts_with("vertex.") => "gcp.vertex_ai",
+        n if n.starts_with("azure.") && !n.starts_with("azure.ai.") => "azure.ai.openai",
+        "together" | "together_ai" | "togetherai" | "together.ai" => "together",
+        "fireworks" | "fireworks_ai" | "fireworks.ai" => "fireworks",
+        "cohere_chat" => "cohere",
+        "azure-openai" | "azure" | "az.ai.openai" | "azure_openai" | "azure.ai.openai" => {
+            "azure.ai.openai"
+        }
         "az.ai.inference" | "azure.ai.inference" => "azure.ai.inference",
         "vertex_ai" | "vertexai" | "gcp.vertex_ai" => "gcp.vertex_ai",
         "google" if system.contains("vertex") => "gcp.vertex_ai",
         "google" | "gemini" | "google_genai" | "gcp.gemini" => "gcp.gemini",
-        "aws" | "amazon" | "bedrock" | "aws_bedrock" | "aws.bedrock" => "aws.bedrock",
+        "aws" | "amazon" | "amazon-bedrock" | "bedrock" | "bedrock_converse" | "aws_bedrock"
+        | "aws.bedrock" => "aws.bedrock",
         "mistral" | "mistralai" | "mistral_ai" => "mistral_ai",
         "xai" | "x_ai" => "x_ai",
         "moonshot" | "moonshot_ai" => "moonshot_ai",

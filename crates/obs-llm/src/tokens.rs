@@ -6,6 +6,8 @@
 //! clamped: a part larger than its whole proves that the whole excludes it.
 
 use obs_model::{Attributes, Dialect, TokenUsage};
+use serde_json::Value as Json;
+use std::fmt::Write as _;
 
 const INPUT: &[&str] = &[
     "gen_ai.usage.input_tokens",
@@ -15,6 +17,11 @@ const INPUT: &[&str] = &[
     "ai.usage.promptTokens",
     "ai.usage.inputTokens",
     "ai.usage.tokens",
+    "llm.usage.input_tokens",
+    "llm.prompt_tokens",
+    "llm.tokens.prompt",
+    "llm.tokens.input",
+    "llm.input_tokens",
 ];
 const OUTPUT: &[&str] = &[
     "gen_ai.usage.output_tokens",
@@ -23,12 +30,19 @@ const OUTPUT: &[&str] = &[
     "llm.usage.completion_tokens",
     "ai.usage.completionTokens",
     "ai.usage.outputTokens",
+    "llm.usage.output_tokens",
+    "llm.completion_tokens",
+    "llm.tokens.completion",
+    "llm.tokens.output",
+    "llm.output_tokens",
 ];
 const TOTAL: &[&str] = &[
     "gen_ai.usage.total_tokens",
     "llm.usage.total_tokens",
     "llm.token_count.total",
     "ai.usage.totalTokens",
+    "llm.total_tokens",
+    "llm.tokens.total",
 ];
 const CACHE_READ: &[&str] = &[
     "gen_ai.usage.cache_read.input_tokens",
@@ -59,117 +73,289 @@ const AUDIO_IN: &[&str] =
     &["gen_ai.usage.audio.input_tokens", "llm.token_count.prompt_details.audio"];
 const AUDIO_OUT: &[&str] =
     &["gen_ai.usage.audio.output_tokens", "llm.token_count.completion_details.audio"];
+const IMAGE_IN: &[&str] = &["gen_ai.usage.image.input_tokens"];
+const IMAGE_OUT: &[&str] = &["gen_ai.usage.image.output_tokens"];
+const SEARCHES: &[&str] = &["gen_ai.usage.web_search_requests", "gen_ai.usage.search_units"];
 
 /// What was read, and how sure it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Usage {
     pub(crate) tokens: TokenUsage,
     /// The other reading, when nothing tells which is right.
     pub(crate) alternative: Option<TokenUsage>,
+    /// The keys that the counts came from, and what decided how they overlap.
+    pub(crate) evidence: String,
 }
+
+/// A count and the key it was found under.
+type Found<'a> = Option<(u64, &'a str)>;
 
 /// Raw counts before overlaps are solved.
-#[derive(Debug, Clone, Copy, Default)]
-struct Raw {
-    input: u64,
-    output: u64,
-    total: Option<u64>,
-    cache_read: u64,
-    cache_write: u64,
-    cache_write_1h: u64,
-    reasoning: u64,
-    audio_in: u64,
-    audio_out: u64,
-    exclusive: bool,
+#[derive(Debug, Clone, Default)]
+struct Raw<'a> {
+    input: Found<'a>,
+    output: Found<'a>,
+    total: Found<'a>,
+    cache_read: Found<'a>,
+    cache_write: Found<'a>,
+    cache_write_1h: Found<'a>,
+    reasoning: Found<'a>,
+    audio_in: Found<'a>,
+    audio_out: Found<'a>,
+    image_in: Found<'a>,
+    image_out: Found<'a>,
+    searches: Found<'a>,
+    convention: Convention,
 }
 
-fn count(a: &Attributes, keys: &[&str]) -> Option<u64> {
-    keys.iter().find_map(|k| a.get(k).and_then(|v| v.as_i64()).and_then(|n| u64::try_from(n).ok()))
+/// What a source says of overlaps when its sums do not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Convention {
+    /// Whole counts include their parts (OpenTelemetry, OpenAI, Google).
+    #[default]
+    Inclusive,
+    /// Whole counts exclude their parts (Langfuse).
+    Exclusive,
+    /// Either, by the version of the instrumentation: old names beside an Anthropic model, whose
+    /// API excludes cached tokens.
+    Unknown,
 }
 
-/// Reads a span's usage; `None` when it carries no counts.
-pub(crate) fn usage(a: &Attributes, dialect: Dialect) -> Option<Usage> {
-    if let Some(raw) = a.get_str("langfuse.observation.usage_details").and_then(langfuse) {
-        return Some(solve(raw));
-    }
-    let (input, output) = (count(a, INPUT), count(a, OUTPUT));
-    let total = count(a, TOTAL);
-    if input.is_none() && output.is_none() && total.is_none() {
-        return None;
-    }
-    let output_known = output.unwrap_or(0);
-    Some(solve(Raw {
-        // Embeddings often report a total alone.
-        input: input.unwrap_or_else(|| total.unwrap_or(0).saturating_sub(output_known)),
-        output: output_known,
-        total,
-        cache_read: count(a, CACHE_READ).unwrap_or(0),
-        cache_write: count(a, CACHE_WRITE).unwrap_or(0),
-        cache_write_1h: 0,
-        reasoning: count(a, REASONING).unwrap_or(0),
-        audio_in: count(a, AUDIO_IN).unwrap_or(0),
-        audio_out: count(a, AUDIO_OUT).unwrap_or(0),
-        exclusive: dialect == Dialect::Langfuse,
-    }))
-}
-
-fn langfuse(json: &str) -> Option<Raw> {
-    let v: serde_json::Value = serde_json::from_str(json).ok()?;
-    let n = |keys: &[&str]| {
-        keys.iter().find_map(|k| v.get(k).and_then(serde_json::Value::as_u64)).unwrap_or(0)
-    };
-    Some(Raw {
-        input: n(&["input"]),
-        output: n(&["output"]),
-        total: v.get("total").and_then(serde_json::Value::as_u64),
-        cache_read: n(&["input_cached_tokens", "input_cache_read"]),
-        cache_write: n(&["input_cache_creation_5m", "input_cache_creation"]),
-        cache_write_1h: n(&["input_cache_creation_1h"]),
-        reasoning: n(&["output_reasoning_tokens", "output_reasoning"]),
-        audio_in: n(&["input_audio_tokens"]),
-        audio_out: n(&["output_audio_tokens"]),
-        exclusive: true,
+fn count<'a>(a: &Attributes, keys: &[&'a str]) -> Found<'a> {
+    keys.iter().find_map(|k| {
+        let n = a.get(k).and_then(|v| v.as_i64()).and_then(|n| u64::try_from(n).ok())?;
+        Some((n, *k))
     })
 }
 
-fn solve(r: Raw) -> Usage {
-    let input_parts = r.cache_read + r.cache_write + r.cache_write_1h + r.audio_in;
-    let output_parts = r.reasoning + r.audio_out;
-    let build = |input_exclusive: bool, output_exclusive: bool| {
-        Some(TokenUsage {
-            input: if input_exclusive { r.input } else { r.input.checked_sub(input_parts)? },
-            cache_read: r.cache_read,
-            cache_write: r.cache_write,
-            cache_write_1h: r.cache_write_1h,
-            audio_input: r.audio_in,
-            output: if output_exclusive { r.output } else { r.output.checked_sub(output_parts)? },
-            reasoning: r.reasoning,
-            audio_output: r.audio_out,
+/// Reads a count at a path of a JSON value.
+fn at<'a>(v: &Json, paths: &[&'a str]) -> Found<'a> {
+    paths.iter().find_map(|path| {
+        let mut here = v;
+        for step in path.split('/') {
+            here = here.get(step)?;
+        }
+        Some((here.as_u64()?, *path))
+    })
+}
+
+fn json(a: &Attributes, key: &str) -> Option<Json> {
+    serde_json::from_str(a.get_str(key)?).ok()
+}
+
+/// Reads a span's usage; `None` when it carries no counts. `provider` is the canonical one.
+pub(crate) fn usage(a: &Attributes, dialect: Dialect, provider: &str) -> Option<Usage> {
+    if let Some(v) = json(a, "langfuse.observation.usage_details") {
+        return Some(solve(&langfuse(&v)));
+    }
+    if let Some(raw) = vendor_json(a) {
+        return Some(solve(&raw));
+    }
+    let (input, output, total) = (count(a, INPUT), count(a, OUTPUT), count(a, TOTAL));
+    if input.is_none() && output.is_none() && total.is_none() {
+        return None;
+    }
+    let mut raw = Raw {
+        // Embeddings often report a total alone.
+        input: input
+            .or_else(|| total.map(|(t, k)| (t.saturating_sub(output.map_or(0, |o| o.0)), k))),
+        output,
+        total,
+        cache_read: count(a, CACHE_READ),
+        cache_write: count(a, CACHE_WRITE),
+        reasoning: count(a, REASONING),
+        audio_in: count(a, AUDIO_IN),
+        audio_out: count(a, AUDIO_OUT),
+        image_in: count(a, IMAGE_IN),
+        image_out: count(a, IMAGE_OUT),
+        searches: count(a, SEARCHES),
+        ..Raw::default()
+    };
+    if dialect == Dialect::VercelAi
+        && let Some(v) = json(a, "ai.response.providerMetadata")
+    {
+        provider_metadata(&v, &mut raw);
+    }
+    let legacy = |f: Found<'_>| {
+        f.is_some_and(|(n, k)| {
+            n > 0 && k.starts_with("gen_ai.usage.") && !k.ends_with(".input_tokens")
         })
     };
-    let readings: Vec<TokenUsage> = [
-        (r.exclusive, r.exclusive),
-        (!r.exclusive, r.exclusive),
-        (r.exclusive, !r.exclusive),
-        (!r.exclusive, !r.exclusive),
-    ]
-    .into_iter()
-    .filter_map(|(i, o)| build(i, o))
-    .collect();
-    let fallback = TokenUsage { input: r.input, output: r.output, ..TokenUsage::default() };
-    let first = readings.first().copied().unwrap_or(fallback);
-    let certain = |tokens| Usage { tokens, alternative: None };
-    match r.total {
-        None => certain(first),
-        Some(total) => match readings.iter().find(|u| u.total() == total) {
-            Some(fits) => certain(*fits),
-            // The total fits no reading: keep the convention's, and the other as the alternative.
-            None => Usage {
-                tokens: first,
-                alternative: readings.iter().find(|u| u.total() != first.total()).copied(),
-            },
-        },
+    let by_version = matches!(provider, "anthropic" | "aws.bedrock")
+        && dialect != Dialect::OpenInference
+        && (legacy(raw.cache_read) || legacy(raw.cache_write));
+    raw.convention = match dialect {
+        Dialect::Langfuse => Convention::Exclusive,
+        _ if by_version => Convention::Unknown,
+        _ => Convention::Inclusive,
+    };
+    Some(solve(&raw))
+}
+
+fn langfuse(v: &Json) -> Raw<'static> {
+    let five = at(v, &["input_cache_creation_5m"]);
+    let hour = at(v, &["input_cache_creation_1h"]);
+    Raw {
+        input: at(v, &["input"]),
+        output: at(v, &["output"]),
+        total: at(v, &["total"]),
+        cache_read: at(v, &["input_cached_tokens", "input_cache_read"]),
+        // The general count repeats those by lifetime.
+        cache_write: if five.or(hour).is_some() { five } else { at(v, &["input_cache_creation"]) },
+        cache_write_1h: hour,
+        reasoning: at(v, &["output_reasoning_tokens", "output_reasoning"]),
+        audio_in: at(v, &["input_audio_tokens"]),
+        audio_out: at(v, &["output_audio_tokens"]),
+        convention: Convention::Exclusive,
+        ..Raw::default()
     }
+}
+
+/// Usage inside a copy of the provider's or framework's answer: ADK, Genkit, MLflow.
+fn vendor_json(a: &Attributes) -> Option<Raw<'static>> {
+    if let Some(v) = json(a, "gcp.vertex.agent.llm_response")
+        && let Some(u) = v.get("usage_metadata").or_else(|| v.get("usageMetadata"))
+    {
+        // Gemini: cached tokens are among the prompt's, thoughts beside the candidates'.
+        let thoughts = at(u, &["thoughts_token_count", "thoughtsTokenCount"]);
+        let output = at(u, &["candidates_token_count", "candidatesTokenCount"]);
+        return Some(Raw {
+            input: at(u, &["prompt_token_count", "promptTokenCount"]),
+            output: output
+                .or(thoughts.map(|(_, k)| (0, k)))
+                .map(|(n, k)| (n.saturating_add(thoughts.map_or(0, |t| t.0)), k)),
+            total: at(u, &["total_token_count", "totalTokenCount"]),
+            cache_read: at(u, &["cached_content_token_count", "cachedContentTokenCount"]),
+            reasoning: thoughts,
+            ..Raw::default()
+        });
+    }
+    if let Some(v) = json(a, "genkit:output")
+        && let Some(u) = v.get("usage")
+    {
+        return Some(Raw {
+            input: at(u, &["inputTokens"]),
+            output: at(u, &["outputTokens"]),
+            total: at(u, &["totalTokens"]),
+            cache_read: at(u, &["cachedContentTokens"]),
+            reasoning: at(u, &["thoughtsTokens"]),
+            ..Raw::default()
+        });
+    }
+    let v = json(a, "mlflow.chat.tokenUsage")?;
+    Some(Raw {
+        input: at(&v, &["input_tokens"]),
+        output: at(&v, &["output_tokens"]),
+        total: at(&v, &["total_tokens"]),
+        cache_read: at(&v, &["cache_read_input_tokens"]),
+        cache_write: at(&v, &["cache_creation_input_tokens"]),
+        ..Raw::default()
+    })
+}
+
+/// What the AI SDK leaves of the provider's own words, where its attributes say nothing.
+fn provider_metadata(v: &Json, raw: &mut Raw<'_>) {
+    let five = at(v, &["anthropic/usage/cache_creation/ephemeral_5m_input_tokens"]);
+    let hour = at(v, &["anthropic/usage/cache_creation/ephemeral_1h_input_tokens"]);
+    raw.cache_read = raw.cache_read.or(at(
+        v,
+        &[
+            "openai/cachedPromptTokens",
+            "anthropic/usage/cache_read_input_tokens",
+            "bedrock/usage/cacheReadInputTokens",
+        ],
+    ));
+    if five.or(hour).is_some() {
+        (raw.cache_write, raw.cache_write_1h) = (five, hour);
+    }
+    raw.cache_write = raw.cache_write.or(at(
+        v,
+        &["anthropic/usage/cache_creation_input_tokens", "bedrock/usage/cacheWriteInputTokens"],
+    ));
+    raw.reasoning = raw.reasoning.or(at(v, &["openai/reasoningTokens"]));
+}
+
+fn solve(r: &Raw<'_>) -> Usage {
+    let n = |f: Found<'_>| f.map_or(0, |x| x.0);
+    let (input, output) = (n(r.input), n(r.output));
+    let sum = |list: &[Found<'_>]| list.iter().fold(0_u64, |a, f| a.saturating_add(n(*f)));
+    let input_parts = sum(&[r.cache_read, r.cache_write, r.cache_write_1h, r.audio_in, r.image_in]);
+    let output_parts = sum(&[r.reasoning, r.audio_out, r.image_out]);
+    let build = |input_exclusive: bool, output_exclusive: bool| {
+        Some(TokenUsage {
+            input: if input_exclusive { input } else { input.checked_sub(input_parts)? },
+            cache_read: n(r.cache_read),
+            cache_write: n(r.cache_write),
+            cache_write_1h: n(r.cache_write_1h),
+            audio_input: n(r.audio_in),
+            output: if output_exclusive { output } else { output.checked_sub(output_parts)? },
+            reasoning: n(r.reasoning),
+            audio_output: n(r.audio_out),
+            image_input: n(r.image_in),
+            image_output: n(r.image_out),
+            search_units: n(r.searches),
+        })
+    };
+    let exclusive = r.convention == Convention::Exclusive;
+    let orders = [
+        (exclusive, exclusive),
+        (!exclusive, exclusive),
+        (exclusive, !exclusive),
+        (!exclusive, !exclusive),
+    ];
+    let readings: Vec<(TokenUsage, bool)> =
+        orders.into_iter().filter_map(|(i, o)| Some((build(i, o)?, i))).collect();
+    let fallback = TokenUsage { input, output, ..TokenUsage::default() };
+    let (first, first_exclusive) = readings.first().copied().unwrap_or((fallback, exclusive));
+    let word = |exclusive: bool| if exclusive { "exclusive" } else { "inclusive" };
+    let certain =
+        |tokens, how: &str| Usage { tokens, alternative: None, evidence: evidence(r, how) };
+    let no_overlap = input_parts == 0 && output_parts == 0;
+    let fitting = r.total.and_then(|(total, _)| readings.iter().find(|u| u.0.total() == total));
+    match (r.total, fitting) {
+        (_, Some((fits, _))) if no_overlap => certain(*fits, ""),
+        (_, Some((fits, is_exclusive))) => {
+            certain(*fits, &format!("{} by total", word(*is_exclusive)))
+        }
+        (None, None) if no_overlap => certain(first, ""),
+        (None, None) if r.convention != Convention::Unknown => {
+            let how = if first_exclusive == exclusive { "by convention" } else { "by size" };
+            certain(first, &format!("{} {how}", word(first_exclusive)))
+        }
+        // Nothing decides, or the total fits no reading: both remain.
+        (total, None) => {
+            let other = readings.iter().find(|u| u.0.total() != first.total()).map(|u| u.0);
+            let how = match (other, total) {
+                (None, _) => format!("{} by size", word(first_exclusive)),
+                (_, None) => "ambiguous: inclusive or exclusive by version".to_owned(),
+                (_, Some(_)) => "ambiguous: total fits no reading".to_owned(),
+            };
+            Usage { tokens: first, alternative: other, evidence: evidence(r, &how) }
+        }
+    }
+}
+
+fn evidence(r: &Raw<'_>, how: &str) -> String {
+    let mut out = String::new();
+    let found = [
+        ("input", r.input),
+        ("output", r.output),
+        ("total", r.total),
+        ("cache_read", r.cache_read),
+        ("cache_write", r.cache_write),
+        ("cache_write_1h", r.cache_write_1h),
+        ("reasoning", r.reasoning),
+        ("audio_input", r.audio_in),
+        ("audio_output", r.audio_out),
+        ("image_input", r.image_in),
+        ("image_output", r.image_out),
+        ("search_units", r.searches),
+    ];
+    for (name, (_, key)) in found.into_iter().filter_map(|(n, f)| Some((n, f?))) {
+        let _ = write!(out, "{name}={key} ");
+    }
+    out.push_str(how);
+    out.trim_end().to_owned()
 }
 
 #[cfg(test)]
@@ -180,7 +366,7 @@ mod tests {
 
     fn of(pairs: &[(&str, i64)]) -> Usage {
         let a: Attributes = pairs.iter().map(|(k, v)| (*k, AttributeValue::Int(*v))).collect();
-        usage(&a, Dialect::OtelGenAi).unwrap()
+        usage(&a, Dialect::OtelGenAi, "openai").unwrap()
     }
 
     #[test]
@@ -213,7 +399,7 @@ mod tests {
             ("gen_ai.usage.reasoning_tokens", 3),
         ]);
         for got in [otel, inference, exclusive] {
-            assert_eq!(got, Usage { tokens: want, alternative: None });
+            assert_eq!((got.tokens, got.alternative), (want, None));
         }
     }
 
@@ -238,6 +424,29 @@ mod tests {
         assert!(u.alternative.is_some());
     }
 
+    #[test]
+    fn old_names_of_anthropic_are_ambiguous_and_new_ones_are_not() {
+        let of = |key: &str, provider: &str| {
+            let a = Attributes::from_iter([
+                ("gen_ai.usage.input_tokens", 24_i64),
+                ("gen_ai.usage.output_tokens", 9),
+                (key, 8),
+            ]);
+            usage(&a, Dialect::OpenLlmetry, provider).unwrap()
+        };
+        let old = of("gen_ai.usage.cache_read_input_tokens", "anthropic");
+        assert_eq!((old.tokens.input, old.alternative.map(|t| t.input)), (16, Some(24)));
+        assert!(old.evidence.contains("ambiguous"), "{}", old.evidence);
+        for (key, provider) in [
+            ("gen_ai.usage.cache_read.input_tokens", "anthropic"),
+            ("gen_ai.usage.cache_read_input_tokens", "openai"),
+        ] {
+            let new = of(key, provider);
+            assert_eq!((new.tokens.input, new.alternative), (16, None), "{key}");
+            assert!(new.evidence.ends_with("inclusive by convention"), "{}", new.evidence);
+        }
+    }
+
     proptest! {
         #[test]
         fn parts_sum_to_the_total_that_was_sent(plain in 0_u64..10_000, read in 0_u64..10_000, write in 0_u64..10_000, out in 0_u64..10_000, think in 0_u64..10_000, inclusive: bool) {
@@ -245,7 +454,7 @@ mod tests {
             let total = plain + read + write + out + think;
             let a: Attributes = [("gen_ai.usage.input_tokens", input), ("gen_ai.usage.output_tokens", out + think), ("gen_ai.usage.total_tokens", total), ("gen_ai.usage.cache_read.input_tokens", read), ("gen_ai.usage.cache_creation.input_tokens", write), ("gen_ai.usage.reasoning.output_tokens", think)]
                 .into_iter().map(|(k, v)| (k, AttributeValue::Int(v as i64))).collect();
-            let u = usage(&a, Dialect::OtelGenAi).unwrap();
+            let u = usage(&a, Dialect::OtelGenAi, "openai").unwrap();
             prop_assert_eq!(u.tokens.total(), total);
             prop_assert_eq!(u.alternative, None);
         }

@@ -44,28 +44,41 @@ pub enum Dialect {
     OpenLlmetry,
     Langfuse,
     VercelAi,
+    GoogleAdk,
+    Genkit,
+    Mlflow,
+    PydanticAi,
+    LiveKit,
+    LiteLlm,
+    /// `llm.*` attributes of no convention.
+    Plain,
+    /// Told by the usage API, not by telemetry.
+    UsageApi,
 }
+
+const DIALECTS: [(Dialect, &str); 13] = [
+    (Dialect::OtelGenAi, "otel_gen_ai"),
+    (Dialect::OpenInference, "openinference"),
+    (Dialect::OpenLlmetry, "openllmetry"),
+    (Dialect::Langfuse, "langfuse"),
+    (Dialect::VercelAi, "vercel_ai"),
+    (Dialect::GoogleAdk, "google_adk"),
+    (Dialect::Genkit, "genkit"),
+    (Dialect::Mlflow, "mlflow"),
+    (Dialect::PydanticAi, "pydantic_ai"),
+    (Dialect::LiveKit, "livekit"),
+    (Dialect::LiteLlm, "litellm"),
+    (Dialect::Plain, "llm"),
+    (Dialect::UsageApi, "usage_api"),
+];
 
 impl Dialect {
     pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::OtelGenAi => "otel_gen_ai",
-            Self::OpenInference => "openinference",
-            Self::OpenLlmetry => "openllmetry",
-            Self::Langfuse => "langfuse",
-            Self::VercelAi => "vercel_ai",
-        }
+        DIALECTS[self as usize].1
     }
 
     pub fn parse(name: &str) -> Option<Self> {
-        Some(match name {
-            "otel_gen_ai" => Self::OtelGenAi,
-            "openinference" => Self::OpenInference,
-            "openllmetry" => Self::OpenLlmetry,
-            "langfuse" => Self::Langfuse,
-            "vercel_ai" => Self::VercelAi,
-            _ => return None,
-        })
+        DIALECTS.into_iter().find(|(_, n)| *n == name).map(|(d, _)| d)
     }
 }
 
@@ -136,6 +149,10 @@ pub struct TokenUsage {
     pub output: u64,
     pub reasoning: u64,
     pub audio_output: u64,
+    pub image_input: u64,
+    pub image_output: u64,
+    /// Searches and other units that a provider bills beside tokens; no part of any sum.
+    pub search_units: u64,
 }
 
 impl TokenUsage {
@@ -145,10 +162,14 @@ impl TokenUsage {
             .saturating_add(self.cache_write)
             .saturating_add(self.cache_write_1h)
             .saturating_add(self.audio_input)
+            .saturating_add(self.image_input)
     }
 
     pub const fn output_total(&self) -> u64 {
-        self.output.saturating_add(self.reasoning).saturating_add(self.audio_output)
+        self.output
+            .saturating_add(self.reasoning)
+            .saturating_add(self.audio_output)
+            .saturating_add(self.image_output)
     }
 
     pub const fn total(&self) -> u64 {
@@ -192,6 +213,24 @@ pub struct LlmCall {
     /// The cost that the telemetry itself claimed, in USD.
     pub reported_cost: Option<Money>,
     pub dialect: Dialect,
+    pub organization: String,
+    /// How the provider served it: `batch`, `flex`, `priority`, or empty for the standard way.
+    pub service_tier: String,
+    pub region: String,
+    /// What the provider says of the system behind the model (`system_fingerprint`).
+    pub fingerprint: String,
+    /// Which attribute each count came from and how overlaps were solved.
+    pub evidence: String,
+    /// Whether tokens were missing and counted from the text.
+    pub estimated: bool,
+    /// The upper bound, in USD, of a call whose state is ambiguous.
+    pub cost_max: Option<Money>,
+    /// What is known of a call is never changed but told again: the highest revision holds.
+    pub revision: u32,
+    /// When this revision was written.
+    pub booked_at: TimestampNs,
+    /// Why a later revision was written.
+    pub reason: String,
 }
 
 /// A priced amount and the price record it came from.
@@ -218,13 +257,23 @@ impl LlmCall {
         self.end.nanos().saturating_sub(self.start.nanos()) as f64 / 1e6
     }
 
+    /// Whether the usage is counted by another call too, so that sums leave this one out.
+    pub const fn is_repeated(&self) -> bool {
+        matches!(self.cost_state, CostState::Rollup | CostState::Duplicate)
+    }
+
+    /// Returns the cost that counts, in USD: zero while it is unknown.
+    pub fn cost_usd(&self) -> Money {
+        self.cost.as_ref().map_or(Money::ZERO, CallCost::total)
+    }
+
     /// Returns the served model, or the requested one when the response did not name it.
     pub fn model(&self) -> &str {
         if self.response_model.is_empty() { &self.request_model } else { &self.response_model }
     }
 
     pub fn size_bytes(&self) -> usize {
-        600 + self.tags.iter().map(|t| t.len() + 24).sum::<usize>()
+        800 + self.evidence.len() + self.tags.iter().map(|t| t.len() + 24).sum::<usize>()
     }
 }
 

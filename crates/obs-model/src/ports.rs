@@ -6,9 +6,9 @@
 use crate::memory::MemoryPool;
 use crate::{
     AttributeScope, Labels, LlmCall, LogRecord, MatchOp, Matcher, MetricMetadata, Sample, Series,
-    Span, SpanField, SpanRow, TenantId, TimestampMs, TimestampNs, TraceId, WholeSpan,
+    Span, SpanField, SpanId, SpanRow, TenantId, TimestampMs, TimestampNs, TraceId, WholeSpan,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -392,6 +392,8 @@ pub struct CallSelection {
     pub start: TimestampNs,
     pub end: TimestampNs,
     pub trace_id: Option<TraceId>,
+    /// Only rows that revise an earlier one.
+    pub revisions_only: bool,
 }
 
 impl CallSelection {
@@ -400,6 +402,7 @@ impl CallSelection {
         call.start >= self.start
             && call.start < self.end
             && self.trace_id.is_none_or(|t| t == call.trace_id)
+            && (!self.revisions_only || call.revision > 0)
     }
 }
 
@@ -507,7 +510,34 @@ pub trait SelectSpans: Send + Sync {
         budget: &Budget,
     ) -> Result<BTreeMap<String, Vec<(String, crate::SpanKind)>>, SelectError>;
 
-    /// Visits matching LLM calls, newest part of the store first, in no order within a part.
+    /// Visits every matching call once, as its latest revision tells it.
+    ///
+    /// # Errors
+    /// See [`SelectError`].
+    fn current_calls(
+        &self,
+        tenant: &TenantId,
+        selection: &CallSelection,
+        budget: &Budget,
+        visit: Visit<'_, LlmCall>,
+    ) -> Result<(), SelectError> {
+        let mut latest: HashMap<(TraceId, SpanId), u32> = HashMap::new();
+        let revisions = CallSelection { revisions_only: true, ..*selection };
+        self.select_calls(tenant, &revisions, budget, &mut |c| {
+            let known = latest.entry((c.trace_id, c.span_id)).or_default();
+            *known = (*known).max(c.revision);
+            ControlFlow::Continue(())
+        })?;
+        self.select_calls(tenant, selection, budget, &mut |c| match latest
+            .get(&(c.trace_id, c.span_id))
+        {
+            Some(revision) if c.revision != *revision => ControlFlow::Continue(()),
+            _ => visit(c),
+        })
+    }
+
+    /// Visits matching rows of LLM calls, revisions apart, newest part of the store first, in no
+    /// order within a part.
     ///
     /// # Errors
     /// See [`SelectError`].

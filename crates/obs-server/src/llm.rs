@@ -93,7 +93,12 @@ fn call_query(state: &AppState, p: &Params) -> Result<CallQuery, String> {
         .map(|f| (*f, p.all(f).map(str::to_owned).collect::<Vec<_>>()))
         .filter(|(_, v)| !v.is_empty());
     Ok(CallQuery {
-        selection: CallSelection { start: ns(start), end: ns(end), trace_id },
+        selection: CallSelection {
+            start: ns(start),
+            end: ns(end),
+            trace_id,
+            revisions_only: false,
+        },
         filters: filters.collect(),
     })
 }
@@ -113,7 +118,7 @@ fn read_calls(
 ) -> Result<Vec<Arc<LlmCall>>, SelectError> {
     let mut seen = HashSet::new();
     let mut out = Vec::new();
-    state.source.select_calls(tenant, q, budget, &mut |c| {
+    state.source.current_calls(tenant, q, budget, &mut |c| {
         if seen.insert((c.trace_id, c.span_id)) {
             out.push(c.clone());
         }
@@ -280,8 +285,8 @@ async fn summary(State(state): State<AppState>, p: Params) -> Response {
 async fn prices(State(state): State<AppState>) -> Response {
     let book = state.ingest.prices();
     let row = |(id, r): (&str, &obs_llm::PriceRecord)| {
-        json!({"id": id, "provider": r.provider, "model": r.model, "from": r.from, "to": r.to, "input": r.input, "output": r.output,
-               "cache_read": r.cache_read, "cache_write": r.cache_write, "source": r.source})
+        json!({"id": id, "provider": r.provider, "model": r.model, "from": r.from, "to": r.to, "input": r.rates.input, "output": r.rates.output,
+               "cache_read": r.rates.cache_read, "cache_write": r.rates.cache_write, "source": r.source})
     };
     Json(json!({"version": book.version(), "unit": "USD per million tokens", "prices": book.records().into_iter().map(row).collect::<Vec<_>>()})).into_response()
 }

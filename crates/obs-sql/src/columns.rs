@@ -100,6 +100,15 @@ const CALLS: &[(&str, Kind)] = &[
     ("reported_cost_usd", Kind::Money),
     ("price_id", Kind::Text),
     ("dialect", Kind::Text),
+    ("organization", Kind::Text),
+    ("service_tier", Kind::Text),
+    ("region", Kind::Text),
+    ("image_input_tokens", Kind::Int),
+    ("image_output_tokens", Kind::Int),
+    ("search_units", Kind::Int),
+    ("cost_max_usd", Kind::Money),
+    ("evidence", Kind::Text),
+    ("revision", Kind::Int),
 ];
 
 const fn table(kind: TableKind) -> &'static [(&'static str, Kind)] {
@@ -286,15 +295,9 @@ pub(crate) fn read(
             })?;
         }
         TableKind::Calls => {
-            let selection = CallSelection { start, end, trace_id: None };
-            let mut seen = HashSet::new();
-            source.select_calls(tenant, &selection, budget, &mut |c| {
-                if seen.insert((c.trace_id, c.span_id)) {
-                    call(&mut rows, tenant, c)
-                } else {
-                    ControlFlow::Continue(())
-                }
-            })?;
+            let selection = CallSelection { start, end, trace_id: None, revisions_only: false };
+            source
+                .current_calls(tenant, &selection, budget, &mut |c| call(&mut rows, tenant, c))?;
         }
     }
     rows.finish()
@@ -415,5 +418,14 @@ fn call(rows: &mut Rows, tenant: &TenantId, c: &LlmCall) -> ControlFlow<()> {
         c.reported_cost.map_or(Cell::Null, Cell::Money),
         c.cost.as_ref().map_or(Cell::Null, |x| Cell::Text(&x.price_id)),
         Cell::Text(c.dialect.as_str()),
+        Cell::Text(&c.organization),
+        Cell::Text(&c.service_tier),
+        Cell::Text(&c.region),
+        Cell::Int(t.image_input),
+        Cell::Int(t.image_output),
+        Cell::Int(t.search_units),
+        c.cost_max.map_or(Cell::Null, Cell::Money),
+        Cell::Text(&c.evidence),
+        Cell::Int(c.revision.into()),
     ])
 }

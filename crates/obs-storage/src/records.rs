@@ -442,6 +442,12 @@ impl Record for LlmCall {
                 put_money(e, m);
             }
         }
+        later_texts(self).into_iter().for_each(|s| e.str(s));
+        later_counts(self).into_iter().for_each(|n| e.int(n));
+        e.u8(u8::from(self.cost_max.is_some()));
+        if let Some(m) = self.cost_max {
+            put_money(e, m);
+        }
     }
 
     fn decode(
@@ -473,6 +479,7 @@ impl Record for LlmCall {
             output: d.uint()?,
             reasoning: d.uint()?,
             audio_output: d.uint()?,
+            ..TokenUsage::default()
         };
         let ttft = d.f64()?;
         let cost = match d.u8()? {
@@ -487,7 +494,7 @@ impl Record for LlmCall {
             }),
         };
         let reported_cost = if d.u8()? == 0 { None } else { Some(get_money(d)?) };
-        Ok(Self {
+        let mut call = Self {
             start: TimestampNs::from_nanos(start),
             end: TimestampNs::from_nanos(end),
             trace_id,
@@ -516,8 +523,73 @@ impl Record for LlmCall {
             cost_state,
             reported_cost,
             dialect,
-        })
+            organization: String::new(),
+            service_tier: String::new(),
+            region: String::new(),
+            fingerprint: String::new(),
+            evidence: String::new(),
+            estimated: false,
+            cost_max: None,
+            revision: 0,
+            booked_at: TimestampNs::from_nanos(0),
+            reason: String::new(),
+        };
+        // Rows of earlier versions end here.
+        if !d.is_done() {
+            for text in later_texts_mut(&mut call) {
+                *text = d.string()?;
+            }
+            let mut counts = [0; LATER_COUNTS];
+            for n in &mut counts {
+                *n = d.int()?;
+            }
+            set_later_counts(&mut call, counts);
+            call.cost_max = if d.u8()? == 0 { None } else { Some(get_money(d)?) };
+        }
+        Ok(call)
     }
+}
+
+pub(crate) const LATER_TEXTS: usize = 6;
+pub(crate) const LATER_COUNTS: usize = 6;
+
+/// Texts of a call that rows of the first version lack.
+pub(crate) fn later_texts(c: &LlmCall) -> [&str; LATER_TEXTS] {
+    [&c.organization, &c.service_tier, &c.region, &c.fingerprint, &c.evidence, &c.reason]
+}
+
+pub(crate) const fn later_texts_mut(c: &mut LlmCall) -> [&mut String; LATER_TEXTS] {
+    [
+        &mut c.organization,
+        &mut c.service_tier,
+        &mut c.region,
+        &mut c.fingerprint,
+        &mut c.evidence,
+        &mut c.reason,
+    ]
+}
+
+/// Numbers of a call that rows of the first version lack.
+pub(crate) fn later_counts(c: &LlmCall) -> [i64; LATER_COUNTS] {
+    let t = &c.tokens;
+    [
+        t.image_input as i64,
+        t.image_output as i64,
+        t.search_units as i64,
+        i64::from(c.estimated),
+        i64::from(c.revision),
+        c.booked_at.nanos(),
+    ]
+}
+
+pub(crate) fn set_later_counts(c: &mut LlmCall, n: [i64; LATER_COUNTS]) {
+    let [image_input, image_output, search_units, estimated, revision, booked_at] = n;
+    c.tokens.image_input = image_input as u64;
+    c.tokens.image_output = image_output as u64;
+    c.tokens.search_units = search_units as u64;
+    c.estimated = estimated != 0;
+    c.revision = u32::try_from(revision).unwrap_or(0);
+    c.booked_at = TimestampNs::from_nanos(booked_at);
 }
 
 pub(crate) fn put_histogram(e: &mut Encoder, h: &Histogram) {
@@ -653,6 +725,16 @@ pub(crate) mod tests {
             cost_state: CostState::Priced,
             reported_cost: None,
             dialect: Dialect::OpenInference,
+            organization: "acme".into(),
+            service_tier: "batch".into(),
+            region: "eu".into(),
+            fingerprint: "fp".into(),
+            evidence: "input=x".into(),
+            estimated: true,
+            cost_max: Some(Money::new(7, 3)),
+            revision: 3,
+            booked_at: TimestampNs::from_nanos(5),
+            reason: "reprice".into(),
         }
     }
 

@@ -292,6 +292,7 @@ impl Store {
             traces: selection.trace_id.as_slice(),
             matchers: selection.matchers,
             needles: selection.needles,
+            ..RowFilter::ALL
         };
         let mut out = Vec::new();
         let mut bytes = 0;
@@ -557,6 +558,7 @@ impl SelectLogs for Store {
                 traces: selection.trace_id.as_slice(),
                 matchers: selection.matchers,
                 needles: selection.needles,
+                ..RowFilter::ALL
             };
             if self.scan_alone(s, &snapshot.tombstones, &filter, scan, budget, visit)?.is_break() {
                 return Ok(());

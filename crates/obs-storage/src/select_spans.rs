@@ -188,9 +188,18 @@ impl SelectSpans for Store {
         let snapshot = self.rows_snapshot(tenant, Signal::Calls, (start, end), |rows| {
             rows.calls.overlapping(start, end)
         });
-        let filter =
-            RowFilter { start, end, traces: selection.trace_id.as_slice(), ..RowFilter::ALL };
-        let of_call = |c: &LlmCall| (c.trace_id, c.span_id, c.start.nanos());
+        let filter = RowFilter {
+            start,
+            end,
+            traces: selection.trace_id.as_slice(),
+            revisions_only: selection.revisions_only,
+            ..RowFilter::ALL
+        };
+        // A revision is a row of its own, not a repetition.
+        let of_call = |c: &LlmCall| {
+            let revision = i64::from(c.revision).wrapping_shl(48);
+            (c.trace_id, c.span_id, c.start.nanos() ^ revision)
+        };
         self.visit_newest(snapshot, &filter, budget, &|c| selection.contains(c), of_call, visit)
     }
 }

@@ -35,6 +35,8 @@ pub(crate) enum Command {
     Check(CheckArgs),
     /// Run tests of rules.
     Test(TestArgs),
+    /// List, compute, import and check prices of models.
+    Price(crate::price_cli::PriceArgs),
     /// Check every byte of a data directory that no server has open.
     Verify(VerifyArgs),
     /// Copy everything a running server has acknowledged into a new directory.

@@ -8,6 +8,7 @@ mod demo;
 mod limits;
 mod memory;
 mod notifier;
+mod price_cli;
 mod prometheus;
 mod retention;
 mod rules_cli;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         cli::Command::Send(a) => send::run(&a),
         cli::Command::Check(a) => cli::check(&a),
         cli::Command::Test(a) => cli::test(&a),
+        cli::Command::Price(a) => price_cli::run(&a),
         cli::Command::Verify(a) => cli::verify(&a),
         cli::Command::Backup(a) => backup::backup(&a),
         cli::Command::Restore(a) => backup::restore(&a),

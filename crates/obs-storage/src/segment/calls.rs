@@ -1,10 +1,14 @@
 //! Blocks of LLM calls: one wide row each.
 
 use crate::bin::{Decoder, Encoder, Malformed};
-use crate::records::{counts, get_money, put_money};
+use crate::records::{
+    LATER_COUNTS, LATER_TEXTS, counts, get_money, later_counts, later_texts, later_texts_mut,
+    put_money, set_later_counts,
+};
 use crate::segment::attrs::{Sink, Source, get_doubles, put_doubles};
 use crate::segment::columns::{
-    Context, RowIds, Strings, get_ints, get_strings, get_texts, put_ints, put_strings, put_texts,
+    Context, RowIds, Strings, Texts, get_ints, get_strings, get_texts, put_ints, put_strings,
+    put_texts,
 };
 use crate::segment::ids::{get_ids, put_ids};
 use crate::segment::rows::{Row, RowFilter, VisitRow};
@@ -136,6 +140,25 @@ impl Row for LlmCall {
             .map(|r| r.cost.as_ref().map_or(&[][..], |c| c.price_id.as_bytes()))
             .collect();
         put_strings(e, &prices, Context::default());
+        for i in 0..LATER_TEXTS {
+            let column: Vec<&[u8]> =
+                rows.iter().filter_map(|r| later_texts(r).get(i).map(|t| t.as_bytes())).collect();
+            put_strings(e, &column, Context::default());
+        }
+        for i in 0..LATER_COUNTS {
+            let column: Vec<i64> =
+                rows.iter().filter_map(|r| later_counts(r).get(i).copied()).collect();
+            put_ints(e, &column);
+        }
+        let most: Vec<Vec<u8>> = rows
+            .iter()
+            .map(|r| {
+                let mut one = Encoder::default();
+                r.cost_max.into_iter().for_each(|m| put_amount(&mut one, m));
+                one.bytes
+            })
+            .collect();
+        put_texts(e, &most.iter().map(Vec::as_slice).collect::<Vec<_>>());
         Ok(())
     }
 
@@ -165,10 +188,13 @@ impl Row for LlmCall {
         let ttft = get_doubles(&mut d)?;
         let costs = get_texts(&mut d)?;
         let prices = get_strings(&mut d)?;
+        // Blocks of the first version end here.
+        let later = if d.is_done() { None } else { Some(Later::get(&mut d)?) };
         for i in 0..n {
             let bad = Malformed(i);
             let (trace, start) = traces.get(i).zip(starts.get(i)).ok_or(bad)?;
-            if !filter.admits(*start, trace) {
+            let revised = later.as_ref().is_some_and(|l| l.is_revision(i));
+            if !filter.admits(*start, trace) || (filter.revisions_only && !revised) {
                 continue;
             }
             let text = |c: usize| -> Result<String, Malformed> {
@@ -184,7 +210,7 @@ impl Row for LlmCall {
                 tag_list.push(tag_bytes.string()?);
             }
             let ttft = *ttft.get(i).ok_or(bad)?;
-            let call = Self {
+            let mut call = Self {
                 start: TimestampNs::from_nanos(*start),
                 end: TimestampNs::from_nanos(start.wrapping_add(*durations.get(i).ok_or(bad)?)),
                 trace_id: TraceId::from_slice(trace).ok_or(bad)?,
@@ -218,16 +244,66 @@ impl Row for LlmCall {
                     output: count(5)?,
                     reasoning: count(6)?,
                     audio_output: count(7)?,
+                    ..TokenUsage::default()
                 },
                 time_to_first_token_ms: (!ttft.is_nan()).then_some(ttft),
                 cost,
                 reported_cost,
+                organization: String::new(),
+                service_tier: String::new(),
+                region: String::new(),
+                fingerprint: String::new(),
+                evidence: String::new(),
+                estimated: false,
+                cost_max: None,
+                revision: 0,
+                booked_at: TimestampNs::from_nanos(0),
+                reason: String::new(),
             };
+            if let Some(later) = &later {
+                later.fill(i, &mut call)?;
+            }
             if visit(call)?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
         }
         Ok(ControlFlow::Continue(()))
+    }
+}
+
+/// The columns that blocks of the first version lack.
+struct Later {
+    texts: Vec<Strings>,
+    counts: Vec<Vec<i64>>,
+    cost_max: Texts,
+}
+
+impl Later {
+    fn get(d: &mut Decoder<'_>) -> Result<Self, Malformed> {
+        Ok(Self {
+            texts: (0..LATER_TEXTS).map(|_| get_strings(d)).collect::<Result<_, _>>()?,
+            counts: (0..LATER_COUNTS).map(|_| get_ints(d)).collect::<Result<_, _>>()?,
+            cost_max: get_texts(d)?,
+        })
+    }
+
+    fn is_revision(&self, i: usize) -> bool {
+        self.counts.get(4).and_then(|c| c.get(i)).is_some_and(|revision| *revision > 0)
+    }
+
+    fn fill(&self, i: usize, call: &mut LlmCall) -> Result<(), Malformed> {
+        let bad = Malformed(i);
+        for (text, column) in later_texts_mut(call).into_iter().zip(&self.texts) {
+            *text = column.string(i, RowIds::default())?;
+        }
+        let mut counts = [0; LATER_COUNTS];
+        for (n, column) in counts.iter_mut().zip(&self.counts) {
+            *n = *column.get(i).ok_or(bad)?;
+        }
+        set_later_counts(call, counts);
+        let mut d = Decoder::new(self.cost_max.get(i).ok_or(bad)?);
+        call.cost_max = if d.is_done() { None } else { Some(get_amount(&mut d)?) };
+        Ok(())
     }
 }
 

@@ -55,11 +55,19 @@ pub(crate) struct RowFilter<'a> {
     pub(crate) traces: &'a [TraceId],
     pub(crate) matchers: &'a [Matcher],
     pub(crate) needles: &'a [String],
+    /// Of calls, only revisions of earlier rows.
+    pub(crate) revisions_only: bool,
 }
 
 impl RowFilter<'_> {
-    pub(crate) const ALL: RowFilter<'static> =
-        RowFilter { start: i64::MIN, end: i64::MAX, traces: &[], matchers: &[], needles: &[] };
+    pub(crate) const ALL: RowFilter<'static> = RowFilter {
+        start: i64::MIN,
+        end: i64::MAX,
+        traces: &[],
+        matchers: &[],
+        needles: &[],
+        revisions_only: false,
+    };
 
     /// Returns whether a row with this time and trace (zero for none) is wanted.
     pub(crate) fn admits(&self, time: i64, trace: &[u8; 16]) -> bool {
