@@ -10,12 +10,15 @@ impl Store {
     /// Returns the segments and a manifest that names exactly these. Files are opened while no
     /// merge can remove them; afterwards removal takes only their names.
     fn files(&self) -> io::Result<Vec<SnapshotFile>> {
+        // Before the data: what is settled in it may be open here, and is found settled then.
+        let (control_path, control) = self.control.standalone();
         let guard = self.inner.manifest.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(state) = guard.as_ref().map(|m| m.state.clone()) else {
             return Err(io::Error::other("the manifest could not be opened for writing"));
         };
         let view = self.inner.view.read().unwrap_or_else(PoisonError::into_inner);
-        let mut out = Vec::new();
+        let (path, len) = (control_path, control.len() as u64);
+        let mut out = vec![SnapshotFile { path, len, content: Box::new(control) }];
         for s in &view.segments {
             let (path, len) = (s.meta.relative_path(), s.meta.bytes);
             out.push(SnapshotFile { path, len, content: s.raw()? });

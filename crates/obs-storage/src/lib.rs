@@ -30,6 +30,7 @@ mod segments;
 mod select;
 mod select_spans;
 mod span_scan;
+mod state;
 pub mod store;
 mod sweep;
 mod tier;

@@ -11,12 +11,13 @@ use crate::retention::RetentionRule;
 use crate::segment::Operations;
 use crate::segment::bloom::FilterCache;
 use crate::segments::{OpenSegment, Tombstones};
+use crate::state::StateStore;
 use crate::tier::{self, Remote, Tier, TierConfig, TierStats};
 use crate::vfs::Vfs;
 use crate::wal::WalFile;
 use crate::writer::{Command, Pending, Writer};
 use obs_model::{
-    Append, AppendError, AppendFuture, DeleteScope, Labels, MemoryPool, MemoryShare,
+    Append, AppendError, AppendFuture, DeleteScope, KeepState, Labels, MemoryPool, MemoryShare,
     MetricMetadata, Sample, SampleValue, TenantId, TimestampNs, WriteBatch,
 };
 use std::collections::{BTreeMap, HashSet};
@@ -367,6 +368,7 @@ pub struct Store {
     threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
     _lock: Arc<dyn std::any::Any + Send + Sync>,
     recovery: Arc<RecoveryReport>,
+    pub(crate) control: Arc<StateStore>,
 }
 
 impl std::fmt::Debug for Store {
@@ -397,11 +399,17 @@ impl Store {
         if vfs.open(&dir.join("manifest.sqlite")).is_ok() {
             return Err(OpenError::Old { path: dir });
         }
+        let state_dir = dir.join("state");
+        vfs.create_dir_all(&state_dir).map_err(io_at(&state_dir))?;
+        let control = StateStore::open(vfs.clone(), &state_dir, config.inline);
+        let control = Arc::new(control.map_err(io_at(&state_dir))?);
         let loaded = manifest::load(&*vfs, &manifest_dir).map_err(io_at(&manifest_dir))?;
         let mut report = RecoveryReport::default();
         let describe = |(file, what): &(String, String)| format!("{file}: {what}");
         let damage = loaded.damage.iter().filter(|(_, what)| !manifest::is_leftover(what));
         report.manifest_damage = damage.map(describe).collect();
+        let damaged = control.findings.iter().filter(|f| f.2);
+        report.manifest_damage.extend(damaged.map(|(file, what, _)| format!("{file}: {what}")));
         if loaded.lost {
             report.manifest_damage.push("edits are missing in both copies".into());
         }
@@ -491,7 +499,13 @@ impl Store {
             threads: Arc::new(Mutex::new(threads)),
             _lock: lock,
             recovery: Arc::new(report),
+            control,
         })
+    }
+
+    /// Control state of this data directory.
+    pub fn control(&self) -> Arc<dyn KeepState> {
+        self.control.clone()
     }
 
     /// Returns what opening found.
@@ -645,6 +659,7 @@ impl Store {
         for thread in threads {
             let _ = thread.join();
         }
+        self.control.close();
     }
 }
 

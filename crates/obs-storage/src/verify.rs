@@ -6,6 +6,7 @@ use crate::segment::Signal;
 use crate::segment::file::SegmentFile;
 use crate::segment::rows::RowSegment;
 use crate::segment::series::SeriesSegment;
+use crate::state;
 use crate::tier::Whole;
 use crate::vfs::{ReadFile, Vfs};
 use crate::wal::{self, FRAME_BATCH, FRAME_SERIES, WAL_MAGIC};
@@ -66,6 +67,14 @@ pub fn verify(dir: &Path, vfs: &dyn Vfs, elsewhere: &Elsewhere) -> std::io::Resu
         let name = format!("wal/{number:010}.wal");
         if let Err(e) = verify_wal(vfs, &path, &name, &mut report) {
             report.find(&name, e.to_string(), true);
+        }
+    }
+    match state::load(vfs, &dir.join("state")) {
+        Err(e) => report.find("state", e.to_string(), true),
+        Ok(loaded) => {
+            for (file, problem, is_damage) in &loaded.findings {
+                report.find(file, problem.clone(), *is_damage);
+            }
         }
     }
     match manifest::load(vfs, &dir.join("manifest")) {

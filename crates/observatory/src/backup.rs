@@ -139,7 +139,7 @@ fn backup_to_objects(a: &BackupArgs, objects: Arc<dyn Objects>) -> Result<ExitCo
             let bytes = file.metadata().context("failed to read the spooled file")?.len();
             to.put(&path, bytes, &Spooled(file))
                 .with_context(|| format!("failed to send {path}"))?;
-            if !name.starts_with("manifest") {
+            if !name.starts_with("manifest") && !name.starts_with("state") {
                 fs::remove_file(&at).context("failed to remove the spooled file")?;
             }
             files.push(Listed { path, bytes });
