@@ -118,7 +118,7 @@ pub(crate) fn metadata(families: &[Family]) -> Vec<MetricMetadata> {
         .collect()
 }
 
-const FAMILIES: [Family; 9] = [
+const FAMILIES: [Family; 10] = [
     ("llm_requests_total", MetricKind::Counter, "Requests to language models."),
     ("llm_tokens_total", MetricKind::Counter, "Tokens by type; the types do not overlap."),
     (
@@ -151,6 +151,11 @@ const FAMILIES: [Family; 9] = [
         "llm_total_cost_tracked_dollars",
         MetricKind::Counter,
         "Alias of llm_cost_usd_total over everything.",
+    ),
+    (
+        "llm_cost_adjusted_usd",
+        MetricKind::Gauge,
+        "What later revisions took off or added to the cost counted first, in USD.",
     ),
 ];
 
@@ -226,6 +231,15 @@ impl Derived {
                 observe("llm_time_per_output_token_seconds", &PER_TOKEN_BUCKETS, each);
             }
         }
+    }
+
+    /// Counts what a revision changes. Counters only grow, so the difference is a series of its
+    /// own; the sum of both is what is booked.
+    pub fn adjust(&mut self, tenant: &TenantId, before: &LlmCall, c: &LlmCall, now: TimestampMs) {
+        let difference = c.cost_usd().saturating_sub(before.cost_usd());
+        let base = [("provider", c.provider.as_str()), ("model", c.model())];
+        let name = "llm_cost_adjusted_usd";
+        self.add(tenant, name, &base, &[], Counter::Dollars(difference), now);
     }
 
     fn add(

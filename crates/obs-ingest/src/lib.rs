@@ -4,6 +4,7 @@
 //! points into cumulative ones, finds and prices LLM calls, and hands one batch to an
 //! `Append`. It decodes nothing and touches no disk.
 
+mod booking;
 mod correlate;
 mod deltas;
 mod derive;
@@ -19,6 +20,7 @@ mod tails;
 mod telemetry;
 mod watch;
 
+pub use booking::{Booking, WatchCalls};
 pub use derive::Derived;
 pub use exemplars::{Exemplars, SeriesExemplars};
 pub use limits::{Limits, TenantLimits, Violation};

@@ -13,13 +13,13 @@ use crate::tail::TailConfig;
 use crate::tails::Tails;
 use crate::telemetry::Telemetry;
 use crate::watch::{Watch, Watchers};
-use obs_llm::{PriceBook, call_from_span};
+use crate::booking::{self, CallWatchers, Response};
+use obs_llm::{Kin, PriceBook};
 use obs_model::{
-    Append, AppendError, Appended, CostState, Labels, LlmCall, LogRecord, MetricMetadata, Sample,
+    Append, AppendError, Appended, Labels, LogRecord, MetricMetadata, Sample,
     Series, Span, SpanId, TenantId, TimestampMs, TimestampNs, TraceId, WriteBatch,
 };
 use prometheus::IntGauge;
-use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -64,14 +64,16 @@ impl Outcome {
 }
 
 #[derive(Debug)]
-struct State {
+pub(crate) struct State {
     deltas: Deltas,
-    derived: Derived,
+    pub(crate) derived: Derived,
     red: Red,
     /// Spans whose call was counted: exporters repeat batches whose answer got lost.
-    spans: Seen<(TenantId, TraceId, SpanId)>,
+    pub(crate) spans: Seen<(TenantId, TraceId, SpanId)>,
     /// Response ids by trace: a gateway and an SDK report the same call.
-    responses: Seen<(TenantId, TraceId, String)>,
+    pub(crate) responses: Seen<Response>,
+    /// Which calls are inside which.
+    pub(crate) kin: Kin,
 }
 
 /// The write path. Clone it freely.
@@ -86,6 +88,7 @@ pub struct Ingest {
     watchers: Arc<Watchers>,
     sampling: Arc<Sampling>,
     tails: Arc<Mutex<Tails>>,
+    pub(crate) call_watchers: Arc<CallWatchers>,
     state: Arc<Mutex<State>>,
 }
 
@@ -122,6 +125,7 @@ impl Ingest {
             red: Red::default(),
             spans: Seen::new(SEEN_MAX),
             responses: Seen::new(SEEN_MAX),
+            kin: Kin::default(),
         };
         Self {
             store,
@@ -133,6 +137,7 @@ impl Ingest {
             watchers: Arc::default(),
             sampling: Arc::default(),
             tails: Arc::default(),
+            call_watchers: Arc::default(),
             state: Arc::new(Mutex::new(state)),
         }
     }
@@ -167,11 +172,11 @@ impl Ingest {
         &self.telemetry
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn append(
+    pub(crate) async fn append(
         &self,
         tenant: &TenantId,
         writer: &str,
@@ -223,11 +228,12 @@ impl Ingest {
                 Err(reason) => outcome.refuse(reason),
             }
         }
-        batch.calls = self.calls(tenant, &batch.spans);
+        let bookings = self.bookings(tenant, &batch.spans, now);
+        batch.calls = bookings.iter().map(|b| b.call.clone()).collect();
         outcome.accepted = batch.spans.len() as u64;
         self.count_rejected("traces", &outcome);
-        let calls = batch.calls.clone();
         let facts = Facts::of(&batch.spans);
+        let links = booking::links(&batch.spans);
         self.sampling.observe(&batch.spans);
         let accepted = outcome.accepted;
         match self.undecided(tenant) {
@@ -239,14 +245,11 @@ impl Ingest {
             }
         }
         // Only what is durable counts: a refused batch comes again.
-        let mut state = self.state();
-        state.red.observe(tenant, facts, now.to_millis());
-        for c in calls {
-            state.spans.insert((tenant.clone(), c.trace_id, c.span_id));
-            if !c.call_id.is_empty() {
-                state.responses.insert((tenant.clone(), c.trace_id, c.call_id.clone()));
-            }
-            state.derived.observe(tenant, &c, now.to_millis());
+        self.state().red.observe(tenant, facts, now.to_millis());
+        let late = self.booked(tenant, &links, &bookings, now);
+        if let Err(e) = self.book(tenant, late, now).await {
+            // The spans are stored. The trace's next span, if one comes, brings it up again.
+            tracing::warn!(error = %e, "a revision of calls was not stored");
         }
         Ok(outcome)
     }
@@ -330,30 +333,6 @@ impl Ingest {
             self.telemetry.limit_usage.with_label_values(&[name]).set(v);
         }
         Ok(tails().finished(now))
-    }
-
-    fn calls(&self, tenant: &TenantId, spans: &[Span]) -> Vec<LlmCall> {
-        let prices = self.prices();
-        let mut calls: Vec<LlmCall> =
-            spans.iter().filter_map(|s| call_from_span(s, &prices)).collect();
-        if calls.is_empty() {
-            return calls;
-        }
-        let state = self.state();
-        let mut here_spans = HashSet::new();
-        let mut here_responses = HashSet::new();
-        calls.retain(|c| {
-            !state.spans.contains(&(tenant.clone(), c.trace_id, c.span_id))
-                && here_spans.insert((c.trace_id, c.span_id))
-        });
-        for c in calls.iter_mut().filter(|c| !c.call_id.is_empty()) {
-            let key = (tenant.clone(), c.trace_id, c.call_id.clone());
-            if state.responses.contains(&key) || !here_responses.insert(key) {
-                c.cost_state = CostState::Duplicate;
-                c.cost = None;
-            }
-        }
-        calls
     }
 
     /// Stores log records.

@@ -6,13 +6,18 @@
 
 mod call;
 mod estimate;
+pub mod forecast;
+mod kin;
+pub mod ledger;
 mod messages;
 mod price;
 mod provider;
+pub mod report;
 mod tokens;
 mod usage;
 
 pub use call::{call_from_span, is_llm_event};
+pub use kin::Kin;
 pub use messages::{Conversation, messages_of};
 pub use price::{
     BookFile, Discount, Imported, Match, Mode, PriceBook, PriceBookError, PriceRecord, Rate, Rates,

@@ -335,6 +335,11 @@ fn solve(r: &Raw<'_>) -> Usage {
     }
 }
 
+/// The other reading of an ambiguous source: its input excludes what was taken out of it.
+pub(crate) const fn exclusive_reading(t: &TokenUsage) -> TokenUsage {
+    TokenUsage { input: t.input_total(), ..*t }
+}
+
 fn evidence(r: &Raw<'_>, how: &str) -> String {
     let mut out = String::new();
     let found = [

@@ -1,0 +1,289 @@
+//! Which calls repeat the usage of others: roll-ups of their descendants.
+//!
+//! Frameworks and SDKs put the sum of inner calls on the outer span. Only usage that no descendant
+//! of the same kind explains costs money. Children end before their parents but may arrive after
+//! them: then the parent, booked already, is revised.
+
+use obs_model::{CostState, LlmCall, Operation, Span, SpanId, TenantId, TimestampNs, TraceId};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+
+/// Traces with calls that are remembered, and spans and calls of all of them.
+const TRACES_MAX: usize = 20_000;
+const SPANS_MAX: usize = 400_000;
+const CALLS_MAX: usize = 40_000;
+/// Ancestors looked at.
+const DEPTH_MAX: usize = 1_000;
+
+type Key = (TenantId, TraceId);
+
+#[derive(Debug, Default)]
+struct Trace {
+    parents: HashMap<SpanId, SpanId>,
+    calls: HashMap<SpanId, LlmCall>,
+}
+
+/// The recent traces that have calls.
+#[derive(Debug, Default)]
+pub struct Kin {
+    traces: HashMap<Key, Trace>,
+    order: VecDeque<Key>,
+    spans: usize,
+    calls: usize,
+}
+
+/// Kinds of calls whose usage does not explain another kind's.
+const fn family(o: Operation) -> u8 {
+    match o {
+        Operation::Chat | Operation::TextCompletion | Operation::GenerateContent => 0,
+        Operation::Embeddings => 1,
+        Operation::Rerank => 2,
+    }
+}
+
+const fn has_usage(c: &LlmCall) -> bool {
+    c.tokens.total() > 0 && !matches!(c.cost_state, CostState::Duplicate)
+}
+
+/// Makes a call a roll-up, which costs nothing itself.
+fn roll_up(c: &mut LlmCall) {
+    c.cost_state = CostState::Rollup;
+    (c.cost, c.cost_max) = (None, None);
+}
+
+/// A call as it was booked, and its revision.
+type Revised = (LlmCall, LlmCall);
+
+/// The families of the calls inside each span, as far up as they go.
+fn families<'a>(
+    calls: impl Iterator<Item = &'a LlmCall>,
+    parent: impl Fn(&SpanId) -> Option<SpanId>,
+) -> HashSet<(SpanId, u8)> {
+    let mut out = HashSet::new();
+    for c in calls.filter(|c| has_usage(c)) {
+        let mut at = c.span_id;
+        for _ in 0..DEPTH_MAX {
+            match parent(&at) {
+                // What is above a span that was seen was seen too.
+                Some(up) if up != c.span_id && out.insert((up, family(c.operation))) => at = up,
+                _ => break,
+            }
+        }
+    }
+    out
+}
+
+fn is_rolled(c: &LlmCall, inside: &HashSet<(SpanId, u8)>) -> bool {
+    has_usage(c)
+        && c.cost_state != CostState::Rollup
+        && inside.contains(&(c.span_id, family(c.operation)))
+}
+
+/// Returns revisions of the booked calls of a trace that are roll-ups.
+fn revise(trace: &Trace, inside: &HashSet<(SpanId, u8)>, now: TimestampNs) -> Vec<Revised> {
+    let rolled = trace.calls.values().filter(|c| is_rolled(c, inside));
+    rolled
+        .map(|before| {
+            let mut c = before.clone();
+            roll_up(&mut c);
+            c.revision += 1;
+            c.booked_at = now;
+            "its descendants carry the usage".clone_into(&mut c.reason);
+            (before.clone(), c)
+        })
+        .collect()
+}
+
+impl Kin {
+    /// Marks new calls that are roll-ups, and returns revisions of those booked before that turn
+    /// out to be. Nothing is remembered until [`Self::booked`].
+    pub fn judge(
+        &self,
+        tenant: &TenantId,
+        spans: &[Span],
+        calls: &mut [LlmCall],
+        now: TimestampNs,
+    ) -> Vec<Revised> {
+        let mut traces: BTreeSet<TraceId> = calls.iter().map(|c| c.trace_id).collect();
+        // Spans between a call and its caller may come by themselves.
+        traces.extend(spans.iter().map(|s| s.trace_id).filter(|t| self.knows(tenant, *t)));
+        let mut revisions = Vec::new();
+        for trace in traces {
+            let here = spans.iter().filter(|s| s.trace_id == trace);
+            let fresh: HashMap<SpanId, SpanId> =
+                here.filter_map(|s| Some((s.span_id, s.parent_id?))).collect();
+            let old = self.traces.get(&(tenant.clone(), trace));
+            let parent =
+                |id: &SpanId| fresh.get(id).or_else(|| old?.parents.get(id)).copied();
+            let booked = old.into_iter().flat_map(|t| t.calls.values());
+            let new = calls.iter().filter(|c| c.trace_id == trace);
+            let inside = families(new.chain(booked), parent);
+            for c in calls.iter_mut().filter(|c| c.trace_id == trace) {
+                if is_rolled(c, &inside) {
+                    roll_up(c);
+                }
+            }
+            revisions.extend(old.into_iter().flat_map(|t| revise(t, &inside, now)));
+        }
+        revisions
+    }
+
+    /// Remembers what was stored. Returns further revisions: two requests of one trace may have
+    /// been judged without knowing of each other.
+    pub fn booked(
+        &mut self,
+        tenant: &TenantId,
+        links: &[(TraceId, SpanId, SpanId)],
+        calls: &[&LlmCall],
+        now: TimestampNs,
+    ) -> Vec<Revised> {
+        for c in calls {
+            let key = (tenant.clone(), c.trace_id);
+            if !self.traces.contains_key(&key) {
+                self.order.push_back(key.clone());
+            }
+            let trace = self.traces.entry(key).or_default();
+            if trace.calls.insert(c.span_id, (*c).clone()).is_none() {
+                self.calls += 1;
+            }
+        }
+        let mut touched: BTreeSet<TraceId> = calls.iter().map(|c| c.trace_id).collect();
+        for (trace, span, parent) in links {
+            if let Some(t) = self.traces.get_mut(&(tenant.clone(), *trace))
+                && t.parents.insert(*span, *parent).is_none()
+            {
+                self.spans += 1;
+                touched.insert(*trace);
+            }
+        }
+        let mut revisions = Vec::new();
+        for trace in touched {
+            if let Some(t) = self.traces.get(&(tenant.clone(), trace)) {
+                let inside = families(t.calls.values(), |id| t.parents.get(id).copied());
+                revisions.extend(revise(t, &inside, now));
+            }
+        }
+        while self.order.len() > TRACES_MAX || self.spans > SPANS_MAX || self.calls > CALLS_MAX {
+            let Some(oldest) = self.order.pop_front() else { break };
+            if let Some(t) = self.traces.remove(&oldest) {
+                self.spans -= t.parents.len();
+                self.calls -= t.calls.len();
+            }
+        }
+        revisions
+    }
+
+    /// Whether a trace has calls that are remembered.
+    pub fn knows(&self, tenant: &TenantId, trace: TraceId) -> bool {
+        self.traces.contains_key(&(tenant.clone(), trace))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{PriceBook, call_from_span};
+    use obs_model::{Attributes, Money, Resource, Scope, SpanKind, SpanStatus};
+    use proptest::prelude::*;
+    use std::sync::{Arc, LazyLock};
+
+    fn span(id: u8, parent: Option<u8>, tokens: i64, operation: &str) -> Span {
+        let at = |n: i64| TimestampNs::from_nanos(1_790_000_000_000_000_000 + n);
+        let mut attributes = Attributes::from_iter([
+            ("gen_ai.operation.name", operation),
+            ("gen_ai.provider.name", "openai"),
+            ("gen_ai.request.model", "gpt-4o"),
+        ]);
+        if tokens > 0 {
+            attributes.push("gen_ai.usage.input_tokens", tokens);
+        }
+        Span {
+            trace_id: TraceId::from_slice(&[9; 16]).unwrap(),
+            span_id: SpanId::from_slice(&[id; 8]).unwrap(),
+            parent_id: parent.and_then(|p| SpanId::from_slice(&[p; 8])),
+            name: operation.into(),
+            kind: SpanKind::Client,
+            start: at(0),
+            end: at(1000),
+            status: SpanStatus::Unset,
+            trace_state: String::new(),
+            attributes,
+            events: vec![],
+            links: vec![],
+            resource: Arc::new(Resource::default()),
+            scope: Arc::new(Scope::default()),
+        }
+    }
+
+    /// Books batches of spans and returns the dollars that count in the end.
+    fn total(batches: &[Vec<Span>]) -> Money {
+        static PRICES: LazyLock<PriceBook> = LazyLock::new(PriceBook::embedded);
+        let prices = &*PRICES;
+        let (mut kin, tenant) = (Kin::default(), TenantId::default());
+        let mut book: HashMap<SpanId, LlmCall> = HashMap::new();
+        for spans in batches {
+            let mut calls: Vec<_> =
+                spans.iter().filter_map(|s| call_from_span(s, prices)).collect();
+            let revisions = kin.judge(&tenant, spans, &mut calls, TimestampNs::from_nanos(5));
+            calls.extend(revisions.into_iter().map(|x| x.1));
+            let links: Vec<_> = spans
+                .iter()
+                .filter_map(|s| Some((s.trace_id, s.span_id, s.parent_id?)))
+                .collect();
+            let booked: Vec<_> = calls.iter().collect();
+            let late = kin.booked(&tenant, &links, &booked, TimestampNs::from_nanos(6));
+            assert!(late.is_empty(), "nothing was under way");
+            for c in calls {
+                let before = book.get(&c.span_id).map_or(0, |b| b.revision);
+                assert!(c.revision >= before);
+                book.insert(c.span_id, c);
+            }
+        }
+        book.values().map(LlmCall::cost_usd).sum()
+    }
+
+    fn usd(text: &str) -> Money {
+        Money::from_str_exact(text).unwrap()
+    }
+
+    proptest! {
+        // agent(no call) → chat 1 sums chats 2 and 4; 4 is behind a tool; an embedding of its own.
+        #[test]
+        fn a_tree_costs_once_in_any_order_of_arrival(order in Just((0..5_usize).collect::<Vec<_>>()).prop_shuffle(), cuts: u8) {
+            let spans = [
+                span(1, None, 3_000_000, "chat"),
+                span(2, Some(1), 1_000_000, "chat"),
+                span(3, Some(1), 0, "execute_tool"),
+                span(4, Some(3), 2_000_000, "chat"),
+                span(5, Some(1), 0, "invoke_agent"),
+            ];
+            let mut batches = vec![Vec::new()];
+            for (n, i) in order.iter().enumerate() {
+                if cuts & (1 << n) != 0 {
+                    batches.push(Vec::new());
+                }
+                batches.last_mut().unwrap().push(spans[*i].clone());
+            }
+            // A tool's span that comes long before any call of its trace is not remembered; in
+            // practice it comes after the calls inside it.
+            let tool = order.iter().position(|i| *i == 2).unwrap();
+            let first = order.iter().position(|i| [0, 1, 3].contains(i)).unwrap();
+            prop_assume!(tool > first);
+            // 3 M input tokens at 2.50 dollars a million.
+            prop_assert_eq!(total(&batches), usd("7.5"));
+        }
+    }
+
+    #[test]
+    fn another_kind_of_call_inside_explains_nothing() {
+        let embed = span(2, Some(1), 1_000_000, "embeddings");
+        let both = total(&[vec![embed.clone()], vec![span(1, None, 1_000_000, "chat")]]);
+        assert_eq!(both, total(&[vec![embed]]) + usd("2.5"));
+        assert_eq!(total(&[vec![span(1, None, 1_000_000, "chat"), span(2, Some(1), 0, "chat")]]), usd("2.5"));
+    }
+
+    #[test]
+    fn parents_that_form_a_circle_end() {
+        let spans = vec![span(1, Some(2), 1_000_000, "chat"), span(2, Some(1), 0, "chat")];
+        assert_eq!(total(&[spans]), usd("2.5"));
+    }
+}

@@ -1,0 +1,292 @@
+//! Sums of calls by what they are asked by: model, team, day and so on.
+
+use obs_model::{CallStatus, CostState, LlmCall, Money, TimestampNs};
+use std::collections::BTreeMap;
+
+const DAY_NS: i64 = 86_400_000_000_000;
+
+/// What calls are summed by. An attribute that a call lacks is the empty text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Dimension {
+    Provider,
+    Model,
+    RequestModel,
+    Service,
+    Environment,
+    User,
+    Session,
+    Team,
+    Project,
+    Organization,
+    Agent,
+    Prompt,
+    PromptVersion,
+    Operation,
+    Status,
+    CostState,
+    ServiceTier,
+    Region,
+    PriceId,
+    /// A call counts under each of its tags.
+    Tag,
+    Hour,
+    Day,
+    Week,
+    Month,
+}
+
+const NAMES: [(&str, Dimension); 24] = [
+    ("provider", Dimension::Provider),
+    ("model", Dimension::Model),
+    ("request_model", Dimension::RequestModel),
+    ("service", Dimension::Service),
+    ("environment", Dimension::Environment),
+    ("user", Dimension::User),
+    ("session", Dimension::Session),
+    ("team", Dimension::Team),
+    ("project", Dimension::Project),
+    ("organization", Dimension::Organization),
+    ("agent", Dimension::Agent),
+    ("prompt", Dimension::Prompt),
+    ("prompt_version", Dimension::PromptVersion),
+    ("operation", Dimension::Operation),
+    ("status", Dimension::Status),
+    ("cost_state", Dimension::CostState),
+    ("service_tier", Dimension::ServiceTier),
+    ("region", Dimension::Region),
+    ("price_id", Dimension::PriceId),
+    ("tag", Dimension::Tag),
+    ("hour", Dimension::Hour),
+    ("day", Dimension::Day),
+    ("week", Dimension::Week),
+    ("month", Dimension::Month),
+];
+
+impl Dimension {
+    /// Returns the dimension of a name; the peers' `user_id` and the like are known too.
+    pub fn parse(name: &str) -> Option<Self> {
+        let name = match name {
+            "user_id" => "user",
+            "session_id" => "session",
+            "project_id" => "project",
+            "organization_id" | "org" => "organization",
+            "model_id" => "model",
+            "env" => "environment",
+            "tags" => "tag",
+            "key" | "api_key" => "user",
+            other => other,
+        };
+        NAMES.iter().find(|(n, _)| *n == name).map(|(_, d)| *d)
+    }
+
+    pub fn name(self) -> &'static str {
+        NAMES.iter().find(|(_, d)| *d == self).map_or("", |(n, _)| n)
+    }
+
+    /// Returns what can be asked for, for messages.
+    pub fn names() -> String {
+        NAMES.iter().map(|(n, _)| *n).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Returns the values under which a call counts: one, or one a tag.
+    pub fn values(self, c: &LlmCall) -> Vec<String> {
+        let text = match self {
+            Self::Provider => c.provider.clone(),
+            Self::Model => c.model().to_owned(),
+            Self::RequestModel => c.request_model.clone(),
+            Self::Service => c.service.clone(),
+            Self::Environment => c.environment.clone(),
+            Self::User => c.user_id.clone(),
+            Self::Session => c.session_id.clone(),
+            Self::Team => c.team.clone(),
+            Self::Project => c.project.clone(),
+            Self::Organization => c.organization.clone(),
+            Self::Agent => c.agent.clone(),
+            Self::Prompt => c.prompt_name.clone(),
+            Self::PromptVersion => c.prompt_version.clone(),
+            Self::Operation => c.operation.as_str().to_owned(),
+            Self::Status => c.status.as_str().to_owned(),
+            Self::CostState => c.cost_state.as_str().to_owned(),
+            Self::ServiceTier => c.service_tier.clone(),
+            Self::Region => c.region.clone(),
+            Self::PriceId => c.cost.as_ref().map(|x| x.price_id.clone()).unwrap_or_default(),
+            Self::Tag if c.tags.is_empty() => String::new(),
+            Self::Tag => return c.tags.clone(),
+            Self::Hour => format!("{}:00:00Z", c.start.to_string().get(..13).unwrap_or_default()),
+            Self::Day => day_text(c.start.nanos().div_euclid(DAY_NS)),
+            Self::Week => {
+                let day = c.start.nanos().div_euclid(DAY_NS);
+                // 1970-01-01 was a Thursday; weeks begin on Monday.
+                day_text(day - (day + 3).rem_euclid(7))
+            }
+            Self::Month => c.start.to_string().get(..7).unwrap_or_default().to_owned(),
+        };
+        vec![text]
+    }
+
+    /// Returns whether a call has one of some values here. A value may end in `*`.
+    pub fn matches(self, c: &LlmCall, wanted: &[String]) -> bool {
+        self.values(c).iter().any(|have| {
+            wanted.iter().any(|want| match want.strip_suffix('*') {
+                Some(start) => have.starts_with(start),
+                None => want == have,
+            })
+        })
+    }
+}
+
+/// Returns the date of a number of days since 1970.
+pub fn day_text(day: i64) -> String {
+    let text = TimestampNs::from_nanos(day.saturating_mul(DAY_NS)).to_string();
+    text.get(..10).unwrap_or_default().to_owned()
+}
+
+/// What a set of calls amounts to. Repeated calls (roll-ups, duplicates) are not in any sum.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Totals {
+    pub requests: u64,
+    pub errors: u64,
+    pub unpriced: u64,
+    pub ambiguous: u64,
+    pub estimated: u64,
+    pub input_tokens: u64,
+    pub output_tokens: u64,
+    pub cached_tokens: u64,
+    pub cache_write_tokens: u64,
+    pub reasoning_tokens: u64,
+    /// USD by part: input (cache included) and output (request fees included).
+    pub input_usd: Money,
+    pub output_usd: Money,
+    pub usd: Money,
+    /// What ambiguous calls may cost more.
+    pub uncertain_usd: Money,
+    /// What the telemetry itself claimed, over the calls that claim something, and what those
+    /// calls cost by the book.
+    pub reported_usd: Money,
+    pub reported_computed_usd: Money,
+}
+
+impl Totals {
+    pub fn add(&mut self, c: &LlmCall) {
+        if c.is_repeated() {
+            return;
+        }
+        self.requests += 1;
+        self.errors += u64::from(c.status == CallStatus::Error);
+        self.unpriced += u64::from(c.cost_state == CostState::Unpriced);
+        self.ambiguous += u64::from(c.cost_state == CostState::Ambiguous);
+        self.estimated += u64::from(c.estimated);
+        let t = &c.tokens;
+        self.input_tokens += t.input_total();
+        self.output_tokens += t.output_total();
+        self.cached_tokens += t.cache_read;
+        self.cache_write_tokens += t.cache_write.saturating_add(t.cache_write_1h);
+        self.reasoning_tokens += t.reasoning;
+        if let Some(x) = &c.cost {
+            let input = x.input.saturating_add(x.cache_read).saturating_add(x.cache_write);
+            self.input_usd = self.input_usd.saturating_add(input);
+            self.output_usd = self.output_usd.saturating_add(x.output).saturating_add(x.request);
+            self.usd = self.usd.saturating_add(x.total());
+            if let Some(most) = c.cost_max {
+                let more = most.saturating_sub(x.total());
+                self.uncertain_usd = self.uncertain_usd.saturating_add(more);
+            }
+        }
+        if let Some(claimed) = c.reported_cost {
+            self.reported_usd = self.reported_usd.saturating_add(claimed);
+            self.reported_computed_usd = self.reported_computed_usd.saturating_add(c.cost_usd());
+        }
+    }
+
+    pub const fn tokens(&self) -> u64 {
+        self.input_tokens.saturating_add(self.output_tokens)
+    }
+
+    pub fn usd_per_request(&self) -> Money {
+        self.usd.checked_div(Money::from(self.requests)).unwrap_or_default()
+    }
+
+    pub fn usd_per_1k_tokens(&self) -> Money {
+        let thousands = Money::from(self.tokens()).checked_div(Money::ONE_THOUSAND);
+        thousands.and_then(|t| self.usd.checked_div(t)).unwrap_or_default()
+    }
+}
+
+/// Groups beyond which values are summed under [`OTHERS`].
+const GROUPS_MAX: usize = 100_000;
+pub const OTHERS: &str = "(others)";
+
+/// Totals of everything, and by the values of some dimensions.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    by: Vec<Dimension>,
+    pub total: Totals,
+    pub groups: BTreeMap<Vec<String>, Totals>,
+}
+
+impl Report {
+    pub fn new(by: Vec<Dimension>) -> Self {
+        Self { by, ..Self::default() }
+    }
+
+    pub fn add(&mut self, c: &LlmCall) {
+        if c.is_repeated() {
+            return;
+        }
+        self.total.add(c);
+        if self.by.is_empty() {
+            return;
+        }
+        let mut keys: Vec<Vec<String>> = vec![Vec::new()];
+        for d in &self.by {
+            let values = d.values(c);
+            keys = keys
+                .into_iter()
+                .flat_map(|k| values.iter().map(move |v| [k.clone(), vec![v.clone()]].concat()))
+                .collect();
+        }
+        for mut key in keys {
+            if self.groups.len() >= GROUPS_MAX && !self.groups.contains_key(&key) {
+                key = vec![OTHERS.to_owned(); self.by.len()];
+            }
+            self.groups.entry(key).or_default().add(c);
+        }
+    }
+
+    /// Returns the groups, the most expensive first.
+    pub fn ranked(&self) -> Vec<(&[String], &Totals)> {
+        let mut out: Vec<_> = self.groups.iter().map(|(k, t)| (k.as_slice(), t)).collect();
+        out.sort_by(|a, b| b.1.usd.cmp(&a.1.usd).then(a.0.cmp(b.0)));
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::usage_call;
+
+    #[test]
+    fn days_weeks_months_and_tags() {
+        let at = |t: &str| {
+            let mut c = usage_call("p", "m", TimestampNs::parse_rfc3339(t).unwrap());
+            c.tags = vec!["a".into(), "b".into()];
+            c
+        };
+        let sunday = at("2026-11-22T23:59:59Z");
+        let values = |d: Dimension| d.values(&sunday).join(",");
+        assert_eq!(values(Dimension::Day), "2026-11-22");
+        assert_eq!(values(Dimension::Week), "2026-11-16");
+        assert_eq!(values(Dimension::Month), "2026-11");
+        assert_eq!(values(Dimension::Hour), "2026-11-22T23:00:00Z");
+        let mut r = Report::new(vec![Dimension::Tag, Dimension::Day]);
+        r.add(&sunday);
+        r.add(&at("2026-11-23T00:00:00Z"));
+        assert_eq!((r.groups.len(), r.total.requests), (4, 2));
+        assert!(Dimension::Model.matches(&sunday, &["x".into(), "m*".into()]));
+        assert!(!Dimension::Model.matches(&sunday, &["mm".into()]));
+        for (n, d) in NAMES {
+            assert_eq!((Dimension::parse(n), d.name()), (Some(d), n));
+        }
+    }
+}
