@@ -3,7 +3,8 @@
 use crate::pipeline::Ingest;
 use obs_llm::call_from_span;
 use obs_model::{
-    AppendError, CostState, LlmCall, Span, SpanId, TenantId, TimestampNs, TraceId, WriteBatch,
+    AppendError, CostState, LlmCall, MetricMetadata, Series, Span, SpanId, TenantId, TimestampNs,
+    TraceId, WriteBatch,
 };
 use std::collections::HashSet;
 use std::fmt;
@@ -150,9 +151,28 @@ impl Ingest {
         Ok(())
     }
 
+    /// Whether this very call was booked, as far as is remembered.
+    pub fn knows_call(&self, tenant: &TenantId, call: &LlmCall) -> bool {
+        self.state().spans.contains(&(tenant.clone(), call.trace_id, call.span_id))
+    }
+
+    /// Stores series that are made here; see [`Self::tick`].
+    ///
+    /// # Errors
+    /// When the store refuses them.
+    pub async fn emit(
+        &self,
+        tenant: &TenantId,
+        series: Vec<Series>,
+        metadata: Vec<MetricMetadata>,
+    ) -> Result<(), AppendError> {
+        let n = series.len() as u64;
+        let batch = WriteBatch { series, metadata, ..WriteBatch::default() };
+        self.append(tenant, "metric", ("data_points", n), batch).await.map(|_| ())
+    }
+
     /// Whether a call with this answer's id was booked, as far as is remembered.
     pub fn knows_response(&self, tenant: &TenantId, call: &LlmCall) -> bool {
         !call.call_id.is_empty() && self.state().responses.contains(&response(tenant, call))
     }
 }
-

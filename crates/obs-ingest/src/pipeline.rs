@@ -1,5 +1,6 @@
 //! The path of a request's records: limits → LLM calls → append → derived counters.
 
+use crate::booking::{self, CallWatchers, Response};
 use crate::correlate::correlate;
 use crate::deltas::Deltas;
 use crate::derive::Derived;
@@ -13,11 +14,10 @@ use crate::tail::TailConfig;
 use crate::tails::Tails;
 use crate::telemetry::Telemetry;
 use crate::watch::{Watch, Watchers};
-use crate::booking::{self, CallWatchers, Response};
 use obs_llm::{Kin, PriceBook};
 use obs_model::{
-    Append, AppendError, Appended, Labels, LogRecord, MetricMetadata, Sample,
-    Series, Span, SpanId, TenantId, TimestampMs, TimestampNs, TraceId, WriteBatch,
+    Append, AppendError, Appended, Labels, LogRecord, MetricMetadata, Sample, Series, Span, SpanId,
+    TenantId, TimestampMs, TimestampNs, TraceId, WriteBatch,
 };
 use prometheus::IntGauge;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};

@@ -279,7 +279,7 @@ fn reported_cost(a: &Attributes) -> Option<Money> {
 }
 
 /// How the provider served a call, as the price book names it.
-fn service_tier(a: &Attributes) -> String {
+fn tier_of(a: &Attributes) -> String {
     let keys = [
         "openai.response.service_tier",
         "gen_ai.openai.response.service_tier",
@@ -296,11 +296,11 @@ fn service_tier(a: &Attributes) -> String {
         json.get("service_tier")?.as_str().map(str::to_owned)
     };
     let named = if named.is_empty() { among().unwrap_or_default() } else { named };
-    tier_of(&named)
+    service_tier(&named)
 }
 
 /// Returns the price book's name of a service tier: empty for the standard one.
-pub(crate) fn tier_of(name: &str) -> String {
+pub fn service_tier(name: &str) -> String {
     match name.to_ascii_lowercase().as_str() {
         "batch" | "flex" | "priority" => name.to_ascii_lowercase(),
         // Reserved capacity is paid for apart, its calls at the standard price.
@@ -418,7 +418,7 @@ pub fn call_from_span(span: &Span, prices: &PriceBook) -> Option<LlmCall> {
             "traceloop.association.properties.organization_id",
             "ai.telemetry.metadata.organization",
         ]),
-        service_tier: service_tier(a),
+        service_tier: tier_of(a),
         region: text(a, &["gen_ai.request.region", "aws.bedrock.region", "llm.region"]),
         fingerprint: text(
             a,

@@ -15,7 +15,9 @@ pub enum Model {
     MovingAverage,
     Smoothing,
     /// The average of the same step of earlier periods, on a trend.
-    Seasonal { period: usize },
+    Seasonal {
+        period: usize,
+    },
 }
 
 impl Model {
@@ -168,9 +170,8 @@ pub fn forecast(v: &[f64], steps: usize, confidence: f64, model: Model) -> Optio
         Model::Seasonal { period } => (period * 2).max(v.len() * 2 / 3).min(v.len() - 1).max(3),
         _ => 3.max(v.len() / 3),
     };
-    let errors: Vec<(f64, f64)> = (start..v.len())
-        .filter_map(|i| Some((*v.get(i)?, value(model, v.get(..i)?, 0))))
-        .collect();
+    let errors: Vec<(f64, f64)> =
+        (start..v.len()).filter_map(|i| Some((*v.get(i)?, value(model, v.get(..i)?, 0)))).collect();
     let n = errors.len().max(1) as f64;
     let spread = (errors.iter().map(|(y, f)| (y - f).powi(2)).sum::<f64>() / n).sqrt();
     // With few errors to learn from the interval is wider: the t-distribution's, nearly.
@@ -345,14 +346,16 @@ mod tests {
     #[test]
     fn intervals_cover_as_they_claim() {
         let mut noise = Noise(88_172_645_463_325_252);
-        for (name, trend, season) in [("flat", 0.0_f64, 0.0_f64), ("trend", 3.0, 0.0), ("week", 0.5, 30.0)]
+        for (name, trend, season) in
+            [("flat", 0.0_f64, 0.0_f64), ("trend", 3.0, 0.0), ("week", 0.5, 30.0)]
         {
             for n in [14_usize, 28, 60] {
                 let (mut inside, mut all) = (0, 0);
                 for _ in 0..400 {
                     let mut at = |i: usize| {
                         let wave = (i as f64 * std::f64::consts::TAU / 7.0).sin();
-                        5.0_f64.mul_add(noise.next(), season.mul_add(wave, trend * i as f64)) + 100.0
+                        5.0_f64.mul_add(noise.next(), season.mul_add(wave, trend * i as f64))
+                            + 100.0
                     };
                     let history: Vec<f64> = (0..n).map(&mut at).collect();
                     let model = choose(&history, Some(7));

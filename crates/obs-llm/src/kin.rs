@@ -112,8 +112,7 @@ impl Kin {
             let fresh: HashMap<SpanId, SpanId> =
                 here.filter_map(|s| Some((s.span_id, s.parent_id?))).collect();
             let old = self.traces.get(&(tenant.clone(), trace));
-            let parent =
-                |id: &SpanId| fresh.get(id).or_else(|| old?.parents.get(id)).copied();
+            let parent = |id: &SpanId| fresh.get(id).or_else(|| old?.parents.get(id)).copied();
             let booked = old.into_iter().flat_map(|t| t.calls.values());
             let new = calls.iter().filter(|c| c.trace_id == trace);
             let inside = families(new.chain(booked), parent);
@@ -225,10 +224,8 @@ mod tests {
                 spans.iter().filter_map(|s| call_from_span(s, prices)).collect();
             let revisions = kin.judge(&tenant, spans, &mut calls, TimestampNs::from_nanos(5));
             calls.extend(revisions.into_iter().map(|x| x.1));
-            let links: Vec<_> = spans
-                .iter()
-                .filter_map(|s| Some((s.trace_id, s.span_id, s.parent_id?)))
-                .collect();
+            let links: Vec<_> =
+                spans.iter().filter_map(|s| Some((s.trace_id, s.span_id, s.parent_id?))).collect();
             let booked: Vec<_> = calls.iter().collect();
             let late = kin.booked(&tenant, &links, &booked, TimestampNs::from_nanos(6));
             assert!(late.is_empty(), "nothing was under way");
@@ -278,7 +275,10 @@ mod tests {
         let embed = span(2, Some(1), 1_000_000, "embeddings");
         let both = total(&[vec![embed.clone()], vec![span(1, None, 1_000_000, "chat")]]);
         assert_eq!(both, total(&[vec![embed]]) + usd("2.5"));
-        assert_eq!(total(&[vec![span(1, None, 1_000_000, "chat"), span(2, Some(1), 0, "chat")]]), usd("2.5"));
+        assert_eq!(
+            total(&[vec![span(1, None, 1_000_000, "chat"), span(2, Some(1), 0, "chat")]]),
+            usd("2.5")
+        );
     }
 
     #[test]

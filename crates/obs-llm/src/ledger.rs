@@ -83,9 +83,8 @@ pub fn reprice(c: &LlmCall, book: &PriceBook, now: TimestampNs, reason: &str) ->
         return None;
     }
     let mut next = c.clone();
-    let other = (c.cost_state == CostState::Ambiguous
-        || c.evidence.contains("ambiguous:"))
-    .then(|| tokens::exclusive_reading(&c.tokens));
+    let other = (c.cost_state == CostState::Ambiguous || c.evidence.contains("ambiguous:"))
+        .then(|| tokens::exclusive_reading(&c.tokens));
     price(&mut next, other, book);
     let same_cost = next.cost_usd() == c.cost_usd() && next.cost_max == c.cost_max;
     if same_cost && next.cost_state == c.cost_state {
@@ -156,7 +155,8 @@ mod tests {
         assert_eq!((unpriced.cost_state, unpriced.cost.is_none()), (CostState::Unpriced, true));
         let priced = reprice(&unpriced, &book("3"), TimestampNs::from_nanos(5), "new").unwrap();
         assert_eq!((priced.cost_state, priced.cost_usd()), (CostState::Priced, Money::from(3)));
-        let gone = reprice(&priced, &PriceBook::default(), TimestampNs::from_nanos(6), "x").unwrap();
+        let gone =
+            reprice(&priced, &PriceBook::default(), TimestampNs::from_nanos(6), "x").unwrap();
         let e = entries(&[&gone, &unpriced, &priced]);
         let kinds: Vec<_> = e.iter().map(|e| (e.kind, e.revision, e.amount)).collect();
         assert_eq!(kinds, [("charge", 1, Money::from(3)), ("reversal", 2, Money::from(-3))]);

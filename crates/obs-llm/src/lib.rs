@@ -4,6 +4,7 @@
 //! [`LlmCall`](obs_model::LlmCall) through [`call_from_span`], a cost through
 //! [`PriceBook::price`], and a conversation through [`messages_of`].
 
+pub mod budget;
 mod call;
 mod estimate;
 pub mod forecast;
@@ -16,11 +17,11 @@ pub mod report;
 mod tokens;
 mod usage;
 
-pub use call::{call_from_span, is_llm_event};
+pub use call::{call_from_span, is_llm_event, service_tier};
 pub use kin::Kin;
 pub use messages::{Conversation, messages_of};
 pub use price::{
     BookFile, Discount, Imported, Match, Mode, PriceBook, PriceBookError, PriceRecord, Rate, Rates,
     Tier, Volume, import_csv, import_litellm, import_origin,
 };
-pub use usage::usage_call;
+pub use usage::{price_call, usage_call, usage_id};

@@ -2,8 +2,8 @@
 
 use crate::state::AppState;
 use crate::{
-    admin, health, jaeger, llm, loki, otlp_http, partial, prometheus, remote_write, sampling, sql,
-    tempo, tempo_grpc, traces, ui, zipkin,
+    admin, health, jaeger, llm, loki, money, otlp_http, partial, prometheus, remote_write,
+    sampling, sql, tempo, tempo_grpc, traces, ui, zipkin,
 };
 use axum::Router;
 use axum::extract::{Request, State};
@@ -120,6 +120,7 @@ pub fn router(listener: Listener, state: AppState) -> Router {
             .merge(admin::routes())
             .merge(sql::routes())
             .merge(llm::routes())
+            .merge(money::routes())
             .merge(traces::routes())
             .merge(otlp_http::routes())
             .merge(loki::routes())
@@ -154,6 +155,7 @@ pub fn router(listener: Listener, state: AppState) -> Router {
 fn methods(listener: Listener, state: AppState) -> Router {
     match listener {
         Listener::Tempo => tempo_grpc::routes(state),
+        Listener::Ui => money::authz_routes(state),
         _ => Router::new(),
     }
 }

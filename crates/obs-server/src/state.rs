@@ -1,8 +1,8 @@
 //! What all handlers share.
 
 use crate::admission::Admission;
-use obs_ingest::Ingest;
-use obs_model::{AppendError, Maintain, MemoryPool, TenantId, TimestampNs};
+use obs_ingest::{Ingest, Purses};
+use obs_model::{AppendError, KeepState, Maintain, MemoryPool, TenantId, TimestampNs};
 use obs_sql::Source;
 use std::collections::HashMap;
 use std::fmt;
@@ -96,6 +96,11 @@ pub struct AppState {
     /// Whether data may be deleted over this listener.
     pub admin_api: AdminApi,
     pub ingest: Ingest,
+    /// Budgets in force.
+    pub purses: Purses,
+    pub control: Arc<dyn KeepState>,
+    /// Held while the price book is extended.
+    pub(crate) prices_turn: Arc<tokio::sync::Mutex<()>>,
     pub limits: Arc<ServerLimits>,
     pub version: &'static str,
     pub started: TimestampNs,
@@ -134,6 +139,8 @@ pub struct Parts {
     pub memory: Arc<MemoryPool>,
     pub admin_api: AdminApi,
     pub ingest: Ingest,
+    pub purses: Purses,
+    pub control: Arc<dyn KeepState>,
     pub limits: ServerLimits,
     pub version: &'static str,
     pub clock: Clock,
@@ -162,6 +169,9 @@ impl AppState {
             store: p.store,
             admin_api: p.admin_api,
             ingest: p.ingest,
+            purses: p.purses,
+            control: p.control,
+            prices_turn: Arc::default(),
             limits: Arc::new(p.limits),
             version: p.version,
             started,

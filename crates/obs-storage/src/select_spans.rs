@@ -196,10 +196,7 @@ impl SelectSpans for Store {
             ..RowFilter::ALL
         };
         // A revision is a row of its own, not a repetition.
-        let of_call = |c: &LlmCall| {
-            let revision = i64::from(c.revision).wrapping_shl(48);
-            (c.trace_id, c.span_id, c.start.nanos() ^ revision)
-        };
+        let of_call = |c: &LlmCall| (c.trace_id, c.span_id, i64::from(c.revision));
         self.visit_newest(snapshot, &filter, budget, &|c| selection.contains(c), of_call, visit)
     }
 }

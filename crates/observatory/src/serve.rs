@@ -6,15 +6,15 @@ use crate::demo;
 use crate::prometheus::{FanOut, Running};
 use crate::tier;
 use anyhow::{Context as _, Result};
-use obs_ingest::{Ingest, Telemetry};
+use obs_ingest::{Ingest, Purses, Telemetry};
 use obs_model::{
-    Append as _, Budget, DeleteScope, MemoryPool, SelectSpans as _, SpanSelection, TenantId,
-    TimestampNs, WriteBatch,
+    Append as _, AppendError, Budget, DeleteScope, MemoryPool, SelectSpans as _, SpanSelection,
+    TenantId, TimestampNs, WriteBatch,
 };
 use obs_server::state::Parts;
 use obs_server::{
     AdminApi, AppState, Listener, RuleEngine, Transport, router, serve_collector, serve_grpc,
-    serve_query, serve_udp,
+    serve_query, serve_udp, stored_prices,
 };
 use obs_storage::Store;
 use obs_storage::vfs::OsVfs;
@@ -118,7 +118,15 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
     report_recovery(&store);
     let telemetry = Telemetry::new().context("failed to register metrics")?;
     let fan_out = Arc::new(FanOut::new(Arc::new(store.clone()), dir.join("remote")));
-    let ingest = Ingest::new(fan_out.clone(), config.ingest.clone(), config.prices()?, telemetry);
+    let control = store.control();
+    let prices = stored_prices(&*control, config.prices()?).map_err(UsageError)?;
+    let ingest = Ingest::new(fan_out.clone(), config.ingest.clone(), prices, telemetry);
+    let purses = Purses::new(control.clone(), ingest.clone());
+    let (loading, from) = (purses.clone(), store.clone());
+    tokio::task::spawn_blocking(move || loading.load(&from, wall_clock()))
+        .await
+        .context("failed to load the budgets")?
+        .context("failed to load the budgets")?;
     let engine = RuleEngine {
         source: Arc::new(store.clone()),
         tenant: TenantId::default(),
@@ -143,6 +151,8 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
         memory: config.store.memory.clone(),
         admin_api: AdminApi::Off,
         ingest: ingest.clone(),
+        purses: purses.clone(),
+        control: control.clone(),
         limits: config.server.clone(),
         version: VERSION,
         clock: Arc::new(wall_clock),
@@ -152,10 +162,12 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
         },
         reload: {
             let (ingest, running, again) = (ingest.clone(), running.clone(), options.again.clone());
+            let control = control.clone();
             let runtime = tokio::runtime::Handle::current();
             Arc::new(move || {
                 let fresh = again().map_err(|e| e.to_string())?;
                 let prices = fresh.prices().map_err(|e| e.to_string())?;
+                let prices = stored_prices(&*control, prices)?;
                 let loaded = fresh.prometheus.load(&external_url).map_err(|e| e.to_string())?;
                 let tail = fresh.tailing.load().map_err(|e| e.to_string())?;
                 let strategies = fresh.sampling.load().map_err(|e| e.to_string())?;
@@ -188,6 +200,7 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
         store.clone(),
         config.store.memory.clone(),
         ingest.clone(),
+        purses,
         running.clone(),
         instance(&endpoints),
         stop.clone(),
@@ -471,6 +484,7 @@ async fn tick(
     store: Store,
     memory: Arc<MemoryPool>,
     ingest: Ingest,
+    purses: Purses,
     running: Running,
     instance: String,
     stop: CancellationToken,
@@ -491,7 +505,7 @@ async fn tick(
                 decide(&store, &ingest).await;
                 continue;
             }
-            _ = derive.tick() => ingest.tick(wall_clock().to_millis()).await,
+            _ = derive.tick() => derived(&ingest, &purses).await,
             _ = scrape.tick() => {
                 publish_usage(&store, &memory, ingest.telemetry());
                 running.publish(&ingest);
@@ -503,6 +517,20 @@ async fn tick(
             tracing::warn!(error = %e, "own series were not stored");
         }
     }
+}
+
+/// Emits the series of calls and of budgets, and ends reservations nobody settled.
+async fn derived(ingest: &Ingest, purses: &Purses) -> Result<(), AppendError> {
+    let now = wall_clock();
+    match purses.expire(now).await {
+        Ok(0) => {}
+        Ok(n) => tracing::info!(reservations = n, "expired without being settled"),
+        Err(e) => tracing::warn!(error = %e, "reservations could not be ended"),
+    }
+    for (tenant, series, metadata) in purses.series(now.to_millis()) {
+        ingest.emit(&tenant, series, metadata).await?;
+    }
+    ingest.tick(now.to_millis()).await
 }
 
 /// The time by which data expires. A wall clock that jumps ahead would expire everything at once:

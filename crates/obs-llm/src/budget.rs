@@ -1,0 +1,866 @@
+//! Budgets: what may be spent, on what, in which period; reservations that keep it so.
+//!
+//! A pure state machine: it is told of booked calls and asked for reservations, each with the time.
+//! What it answers is made durable by its caller before anyone hears it. A reservation is counted
+//! against every budget whose scope its attributes are in until it is settled, cancelled or
+//! expired, so that no number of streams can spend more than the limit together.
+
+use chrono::{Datelike as _, Days, Months, NaiveDate, NaiveTime, TimeZone as _};
+use chrono_tz::Tz;
+use obs_model::{LlmCall, Money, TimestampNs};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+
+use crate::report::Dimension;
+
+const SECOND: i64 = 1_000_000_000;
+const DAY: i64 = 86_400 * SECOND;
+
+/// What a budget counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unit {
+    #[default]
+    Usd,
+    Tokens,
+    Requests,
+}
+
+/// Periods by the calendar begin at midnight of the budget's time zone; `rolling` ends now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Period {
+    Daily,
+    Weekly,
+    #[default]
+    Monthly,
+    Quarterly,
+    Yearly,
+    Rolling,
+    /// From the beginning of time: a purse that is not refilled.
+    Total,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+fn warning() -> f64 {
+    0.80
+}
+
+fn critical() -> f64 {
+    0.95
+}
+
+fn gating() -> f64 {
+    1.0
+}
+
+fn utc() -> String {
+    "UTC".to_owned()
+}
+
+fn usd() -> String {
+    "USD".to_owned()
+}
+
+/// What somebody decided.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BudgetSpec {
+    /// Defaults to the name.
+    #[serde(default)]
+    pub id: String,
+    pub name: String,
+    pub limit: Money,
+    #[serde(default)]
+    pub unit: Unit,
+    #[serde(default = "usd")]
+    pub currency: String,
+    /// Dimension → value, or value ending in `*`; all must hold. Empty: everything.
+    #[serde(default)]
+    pub scope: BTreeMap<String, String>,
+    #[serde(default)]
+    pub period: Period,
+    /// Length of a rolling period.
+    #[serde(default)]
+    pub rolling_days: u32,
+    #[serde(default = "utc")]
+    pub time_zone: String,
+    /// Whether a reservation beyond the limit is refused, or only told of.
+    #[serde(default = "yes")]
+    pub hard: bool,
+    #[serde(default = "warning")]
+    pub warning: f64,
+    #[serde(default = "critical")]
+    pub critical: f64,
+    #[serde(default = "gating")]
+    pub gating: f64,
+}
+
+impl BudgetSpec {
+    /// Fills in what is derived, and tells what cannot be.
+    ///
+    /// # Errors
+    /// With what is wrong.
+    pub fn checked(mut self) -> Result<Self, String> {
+        if self.name.trim().is_empty() {
+            return Err("a budget needs a name".into());
+        }
+        if self.id.is_empty() {
+            self.id = self.name.trim().to_lowercase().replace(char::is_whitespace, "-");
+        }
+        let is_word = |c: char| c.is_alphanumeric() || "-_.:".contains(c);
+        if self.id.len() > 128 || !self.id.chars().all(is_word) {
+            return Err(format!("id {:?}: letters, digits and -_.: only, 128 at most", self.id));
+        }
+        if self.limit <= Money::ZERO {
+            return Err("limit must be above zero".into());
+        }
+        if self.currency != "USD" {
+            return Err("amounts of budgets are in USD".into());
+        }
+        for name in self.scope.keys() {
+            match Dimension::parse(name) {
+                None => {
+                    let known = Dimension::names();
+                    return Err(format!("scope {name:?} is none of {known}"));
+                }
+                Some(
+                    Dimension::Hour
+                    | Dimension::Day
+                    | Dimension::Week
+                    | Dimension::Month
+                    | Dimension::CostState
+                    | Dimension::Status
+                    | Dimension::PriceId,
+                ) => return Err(format!("{name:?} is known after a call only")),
+                Some(_) => {}
+            }
+        }
+        self.zone()?;
+        if self.period == Period::Rolling && !(1..=366).contains(&self.rolling_days) {
+            return Err("a rolling period needs rolling_days of 1 to 366".into());
+        }
+        let ordered = 0.0 < self.warning
+            && self.warning <= self.critical
+            && self.critical <= self.gating
+            && self.gating <= 10.0;
+        if !ordered {
+            return Err("warning, critical and gating must be above 0 and in this order".into());
+        }
+        Ok(self)
+    }
+
+    fn zone(&self) -> Result<Tz, String> {
+        self.time_zone.parse().map_err(|_| format!("{:?} is no time zone", self.time_zone))
+    }
+
+    /// Returns the period that holds a moment: from, and to (excluded), ns.
+    pub fn period_at(&self, now: i64) -> (i64, i64) {
+        let zone = self.zone().unwrap_or(Tz::UTC);
+        let today = zone.timestamp_nanos(now).date_naive();
+        let midnight = |d: Option<NaiveDate>| {
+            let d = d.unwrap_or(today);
+            let local = d.and_time(NaiveTime::MIN);
+            // A day that begins in the gap of a clock change begins with the first moment after it.
+            let at = (0..24).find_map(|h| {
+                zone.from_local_datetime(&(local + chrono::TimeDelta::hours(h))).earliest()
+            });
+            at.and_then(|t| t.timestamp_nanos_opt()).unwrap_or(now)
+        };
+        let first = |month: u32| NaiveDate::from_ymd_opt(today.year(), month, 1);
+        match self.period {
+            Period::Rolling => (now - i64::from(self.rolling_days) * DAY, i64::MAX),
+            Period::Total => (i64::MIN, i64::MAX),
+            Period::Daily => {
+                (midnight(Some(today)), midnight(today.checked_add_days(Days::new(1))))
+            }
+            Period::Weekly => {
+                let back = today.weekday().num_days_from_monday().into();
+                let monday = today.checked_sub_days(Days::new(back));
+                (midnight(monday), midnight(monday.and_then(|d| d.checked_add_days(Days::new(7)))))
+            }
+            Period::Monthly | Period::Quarterly | Period::Yearly => {
+                let (start, months) = match self.period {
+                    Period::Monthly => (first(today.month()), 1),
+                    Period::Quarterly => (first((today.month() - 1) / 3 * 3 + 1), 3),
+                    _ => (first(1), 12),
+                };
+                let end = start.and_then(|d| d.checked_add_months(Months::new(months)));
+                (midnight(start), midnight(end))
+            }
+        }
+    }
+
+    fn covers(&self, attributes: &dyn Fn(Dimension) -> Vec<String>) -> bool {
+        self.scope.iter().all(|(name, want)| {
+            let Some(d) = Dimension::parse(name) else { return false };
+            attributes(d).iter().any(|have| match want.strip_suffix('*') {
+                Some(start) => have.starts_with(start),
+                None => want == have,
+            })
+        })
+    }
+
+    /// Returns the scope as text: `team=search,model=gpt-*`.
+    pub fn scope_text(&self) -> String {
+        let parts: Vec<String> = self.scope.iter().map(|(k, v)| format!("{k}={v}")).collect();
+        parts.join(",")
+    }
+}
+
+/// An amount in each unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Amount {
+    pub usd: Money,
+    pub tokens: u64,
+    pub requests: u64,
+}
+
+impl Amount {
+    /// Returns what a call counts for; one that repeats another counts nothing.
+    pub fn of(c: &LlmCall) -> Self {
+        if c.is_repeated() {
+            return Self::default();
+        }
+        // Of an ambiguous call the upper bound: a limit is kept for certain.
+        // Without a price, what the source itself claims.
+        let known = c.cost.as_ref().map(obs_model::CallCost::total).or(c.reported_cost);
+        let usd = c.cost_max.or(known).unwrap_or_default();
+        Self { usd, tokens: c.tokens.total(), requests: 1 }
+    }
+
+    fn get(&self, unit: Unit) -> Money {
+        match unit {
+            Unit::Usd => self.usd,
+            Unit::Tokens => Money::from(self.tokens),
+            Unit::Requests => Money::from(self.requests),
+        }
+    }
+}
+
+/// A sum that grows and shrinks.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sum(Money);
+
+impl Sum {
+    fn add(&mut self, m: Money) {
+        self.0 = self.0.saturating_add(m);
+    }
+
+    fn take(&mut self, m: Money) {
+        self.0 = self.0.saturating_sub(m);
+    }
+}
+
+/// Who asks, for what.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Ask {
+    /// Dimension names → values, as in the scopes of budgets. `tag` may be given as `tag:NAME`.
+    #[serde(default)]
+    pub scope: BTreeMap<String, String>,
+    pub amount: Amount,
+}
+
+impl Ask {
+    fn values(&self, d: Dimension) -> Vec<String> {
+        let of = |(name, value): (&String, &String)| {
+            (Dimension::parse(name) == Some(d)).then(|| value.clone())
+        };
+        let mut out: Vec<String> = self.scope.iter().filter_map(of).collect();
+        if d == Dimension::Tag {
+            // Several tags are separated by commas.
+            out = out.iter().flat_map(|t| t.split(',')).map(|t| t.trim().to_owned()).collect();
+        }
+        out
+    }
+}
+
+/// An amount set aside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reservation {
+    pub id: String,
+    pub ask: Ask,
+    pub provider: String,
+    pub model: String,
+    /// ns.
+    pub created_at: i64,
+    pub expires_at: i64,
+}
+
+/// Why an ask was refused.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Refusal {
+    pub budget: BudgetSpec,
+    pub spent: Money,
+    pub reserved: Money,
+    pub asked: Money,
+    /// When the period ends, ns; `None` if never.
+    pub resets_at: Option<i64>,
+}
+
+/// A budget's state at a moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Status {
+    pub spec: BudgetSpec,
+    pub spent: Money,
+    pub reserved: Money,
+    pub period: (i64, i64),
+    /// Spend of the whole period if it goes on as it did; `None` for periods without an end.
+    pub projected: Option<Money>,
+    /// Speed of spending over the even speed.
+    pub burn_rate: Option<f64>,
+    pub daily_average: Option<Money>,
+    /// When the limit is reached at this speed, ns.
+    pub exhausted_at: Option<i64>,
+    pub confidence: f64,
+}
+
+/// What a budget's state calls for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verdict {
+    /// `none`, `approaching_limit`, `limit_exceeded`, `projected_exceedance`.
+    pub kind: &'static str,
+    /// `info`, `warning`, `critical`, `gating`.
+    pub severity: &'static str,
+    pub action: &'static str,
+}
+
+impl Status {
+    pub fn remaining(&self) -> Money {
+        self.spec.limit.saturating_sub(self.spent)
+    }
+
+    pub fn utilization(&self) -> f64 {
+        ratio(self.spent, self.spec.limit)
+    }
+
+    /// Judges in the order of Cost Ops: what is, before what may come.
+    pub fn verdict(&self) -> Verdict {
+        let (now, s) = (self.utilization(), &self.spec);
+        let ahead = self.projected.map_or(0.0, |p| ratio(p, s.limit));
+        let of = |kind, severity, action| Verdict { kind, severity, action };
+        if now >= s.gating {
+            of("limit_exceeded", "gating", if s.hard { "gate" } else { "reduce_spend" })
+        } else if now >= s.critical {
+            of("limit_exceeded", "critical", if s.hard { "consider_gating" } else { "review" })
+        } else if now >= s.warning {
+            of("approaching_limit", "warning", "monitor")
+        } else if ahead >= s.gating {
+            of("projected_exceedance", "critical", "review")
+        } else if ahead >= s.critical {
+            of("projected_exceedance", "warning", "review")
+        } else {
+            of("none", "info", "none")
+        }
+    }
+}
+
+fn ratio(a: Money, b: Money) -> f64 {
+    use rust_decimal::prelude::ToPrimitive as _;
+    a.checked_div(b).and_then(|r| r.to_f64()).unwrap_or(f64::INFINITY)
+}
+
+#[derive(Debug)]
+struct Budget {
+    spec: BudgetSpec,
+    /// Spend by the start of its stretch of time, ns: a day, or the period.
+    spent: BTreeMap<i64, Sum>,
+    reserved: Sum,
+    /// When the first call was counted, and the last one.
+    first: Option<i64>,
+    last: Option<i64>,
+}
+
+/// Stretches by which a rolling period forgets.
+const ROLLING_STRETCH: i64 = 3_600 * SECOND;
+
+impl Budget {
+    fn stretch(&self, time: i64) -> i64 {
+        match self.spec.period {
+            Period::Rolling => time.div_euclid(ROLLING_STRETCH) * ROLLING_STRETCH,
+            _ => self.spec.period_at(time).0,
+        }
+    }
+
+    fn count(&mut self, time: i64, plus: Money, minus: Money) {
+        let key = self.stretch(time);
+        let sum = self.spent.entry(key).or_default();
+        sum.add(plus);
+        sum.take(minus);
+        self.first = Some(self.first.map_or(time, |t| t.min(time)));
+        self.last = Some(self.last.map_or(time, |t| t.max(time)));
+    }
+
+    fn spent(&self, now: i64) -> Money {
+        let (from, _) = self.spec.period_at(now);
+        // A stretch that is partly outside of a rolling period counts whole.
+        let from = if self.spec.period == Period::Rolling { self.stretch(from) } else { from };
+        self.spent.range(from..).fold(Money::ZERO, |a, (_, s)| a.saturating_add(s.0))
+    }
+
+    fn forget(&mut self, now: i64) {
+        let (from, _) = self.spec.period_at(now);
+        let keep = if self.spec.period == Period::Rolling { self.stretch(from) } else { from };
+        // The period before stays: late calls are counted to their own time.
+        self.spent.retain(|k, _| *k >= keep.saturating_sub(2 * DAY));
+    }
+}
+
+/// Most budgets of a tenant, and open reservations.
+const BUDGETS_MAX: usize = 10_000;
+const OPEN_MAX: usize = 100_000;
+
+/// The budgets of a tenant and what is reserved against them.
+#[derive(Debug, Default)]
+pub struct Budgets {
+    budgets: BTreeMap<String, Budget>,
+    open: HashMap<String, Reservation>,
+}
+
+impl Budgets {
+    /// Adds a budget or changes one; what was spent is kept if scope, unit and period stay.
+    /// Returns whether its spend must be filled in from the ledger.
+    ///
+    /// # Errors
+    /// When there are too many.
+    pub fn set(&mut self, spec: BudgetSpec) -> Result<bool, String> {
+        if let Some(b) = self.budgets.get_mut(&spec.id) {
+            let same = b.spec.scope == spec.scope
+                && b.spec.unit == spec.unit
+                && b.spec.period == spec.period
+                && b.spec.rolling_days == spec.rolling_days
+                && b.spec.time_zone == spec.time_zone;
+            if same {
+                b.spec = spec;
+                return Ok(false);
+            }
+        } else if self.budgets.len() >= BUDGETS_MAX {
+            return Err(format!("there are {BUDGETS_MAX} budgets already"));
+        }
+        let open = self.open.values().filter(|r| spec.covers(&|d| r.ask.values(d)));
+        let mut reserved = Sum::default();
+        open.for_each(|r| reserved.add(r.ask.amount.get(spec.unit)));
+        let budget = Budget { spec, spent: BTreeMap::new(), reserved, first: None, last: None };
+        self.budgets.insert(budget.spec.id.clone(), budget);
+        Ok(true)
+    }
+
+    pub fn remove(&mut self, id: &str) -> bool {
+        self.budgets.remove(id).is_some()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.budgets.is_empty()
+    }
+
+    pub fn specs(&self) -> impl Iterator<Item = &BudgetSpec> {
+        self.budgets.values().map(|b| &b.spec)
+    }
+
+    /// Returns the earliest moment that any of some budgets looks back to.
+    pub fn looks_back(&self, ids: &[String], now: i64) -> i64 {
+        let of = |id: &String| Some(self.budgets.get(id)?.spec.period_at(now).0);
+        ids.iter().filter_map(of).min().unwrap_or(now)
+    }
+
+    /// Counts a call, or the difference that a revision makes, in some budgets or all.
+    pub fn count(&mut self, c: &LlmCall, before: Option<&LlmCall>, only: Option<&[String]>) {
+        let plus = Amount::of(c);
+        let minus = before.map(Amount::of).unwrap_or_default();
+        let time = c.start.nanos();
+        for b in self.budgets.values_mut() {
+            let wanted = only.is_none_or(|ids| ids.contains(&b.spec.id));
+            if wanted && b.spec.covers(&|d| d.values(c)) {
+                b.count(time, plus.get(b.spec.unit), minus.get(b.spec.unit));
+            }
+        }
+    }
+
+    /// Judges an ask without reserving anything: the first hard budget that has no room for it.
+    ///
+    /// # Errors
+    /// With that budget.
+    pub fn check(&self, ask: &Ask, now: i64) -> Result<(), Box<Refusal>> {
+        for b in self.budgets.values().filter(|b| b.spec.hard) {
+            if !b.spec.covers(&|d| ask.values(d)) {
+                continue;
+            }
+            let (asked, spent) = (ask.amount.get(b.spec.unit), b.spent(now));
+            let sum = spent.saturating_add(b.reserved.0).saturating_add(asked);
+            // Gating is relative to the limit: 1.0 is the limit itself.
+            let gate = Money::try_from(b.spec.gating).unwrap_or(Money::ONE);
+            if sum > b.spec.limit.saturating_mul(gate) {
+                let (_, end) = b.spec.period_at(now);
+                return Err(Box::new(Refusal {
+                    budget: b.spec.clone(),
+                    spent,
+                    reserved: b.reserved.0,
+                    asked,
+                    resets_at: (end != i64::MAX).then_some(end),
+                }));
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the budgets that cover an ask.
+    pub fn covering(&self, ask: &Ask) -> Vec<&BudgetSpec> {
+        self.specs().filter(|s| s.covers(&|d| ask.values(d))).collect()
+    }
+
+    /// Sets an amount aside if every hard budget has room for it. One with the same id that is
+    /// open already is returned as it is.
+    ///
+    /// # Errors
+    /// With the budget that has no room, or a text when too many are open.
+    pub fn reserve(&mut self, r: Reservation) -> Result<Reservation, Result<Box<Refusal>, String>> {
+        if let Some(open) = self.open.get(&r.id) {
+            return Ok(open.clone());
+        }
+        if self.open.len() >= OPEN_MAX {
+            return Err(Err(format!("{OPEN_MAX} reservations are open already")));
+        }
+        self.check(&r.ask, r.created_at).map_err(Ok)?;
+        self.restore(r.clone());
+        Ok(r)
+    }
+
+    /// Takes up a reservation that was made before, whatever is left.
+    pub fn restore(&mut self, r: Reservation) {
+        self.each(&r.ask, |b, m| b.reserved.add(m));
+        self.open.insert(r.id.clone(), r);
+    }
+
+    fn each(&mut self, ask: &Ask, f: impl Fn(&mut Budget, Money)) {
+        for b in self.budgets.values_mut().filter(|b| b.spec.covers(&|d| ask.values(d))) {
+            let m = ask.amount.get(b.spec.unit);
+            f(b, m);
+        }
+    }
+
+    pub fn reservation(&self, id: &str) -> Option<&Reservation> {
+        self.open.get(id)
+    }
+
+    pub fn open(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Ends a reservation: what it set aside is free again.
+    pub fn release(&mut self, id: &str) -> Option<Reservation> {
+        let r = self.open.remove(id)?;
+        self.each(&r.ask, |b, m| b.reserved.take(m));
+        Some(r)
+    }
+
+    /// Returns the reservations whose time is over.
+    pub fn expired(&self, now: i64) -> Vec<String> {
+        let over = self.open.values().filter(|r| r.expires_at <= now);
+        over.map(|r| r.id.clone()).collect()
+    }
+
+    /// Forgets spend that no period holds any more.
+    pub fn forget(&mut self, now: i64) {
+        self.budgets.values_mut().for_each(|b| b.forget(now));
+    }
+
+    pub fn status(&self, id: &str, now: i64) -> Option<Status> {
+        self.budgets.get(id).map(|b| status(b, now))
+    }
+
+    pub fn statuses(&self, now: i64) -> Vec<Status> {
+        self.budgets.values().map(|b| status(b, now)).collect()
+    }
+}
+
+fn status(b: &Budget, now: i64) -> Status {
+    let spent = b.spent(now);
+    let (from, to) = b.spec.period_at(now);
+    let bounded = to != i64::MAX && from != i64::MIN;
+    let elapsed = now.saturating_sub(from).max(1);
+    let share = |part: i64, whole: i64| Money::from(part).checked_div(Money::from(whole.max(1)));
+    let days = Money::from(elapsed).checked_div(Money::from(DAY)).unwrap_or(Money::ONE);
+    let average = spent.checked_div(days.max(Money::ONE));
+    let projected = bounded.then(|| {
+        let rest = share(to - now, DAY).unwrap_or_default();
+        spent.saturating_add(average.unwrap_or_default().saturating_mul(rest))
+    });
+    let burn_rate = bounded.then(|| {
+        let even = elapsed as f64 / (to - from).max(1) as f64;
+        ratio(spent, b.spec.limit) / even
+    });
+    let left = b.spec.limit.saturating_sub(spent);
+    let exhausted_at = match average {
+        Some(a) if from != i64::MIN && a > Money::ZERO && left > Money::ZERO => {
+            use rust_decimal::prelude::ToPrimitive as _;
+            let days = left.checked_div(a).and_then(|d| d.to_f64()).unwrap_or(f64::INFINITY);
+            let at = days.mul_add(DAY as f64, now as f64);
+            (at < i64::MAX as f64).then_some(at as i64)
+        }
+        _ => None,
+    };
+    let points = b.first.map_or(0, |first| now.saturating_sub(first.max(from)) / DAY + 1);
+    let stale = b.last.map_or(i64::MAX, |t| now.saturating_sub(t));
+    let mut confidence: f64 = match points {
+        ..7 => 0.8,
+        7..14 => 0.9,
+        _ => 1.0,
+    };
+    // The oldest first: each is a case of its own.
+    confidence *= match stale / (3_600 * SECOND) {
+        72.. => 0.5,
+        48..72 => 0.7,
+        24..48 => 0.9,
+        _ => 1.0,
+    };
+    Status {
+        spec: b.spec.clone(),
+        spent,
+        reserved: b.reserved.0,
+        period: (from, to),
+        projected,
+        burn_rate,
+        daily_average: if from == i64::MIN { None } else { average },
+        exhausted_at,
+        confidence,
+    }
+}
+
+/// Returns a moment as RFC 3339 text; empty at the ends of time.
+pub fn moment(ns: i64) -> String {
+    if ns == i64::MIN || ns == i64::MAX {
+        return String::new();
+    }
+    TimestampNs::from_nanos(ns).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::usage_call;
+    use obs_model::{CallCost, CostState};
+    use proptest::prelude::*;
+
+    fn at(text: &str) -> i64 {
+        TimestampNs::parse_rfc3339(text).unwrap().nanos()
+    }
+
+    fn spec(json: &str) -> BudgetSpec {
+        serde_json::from_str::<BudgetSpec>(json).unwrap().checked().unwrap()
+    }
+
+    fn call(team: &str, usd: Money, time: i64) -> LlmCall {
+        let mut c = usage_call("p", "m", TimestampNs::from_nanos(time));
+        c.team = team.into();
+        c.tokens.input = 10;
+        c.cost_state = CostState::Priced;
+        c.cost = Some(CallCost {
+            input: usd,
+            cache_read: Money::ZERO,
+            cache_write: Money::ZERO,
+            output: Money::ZERO,
+            request: Money::ZERO,
+            price_id: "x".into(),
+        });
+        c
+    }
+
+    fn ask(team: &str, usd: Money) -> Ask {
+        let scope = BTreeMap::from([("team".to_owned(), team.to_owned())]);
+        Ask { scope, amount: Amount { usd, tokens: 10, requests: 1 } }
+    }
+
+    fn reservation(id: &str, ask: Ask, now: i64) -> Reservation {
+        Reservation {
+            id: id.into(),
+            ask,
+            provider: "p".into(),
+            model: "m".into(),
+            created_at: now,
+            expires_at: now + 600 * SECOND,
+        }
+    }
+
+    #[test]
+    fn periods_follow_the_calendar_of_the_time_zone() {
+        let of = |period: &str, zone: &str, now: &str| {
+            let s = spec(&format!(
+                r#"{{"name":"b","limit":"1","period":"{period}","time_zone":"{zone}"}}"#
+            ));
+            let (a, b) = s.period_at(at(now));
+            format!("{} {}", moment(a), moment(b))
+        };
+        let z = |a: &str, b: &str| format!("{} {}", moment(at(a)), moment(at(b)));
+        assert_eq!(
+            of("monthly", "Europe/Berlin", "2026-10-31T23:30:00Z"),
+            z("2026-10-31T23:00:00Z", "2026-11-30T23:00:00Z")
+        );
+        // The day of the change to winter has 25 hours.
+        assert_eq!(
+            of("daily", "Europe/Berlin", "2026-10-25T12:00:00Z"),
+            z("2026-10-24T22:00:00Z", "2026-10-25T23:00:00Z")
+        );
+        // Midnight that does not exist: the clock goes from 23:59 to 01:00.
+        assert_eq!(
+            of("daily", "Africa/Cairo", "2026-04-24T12:00:00Z"),
+            z("2026-04-23T22:00:00Z", "2026-04-24T21:00:00Z")
+        );
+        assert_eq!(
+            of("quarterly", "UTC", "2026-12-31T23:59:59Z"),
+            z("2026-10-01T00:00:00Z", "2027-01-01T00:00:00Z")
+        );
+        assert_eq!(
+            of("weekly", "America/New_York", "2026-11-23T04:59:59Z"),
+            z("2026-11-16T05:00:00Z", "2026-11-23T05:00:00Z")
+        );
+    }
+
+    #[test]
+    fn every_covering_budget_must_have_room_and_the_refusal_names_it() {
+        let mut b = Budgets::default();
+        b.set(spec(r#"{"name":"all","limit":"10"}"#)).unwrap();
+        b.set(spec(r#"{"name":"search","limit":"3","scope":{"team":"search"}}"#)).unwrap();
+        b.set(spec(r#"{"name":"soft","limit":"0.5","hard":false}"#)).unwrap();
+        b.set(spec(r#"{"name":"few","limit":"2","unit":"requests","scope":{"team":"ads"}}"#))
+            .unwrap();
+        let now = at("2026-11-22T12:00:00Z");
+        b.count(&call("search", Money::from(2), now - DAY), None, None);
+        // Last month's call is last month's.
+        b.count(&call("search", Money::from(5), now - 30 * DAY), None, None);
+        assert!(b.check(&ask("search", Money::ONE), now).is_ok());
+        let r = b.check(&ask("search", Money::new(1001, 3)), now).unwrap_err();
+        assert_eq!((r.budget.id.as_str(), r.spent), ("search", Money::from(2)));
+        assert_eq!(r.resets_at, Some(at("2026-12-01T00:00:00Z")));
+        assert!(b.check(&ask("ads", Money::from(8)), now).is_ok());
+        assert_eq!(b.check(&ask("ads", Money::from(9)), now).unwrap_err().budget.id, "all");
+        b.count(&call("ads", Money::ZERO, now), None, None);
+        b.count(&call("ads", Money::ZERO, now), None, None);
+        assert_eq!(b.check(&ask("ads", Money::ZERO), now).unwrap_err().budget.id, "few");
+        assert_eq!(b.covering(&ask("ads", Money::ZERO)).len(), 3);
+        // In the next month all is new.
+        assert!(b.check(&ask("search", Money::from(3)), at("2026-12-01T00:00:00Z")).is_ok());
+    }
+
+    #[test]
+    fn a_revision_counts_its_difference_and_repeated_calls_nothing() {
+        let mut b = Budgets::default();
+        b.set(spec(r#"{"name":"all","limit":"10"}"#)).unwrap();
+        let now = at("2026-11-22T12:00:00Z");
+        let first = call("t", Money::from(4), now);
+        b.count(&first, None, None);
+        let mut rolled = first.clone();
+        rolled.cost_state = CostState::Rollup;
+        rolled.cost = None;
+        b.count(&rolled, Some(&first), None);
+        assert_eq!(b.status("all", now).unwrap().spent, Money::ZERO);
+        let mut unsure = call("t", Money::ONE, now);
+        unsure.cost_max = Some(Money::from(2));
+        b.count(&unsure, None, None);
+        assert_eq!(b.status("all", now).unwrap().spent, Money::from(2));
+    }
+
+    #[test]
+    fn a_rolling_period_forgets_and_reservations_expire() {
+        let mut b = Budgets::default();
+        b.set(spec(r#"{"name":"r","limit":"10","period":"rolling","rolling_days":1}"#)).unwrap();
+        let now = at("2026-11-22T12:30:00Z");
+        b.count(&call("t", Money::from(9), now), None, None);
+        let two = ask("t", Money::from(2));
+        assert!(b.check(&two, now + DAY).is_err());
+        assert!(b.check(&two, now + DAY + 3600 * SECOND).is_ok());
+        let r = reservation("a", two, now + 2 * DAY);
+        b.reserve(r.clone()).unwrap();
+        assert_eq!(b.reserve(r).unwrap().id, "a");
+        assert_eq!(b.open(), 1);
+        assert!(b.expired(now + 2 * DAY).is_empty());
+        assert_eq!(b.expired(now + 2 * DAY + 600 * SECOND), ["a"]);
+        b.release("a").unwrap();
+        assert!(b.release("a").is_none());
+        assert_eq!(b.status("r", now + 2 * DAY).unwrap().reserved, Money::ZERO);
+    }
+
+    #[test]
+    fn states_are_judged_in_the_order_of_cost_ops() {
+        let status_of = |spent: i64, day: &str| {
+            let mut b = Budgets::default();
+            b.set(spec(r#"{"name":"m","limit":"100"}"#)).unwrap();
+            b.count(&call("t", Money::from(spent), at("2026-11-01T00:00:00Z")), None, None);
+            b.status("m", at(day)).unwrap()
+        };
+        let kind = |spent: i64, day: &str| {
+            let v = status_of(spent, day).verdict();
+            (v.kind, v.severity, v.action)
+        };
+        let late = "2026-11-30T00:00:00Z";
+        assert_eq!(kind(100, late), ("limit_exceeded", "gating", "gate"));
+        assert_eq!(kind(95, late), ("limit_exceeded", "critical", "consider_gating"));
+        assert_eq!(kind(80, late), ("approaching_limit", "warning", "monitor"));
+        assert_eq!(
+            kind(50, "2026-11-11T00:00:00Z"),
+            ("projected_exceedance", "critical", "review")
+        );
+        assert_eq!(kind(32, "2026-11-11T00:00:00Z"), ("projected_exceedance", "warning", "review"));
+        assert_eq!(kind(20, "2026-11-11T00:00:00Z"), ("none", "info", "none"));
+        let s = status_of(20, "2026-11-11T00:00:00Z");
+        assert_eq!(s.projected, Some(Money::from(60)));
+        assert!((s.burn_rate.unwrap() - 0.6).abs() < 1e-9);
+        assert_eq!(s.exhausted_at, Some(at("2026-12-21T00:00:00Z")));
+        // Ten days without a call: the oldest branch, which the origin never reaches.
+        assert!((s.confidence - 0.9 * 0.5).abs() < 1e-9, "{}", s.confidence);
+    }
+
+    #[test]
+    fn what_cannot_be_a_budget() {
+        let bad =
+            |json: &str| serde_json::from_str::<BudgetSpec>(json).unwrap().checked().unwrap_err();
+        assert!(bad(r#"{"name":"x","limit":"0"}"#).contains("limit"));
+        assert!(bad(r#"{"name":"x","limit":"1","scope":{"teem":"a"}}"#).contains("teem"));
+        assert!(bad(r#"{"name":"x","limit":"1","time_zone":"Mars"}"#).contains("Mars"));
+        assert!(bad(r#"{"name":"x","limit":"1","period":"rolling"}"#).contains("rolling_days"));
+        assert!(bad(r#"{"name":"x","limit":"1","warning":0.99}"#).contains("order"));
+    }
+
+    proptest! {
+        /// Streams reserve, settle for no more than they reserved, cancel, crash and expire in any
+        /// order: what is spent is never above the limit.
+        #[test]
+        fn no_order_of_events_overshoots(events in proptest::collection::vec((0_u8..5, 0_usize..30, 1_i64..40, 0_u32..=100), 1..300)) {
+            let mut b = Budgets::default();
+            b.set(spec(r#"{"name":"cent","limit":"0.01"}"#)).unwrap();
+            let now = at("2026-11-22T12:00:00Z");
+            let mut spent = Money::ZERO;
+            for (what, id, amount, share) in events {
+                let name = format!("s{id}");
+                match what {
+                    0 | 1 => {
+                        let _ = b.reserve(reservation(&name, ask("t", Money::new(amount, 4)), now));
+                    }
+                    2 => if let Some(r) = b.reservation(&name).cloned() {
+                        let real = r.ask.amount.usd * Money::from(share) / Money::from(100);
+                        // Booked first, released after: never a moment with too much room.
+                        b.count(&call("t", real, now), None, None);
+                        b.release(&name);
+                        spent += real;
+                    },
+                    3 => drop(b.release(&name)),
+                    _ => {
+                        // A crash: what is durable comes back.
+                        let mut next = Budgets::default();
+                        next.set(spec(r#"{"name":"cent","limit":"0.01"}"#)).unwrap();
+                        next.count(&call("t", spent, now), None, None);
+                        b.open.values().for_each(|r| next.restore(r.clone()));
+                        b = next;
+                    }
+                }
+                prop_assert!(spent <= Money::new(1, 2), "{spent}");
+                let status = b.status("cent", now).unwrap();
+                prop_assert_eq!(status.spent, spent);
+                let open: Money = b.open.values().map(|r| r.ask.amount.usd).sum();
+                prop_assert_eq!(status.reserved, open);
+            }
+        }
+    }
+}

@@ -1,0 +1,438 @@
+//! Reports of cost: sums, summary, attribution, forecast, anomalies, analytics.
+
+use crate::money::{Answer, DAY_NS, Fault, Query, change, data, query, read, totals, usd};
+use crate::params::Params;
+use crate::state::AppState;
+use axum::Router;
+use axum::extract::State;
+use axum::routing::get;
+use obs_llm::forecast::{self, Method, Model};
+use obs_llm::report::{Dimension, Report, Totals, day_text};
+use obs_model::{CallStatus, LlmCall, Money, TimestampNs};
+use rust_decimal::prelude::ToPrimitive as _;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+pub(super) fn routes() -> Router<AppState> {
+    Router::new()
+        .route("/api/v1/costs", get(costs).post(super::usage::costs))
+        .route("/api/v1/costs/summary", get(summary))
+        .route("/api/v1/analytics/costs", get(summary))
+        .route("/api/v1/costs/attribution", get(attribution))
+        .route("/api/v1/costs/forecast", get(forecast))
+        .route("/api/v1/costs/anomalies", get(anomalies))
+        .route("/api/v1/analytics", get(analytics))
+        .route("/api/v1/analytics/performance", get(performance))
+        .route("/api/v1/analytics/models/compare", get(compare))
+        .route("/api/v1/models/compare", get(compare))
+}
+
+fn dimensions(text: &str) -> Result<Vec<Dimension>, Fault> {
+    let names = text.split(',').map(str::trim).filter(|n| !n.is_empty() && *n != "none");
+    let parse = |n: &str| {
+        let bad = || Fault::bad(format!("cannot group by {n:?}; known: {}", Dimension::names()));
+        Dimension::parse(n).ok_or_else(bad)
+    };
+    let list: Vec<Dimension> = names.map(parse).collect::<Result<_, _>>()?;
+    if list.len() > 4 { Err(Fault::bad("group by at most four")) } else { Ok(list) }
+}
+
+fn limit(p: &Params, default: usize, most: usize) -> Result<usize, Fault> {
+    let n = p.number("limit", default).map_err(Fault::bad)?;
+    if (1..=most).contains(&n) { Ok(n) } else { Err(Fault::bad(format!("limit is 1 to {most}"))) }
+}
+
+async fn report(
+    state: &AppState,
+    p: &Params,
+    q: &Query,
+    by: Vec<Dimension>,
+) -> Result<Report, Fault> {
+    read(state, &p.tenant, q, Report::new(by), Report::add).await
+}
+
+fn range(q: &Query) -> Value {
+    json!({"start": q.start.to_string(), "end": q.end.to_string()})
+}
+
+fn group(by: &[Dimension], key: &[String], t: &Totals, all: Money) -> Value {
+    let mut v = totals(t);
+    if let Some(o) = v.as_object_mut() {
+        let share = t.usd.checked_div(all).and_then(|s| s.to_f64()).map(|s| s * 100.0);
+        o.insert("percentage".into(), json!(share));
+        for (d, value) in by.iter().zip(key) {
+            o.insert(d.name().into(), json!(value));
+        }
+    }
+    v
+}
+
+async fn costs(State(state): State<AppState>, p: Params) -> Answer {
+    let q = query(&state, &p, 30)?;
+    let by = dimensions(p.get("group_by").or(p.get("by")).unwrap_or_default())?;
+    let limit = limit(&p, 1000, 10_000)?;
+    let r = report(&state, &p, &q, by.clone()).await?;
+    let is_time = |d: &Dimension| {
+        matches!(d, Dimension::Hour | Dimension::Day | Dimension::Week | Dimension::Month)
+    };
+    // Time goes forward; anything else is ranked by cost.
+    let rows: Vec<(&[String], &Totals)> = if by.first().is_some_and(is_time) {
+        r.groups.iter().map(|(k, t)| (k.as_slice(), t)).collect()
+    } else {
+        r.ranked()
+    };
+    let all = r.total.usd;
+    let shown: Vec<Value> = rows.iter().take(limit).map(|(k, t)| group(&by, k, t, all)).collect();
+    let more = rows.len().saturating_sub(limit);
+    Ok(data(
+        &state,
+        json!({"period": range(&q), "total": totals(&r.total), "groups": shown, "groups_left_out": more}),
+    ))
+}
+
+/// What a trace cost.
+#[derive(Default)]
+struct Traces(BTreeMap<obs_model::TraceId, (Money, u64, TimestampNs)>);
+
+struct Summary {
+    total: Totals,
+    by: Vec<Report>,
+    days: Report,
+    weeks: Report,
+    traces: Traces,
+}
+
+async fn summary(State(state): State<AppState>, p: Params) -> Answer {
+    let q = query(&state, &p, 30)?;
+    if q.days() > 366.0 {
+        return Err(Fault::bad("the range of a summary is 365 days at most"));
+    }
+    let top = p.number("top", 10_usize).map_err(Fault::bad)?.clamp(1, 100);
+    let faces = [Dimension::Provider, Dimension::Model, Dimension::Environment];
+    let empty = Summary {
+        total: Totals::default(),
+        by: faces.iter().map(|d| Report::new(vec![*d])).collect(),
+        days: Report::new(vec![Dimension::Day]),
+        weeks: Report::new(vec![Dimension::Week]),
+        traces: Traces::default(),
+    };
+    let s = read(&state, &p.tenant, &q, empty, |s, c| {
+        s.total.add(c);
+        s.by.iter_mut().for_each(|r| r.add(c));
+        s.days.add(c);
+        s.weeks.add(c);
+        if !c.is_repeated() {
+            let t = s.traces.0.entry(c.trace_id).or_insert((Money::ZERO, 0, c.start));
+            *t = (t.0.saturating_add(c.cost_usd()), t.1 + c.tokens.total(), t.2.min(c.start));
+        }
+    })
+    .await?;
+    // The same stretch of time a day and a week before its end.
+    let end = q.end.nanos();
+    let sum = |a: i64, b: i64| {
+        let q = q.over(end - a * DAY_NS, end - b * DAY_NS);
+        let (state, p) = (state.clone(), p.clone());
+        async move { report(&state, &p, &q, Vec::new()).await.map(|r| r.total.usd) }
+    };
+    let (day, day_before) = (sum(1, 0).await?, sum(2, 1).await?);
+    let (week, week_before) = (sum(7, 0).await?, sum(14, 7).await?);
+    let breakdown = |r: &Report, d: Dimension| -> Vec<Value> {
+        r.ranked().iter().map(|(k, t)| group(&[d], k, t, s.total.usd)).collect()
+    };
+    let trend = |r: &Report, d: Dimension| -> Vec<Value> {
+        let mut last: Option<Money> = None;
+        let rows = r.groups.iter().map(|(k, t)| {
+            let mut v = group(&[d], k, t, s.total.usd);
+            if let (Some(o), Some(before)) = (v.as_object_mut(), last) {
+                o.insert("growth_percent".into(), change(t.usd, before));
+            }
+            last = Some(t.usd);
+            v
+        });
+        rows.collect()
+    };
+    let mut traces: Vec<_> = s.traces.0.iter().collect();
+    traces.sort_by(|a, b| b.1.0.cmp(&a.1.0).then(a.0.cmp(b.0)));
+    let traces: Vec<Value> = traces
+        .iter()
+        .take(top)
+        .map(|(id, (m, tokens, start))| {
+            json!({"trace_id": id.to_string(), "total_cost": usd(*m), "total_tokens": tokens, "timestamp": start.to_string()})
+        })
+        .collect();
+    let [providers, models, environments] = faces;
+    let of = |i: usize, d| s.by.get(i).map(|r| breakdown(r, d)).unwrap_or_default();
+    Ok(data(
+        &state,
+        json!({
+            "period": range(&q), "totals": totals(&s.total),
+            "changes": {"last_day": usd(day), "day_over_day_percent": change(day, day_before), "last_week": usd(week), "week_over_week_percent": change(week, week_before)},
+            "by_provider": of(0, providers), "by_model": of(1, models), "by_environment": of(2, environments),
+            "daily": trend(&s.days, Dimension::Day), "weekly": trend(&s.weeks, Dimension::Week),
+            "top_traces": traces,
+        }),
+    ))
+}
+
+async fn attribution(State(state): State<AppState>, p: Params) -> Answer {
+    let q = query(&state, &p, 30)?;
+    let name = p.get("dimension").or(p.get("group_by")).unwrap_or("user");
+    let by = dimensions(name)?;
+    let limit = limit(&p, 100, 1000)?;
+    let least = match p.get("min_cost") {
+        None => Money::ZERO,
+        Some(t) => Money::from_str_exact(t).map_err(|_| Fault::bad("min_cost is not an amount"))?,
+    };
+    let r = report(&state, &p, &q, by.clone()).await?;
+    let rows: Vec<_> = r.ranked().into_iter().filter(|(_, t)| t.usd >= least).collect();
+    let shown: Vec<Value> =
+        rows.iter().take(limit).map(|(k, t)| group(&by, k, t, r.total.usd)).collect();
+    Ok(data(
+        &state,
+        json!({"period": range(&q), "dimension": name, "total_cost": usd(r.total.usd), "items": shown, "items_left_out": rows.len().saturating_sub(limit)}),
+    ))
+}
+
+/// Returns the cost of each whole step of a range, oldest first; steps without calls are zero.
+async fn steps(state: &AppState, p: &Params, q: &Query, step: i64) -> Result<Vec<f64>, Fault> {
+    let start = q.start.nanos();
+    let n = usize::try_from((q.end.nanos() - start) / step).unwrap_or(0);
+    if n > 20_000 {
+        return Err(Fault::bad("more than 20000 steps; take a longer interval"));
+    }
+    let sums = read(state, &p.tenant, q, vec![Money::ZERO; n], move |sums, c| {
+        let i = usize::try_from((c.start.nanos() - start) / step).unwrap_or(usize::MAX);
+        if let Some(slot) = sums.get_mut(i).filter(|_| !c.is_repeated()) {
+            *slot = slot.saturating_add(c.cost_usd());
+        }
+    });
+    Ok(sums.await?.iter().map(|m| m.to_f64().unwrap_or(0.0)).collect())
+}
+
+/// Returns the whole days before now, `days` of them, without those before the first call.
+fn history(state: &AppState, q: &Query, days: i64) -> Query {
+    let today = state.now().nanos().div_euclid(DAY_NS) * DAY_NS;
+    q.over(today - days * DAY_NS, today)
+}
+
+async fn forecast(State(state): State<AppState>, p: Params) -> Answer {
+    let q = query(&state, &p, 30)?;
+    let number = |n: &str, default: i64, most: i64| -> Result<i64, Fault> {
+        let v = p.number(n, default).map_err(Fault::bad)?;
+        if (1..=most).contains(&v) { Ok(v) } else { Err(Fault::bad(format!("{n} is 1 to {most}"))) }
+    };
+    let past = number("history_days", 60, 365)?;
+    let ahead = match p.get("period") {
+        Some("week") => 7,
+        Some("month") => 30,
+        Some("quarter") => 90,
+        Some("custom") | None => number("horizon_days", 30, 365)?,
+        Some(other) => {
+            return Err(Fault::bad(format!(
+                "period {other:?} is none of week, month, quarter, custom"
+            )));
+        }
+    };
+    let confidence = p.number("confidence", 0.95_f64).map_err(Fault::bad)?;
+    if !(0.5..=0.999).contains(&confidence) {
+        return Err(Fault::bad("confidence is 0.5 to 0.999"));
+    }
+    // `model` is an LLM here, as everywhere; what forecasts is `method`.
+    let q = history(&state, &q, past);
+    let all = steps(&state, &p, &q, DAY_NS).await?;
+    // Before the first call there was nothing to spend on.
+    let first = all.iter().position(|v| *v > 0.0).unwrap_or(all.len());
+    let values = all.get(first..).unwrap_or_default();
+    let model = match p.get("method").unwrap_or("auto") {
+        "auto" => forecast::choose(values, Some(7)),
+        "linear" | "linear_trend" => Model::Linear,
+        "moving_average" => Model::MovingAverage,
+        "exponential_smoothing" | "smoothing" => Model::Smoothing,
+        "seasonal" => Model::Seasonal { period: 7 },
+        other => {
+            return Err(Fault::bad(format!(
+                "method {other:?} is none of auto, linear, moving_average, exponential_smoothing, seasonal"
+            )));
+        }
+    };
+    let steps = usize::try_from(ahead).unwrap_or(30);
+    let Some(f) = forecast::forecast(values, steps, confidence, model) else {
+        return Err(Fault::new(
+            http::StatusCode::UNPROCESSABLE_ENTITY,
+            "INSUFFICIENT_DATA",
+            format!("{} days of cost; a forecast needs {}", values.len(), forecast::POINTS_MIN),
+        ));
+    };
+    let today = q.end.nanos() / DAY_NS;
+    let point = |(i, x): (usize, &forecast::Point)| json!({"date": day_text(today + i as i64), "cost": x.value, "lower": x.low, "upper": x.high});
+    let total: f64 = f.points.iter().map(|x| x.value).sum();
+    // Days err independently, in part: the sum's interval is between both extremes.
+    let spread: f64 = f.points.iter().map(|x| (x.high - x.value).powi(2)).sum::<f64>().sqrt();
+    let history: Vec<Value> = values
+        .iter()
+        .enumerate()
+        .map(|(i, v)| json!({"date": day_text(today - (values.len() - i) as i64), "cost": v}))
+        .collect();
+    Ok(data(
+        &state,
+        json!({
+            "method": f.model.name(), "confidence": confidence, "currency": "USD",
+            "history": history, "forecast": f.points.iter().enumerate().map(point).collect::<Vec<_>>(),
+            "total": {"cost": total, "lower": (total - spread).max(0.0), "upper": total + spread},
+            "mape_percent": f.mape, "r2": f.r2,
+        }),
+    ))
+}
+
+async fn anomalies(State(state): State<AppState>, p: Params) -> Answer {
+    let q = query(&state, &p, 30)?;
+    let (step, name) = match p.get("interval").unwrap_or("day") {
+        "hour" => (3_600_000_000_000, "hour"),
+        "day" => (DAY_NS, "day"),
+        other => return Err(Fault::bad(format!("interval {other:?} is none of hour, day"))),
+    };
+    let method = p.get("method").unwrap_or("z_score");
+    let chosen = Method::parse(method).ok_or_else(|| {
+        Fault::bad(format!("method {method:?} is none of z_score, iqr, modified_z, moving_average"))
+    })?;
+    let default = if chosen == Method::Iqr { 1.5 } else { 3.0 };
+    let threshold = p.number("threshold", default).map_err(Fault::bad)?;
+    let start = q.start.nanos().div_euclid(step) * step;
+    // The step that goes on now is not over: it would look low.
+    let q = q.over(start, q.end.nanos().div_euclid(step) * step);
+    let values = steps(&state, &p, &q, step).await?;
+    let rows: Vec<Value> = forecast::anomalies(&values, chosen, threshold)
+        .iter()
+        .map(|a| {
+            let at = TimestampNs::from_nanos(start + a.index as i64 * step);
+            json!({"timestamp": at.to_string(), "cost": a.value, "expected": a.expected, "score": a.ratio * threshold, "severity": a.severity()})
+        })
+        .collect();
+    Ok(data(
+        &state,
+        json!({"period": range(&q), "interval": name, "method": method, "threshold": threshold, "points": values.len(), "anomalies": rows}),
+    ))
+}
+
+async fn analytics(State(state): State<AppState>, p: Params) -> Answer {
+    let q = query(&state, &p, 30)?;
+    let interval = match p.get("interval").unwrap_or("day") {
+        "hour" => Dimension::Hour,
+        "day" => Dimension::Day,
+        "week" => Dimension::Week,
+        "month" => Dimension::Month,
+        other => {
+            return Err(Fault::bad(format!("interval {other:?} is none of hour, day, week, month")));
+        }
+    };
+    let known = [
+        "total_cost",
+        "total_tokens",
+        "total_requests",
+        "average_cost_per_request",
+        "average_tokens_per_request",
+    ];
+    let wanted: Vec<&str> = match p.get("metrics").or(p.get("metric")) {
+        None => known.to_vec(),
+        Some(list) => list.split(',').map(str::trim).collect(),
+    };
+    if let Some(strange) = wanted.iter().find(|w| !known.contains(*w)) {
+        return Err(Fault::bad(format!("metric {strange:?} is none of {}", known.join(", "))));
+    }
+    let r = report(&state, &p, &q, vec![interval]).await?;
+    let of = |t: &Totals| -> Value {
+        let pick = |name: &str| match name {
+            "total_cost" => json!(usd(t.usd)),
+            "total_tokens" => json!(t.tokens()),
+            "total_requests" => json!(t.requests),
+            "average_cost_per_request" => json!(usd(t.usd_per_request().round_dp(12))),
+            _ => json!(if t.requests == 0 { 0.0 } else { t.tokens() as f64 / t.requests as f64 }),
+        };
+        wanted.iter().map(|n| ((*n).to_owned(), pick(n))).collect::<serde_json::Map<_, _>>().into()
+    };
+    let points: Vec<Value> =
+        r.groups.iter().map(|(k, t)| json!({"timestamp": k.first(), "values": of(t)})).collect();
+    Ok(data(
+        &state,
+        json!({"period": range(&q), "interval": interval.name(), "summary": of(&r.total), "time_series": points}),
+    ))
+}
+
+/// Latencies of a set of calls.
+#[derive(Default)]
+struct Speed {
+    totals: Totals,
+    durations: Vec<f64>,
+    first_tokens: Vec<f64>,
+}
+
+impl Speed {
+    fn add(&mut self, c: &LlmCall) {
+        if c.is_repeated() {
+            return;
+        }
+        self.totals.add(c);
+        if c.status == CallStatus::Ok {
+            self.durations.push(c.duration_ms());
+            self.first_tokens.extend(c.time_to_first_token_ms);
+        }
+    }
+
+    fn json(&mut self) -> Value {
+        fn quantiles(v: &mut [f64]) -> Value {
+            v.sort_by(f64::total_cmp);
+            let at = |q: f64| {
+                let rank = (q * v.len() as f64).ceil() as usize;
+                v.get(rank.saturating_sub(1)).copied()
+            };
+            json!({"p50": at(0.5), "p90": at(0.9), "p95": at(0.95), "p99": at(0.99)})
+        }
+        let t = &self.totals;
+        let rate = if t.requests == 0 { 0.0 } else { t.errors as f64 / t.requests as f64 };
+        json!({
+            "requests": t.requests, "error_rate": rate, "total_tokens": t.tokens(), "total_cost": usd(t.usd),
+            "average_cost_per_request": usd(t.usd_per_request().round_dp(12)),
+            "average_cost_per_1k_tokens": usd(t.usd_per_1k_tokens().round_dp(12)),
+            "duration_ms": quantiles(&mut self.durations), "time_to_first_token_ms": quantiles(&mut self.first_tokens),
+        })
+    }
+}
+
+async fn speeds(
+    state: &AppState,
+    p: &Params,
+    q: &Query,
+) -> Result<BTreeMap<(String, String), Speed>, Fault> {
+    let empty: BTreeMap<(String, String), Speed> = BTreeMap::new();
+    read(state, &p.tenant, q, empty, |map, c| {
+        map.entry((c.provider.clone(), c.model().to_owned())).or_default().add(c);
+    })
+    .await
+}
+
+async fn performance(State(state): State<AppState>, p: Params) -> Answer {
+    let q = query(&state, &p, 1)?;
+    let mut all = read(&state, &p.tenant, &q, Speed::default(), Speed::add).await?;
+    Ok(data(&state, json!({"period": range(&q), "performance": all.json()})))
+}
+
+async fn compare(State(state): State<AppState>, p: Params) -> Answer {
+    let mut q = query(&state, &p, 7)?;
+    if let Some(list) = p.get("models") {
+        q.filters.push((Dimension::Model, list.split(',').map(|m| m.trim().to_owned()).collect()));
+    }
+    let mut by_model = speeds(&state, &p, &q).await?;
+    let rows: Vec<Value> = by_model
+        .iter_mut()
+        .filter(|(_, s)| s.totals.requests > 0)
+        .map(|((provider, model), s)| {
+            let mut v = s.json();
+            if let Some(o) = v.as_object_mut() {
+                o.insert("provider".into(), json!(provider));
+                o.insert("model".into(), json!(model));
+            }
+            v
+        })
+        .collect();
+    Ok(data(&state, json!({"period": range(&q), "models": rows})))
+}
