@@ -109,11 +109,13 @@ impl BudgetSpec {
             return Err("a budget needs a name".into());
         }
         if self.id.is_empty() {
-            self.id = self.name.trim().to_lowercase().replace(char::is_whitespace, "-");
+            let lower = self.name.to_lowercase();
+            let words = lower.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty());
+            self.id = words.collect::<Vec<_>>().join("-");
         }
         let is_word = |c: char| c.is_alphanumeric() || "-_.:".contains(c);
-        if self.id.len() > 128 || !self.id.chars().all(is_word) {
-            return Err(format!("id {:?}: letters, digits and -_.: only, 128 at most", self.id));
+        if self.id.is_empty() || self.id.len() > 128 || !self.id.chars().all(is_word) {
+            return Err(format!("id {:?}: letters, digits and -_.: only, 1 to 128", self.id));
         }
         if self.limit <= Money::ZERO {
             return Err("limit must be above zero".into());

@@ -37,6 +37,10 @@ pub(crate) enum Command {
     Test(TestArgs),
     /// List, compute, import and check prices of models.
     Price(crate::price_cli::PriceArgs),
+    /// Ask a running server what calls cost.
+    Cost(crate::money_cli::CostArgs),
+    /// List, set and check budgets of a running server.
+    Budget(crate::money_cli::BudgetArgs),
     /// Check every byte of a data directory that no server has open.
     Verify(VerifyArgs),
     /// Copy everything a running server has acknowledged into a new directory.

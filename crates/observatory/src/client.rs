@@ -202,7 +202,7 @@ fn print(answer: &Value) {
     }
 }
 
-fn table(names: &[&str], rows: &[Vec<String>]) {
+pub(crate) fn table(names: &[&str], rows: &[Vec<String>]) {
     let width = |i: usize| {
         rows.iter()
             .filter_map(|r| r.get(i))

@@ -7,6 +7,7 @@ mod config;
 mod demo;
 mod limits;
 mod memory;
+mod money_cli;
 mod notifier;
 mod price_cli;
 mod prometheus;
@@ -34,6 +35,8 @@ fn main() -> ExitCode {
         cli::Command::Check(a) => cli::check(&a),
         cli::Command::Test(a) => cli::test(&a),
         cli::Command::Price(a) => price_cli::run(&a),
+        cli::Command::Cost(a) => money_cli::cost(&a),
+        cli::Command::Budget(a) => money_cli::budget(&a),
         cli::Command::Verify(a) => cli::verify(&a),
         cli::Command::Backup(a) => backup::backup(&a),
         cli::Command::Restore(a) => backup::restore(&a),

@@ -322,7 +322,9 @@ async fn analytics(State(state): State<AppState>, p: Params) -> Answer {
         "week" => Dimension::Week,
         "month" => Dimension::Month,
         other => {
-            return Err(Fault::bad(format!("interval {other:?} is none of hour, day, week, month")));
+            return Err(Fault::bad(format!(
+                "interval {other:?} is none of hour, day, week, month"
+            )));
         }
     };
     let known = [

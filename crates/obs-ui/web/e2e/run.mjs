@@ -82,7 +82,7 @@ try {
   });
 
   await step('LLM lists calls, facets narrow them, and the URL carries it', async () => {
-    await page.getByRole('link', { name: 'Calls & cost' }).click();
+    await page.getByRole('link', { name: 'Calls', exact: true }).click();
     const calls = page.getByRole('region', { name: 'Calls', exact: true });
     await calls.getByRole('link').first().waitFor();
     await page.getByRole('complementary', { name: 'Filters' }).getByRole('button', { name: /claude-sonnet-4-5-20250929/ }).click();
@@ -185,6 +185,47 @@ try {
     await page.goBack();
     await axe('services');
     await shot('services-light');
+  });
+
+  await step('costs add up, a price is added, a budget is made and fills', async () => {
+    await page.goto(`${base}/llm/costs`);
+    const table = page.getByRole('region', { name: 'By model' });
+    await table.getByRole('button', { name: /gpt/ }).first().waitFor();
+    const spent = await page.getByRole('region', { name: 'Spent' }).innerText();
+    assert.match(spent, /\$/);
+    await page.getByRole('combobox', { name: 'Group by' }).selectOption('team');
+    await page.waitForURL(/by=team/);
+    await page.getByRole('region', { name: 'By team' }).waitFor();
+    await until('fresh data', async () => (await page.locator('.stale').count()) === 0);
+    await axe('costs');
+    await shot('costs');
+    await page.goto(`${base}/llm/budgets`);
+    const form = page.getByRole('region', { name: 'New budget' });
+    await form.getByLabel('Name').fill('Everything <b>we</b> do');
+    await form.getByLabel('Limit').fill('0');
+    await form.getByRole('button', { name: 'Create' }).click();
+    await form.getByRole('alert').filter({ hasText: 'limit must be above zero' }).waitFor();
+    await form.getByLabel('Limit').fill('0.01');
+    await form.getByLabel('Time zone').fill('Europe/Berlin');
+    await form.getByRole('button', { name: 'Create' }).click();
+    const row = page.getByRole('region', { name: 'Budgets' }).getByRole('row', { name: /Everything <b>we<\/b> do/ });
+    await row.getByText('limit exceeded').waitFor();
+    assert.equal(await row.getByRole('meter').getAttribute('aria-valuenow'), '100');
+    await until('fresh data', async () => (await page.locator('.stale').count()) === 0);
+    await axe('budgets');
+    await shot('budgets');
+    await page.goto(`${base}/llm/prices?q=gpt-4o-mini`);
+    const prices = page.getByRole('region', { name: 'Prices' });
+    await prices.getByRole('row', { name: /openai gpt-4o-mini 0.15 0.6/ }).first().waitFor();
+    const add = page.getByRole('region', { name: 'Add a price' });
+    await add.getByLabel('Provider').fill('acme');
+    await add.getByLabel('Model').fill('house-1');
+    await add.getByLabel('Input').fill('0.5');
+    await add.getByRole('button', { name: 'Add' }).click();
+    await prices.getByRole('row', { name: /acme house-1 0.5/ }).waitFor();
+    await until('fresh data', async () => (await page.locator('.stale').count()) === 0);
+    await axe('prices');
+    await shot('prices');
   });
 
   await step('Targets and rules say what is down and what fires', async () => {

@@ -15,19 +15,91 @@ export async function get<T>(path: string, params: Record<string, string | numbe
     else if (value !== undefined && value !== '') query.set(name, String(value));
   }
   const text = query.toString();
-  const response = await fetch(text ? `${path}?${text}` : path, { headers, ...(signal ? { signal } : {}) });
+  return read<T>(await fetch(text ? `${path}?${text}` : path, { headers, ...(signal ? { signal } : {}) }));
+}
+
+async function read<T>(response: Response): Promise<T> {
   const body = await response.text();
   if (!response.ok) {
     let message = body.trim();
     try {
       const json = JSON.parse(body);
-      message = json.error ?? json.message ?? json.errors?.[0]?.msg ?? message;
+      message = json.error?.message ?? json.error ?? json.message ?? json.errors?.[0]?.msg ?? message;
     } catch {
       // Loki answers in plain text.
     }
     throw new ApiError(response.status, message || response.statusText);
   }
-  return JSON.parse(body) as T;
+  return (body ? JSON.parse(body) : null) as T;
+}
+
+/** Sends JSON; throws ApiError with the server's message. */
+export async function send<T>(path: string, method: 'POST' | 'PUT' | 'DELETE', body?: unknown): Promise<T> {
+  const content = body === undefined ? {} : { body: JSON.stringify(body) };
+  return read<T>(await fetch(path, { method, headers: { 'Content-Type': 'application/json' }, ...content }));
+}
+
+/** What a set of calls amounts to; amounts are decimal texts in USD. */
+export interface Totals {
+  total_cost: string;
+  input_cost: string;
+  output_cost: string;
+  requests: number;
+  errors: number;
+  input_tokens: number;
+  output_tokens: number;
+  total_tokens: number;
+  cached_tokens: number;
+  reasoning_tokens: number;
+  average_cost_per_request: string;
+  unpriced_requests: number;
+  ambiguous_requests: number;
+  estimated_requests: number;
+  uncertain_cost: string;
+  reported_cost: string;
+  reported_difference: string;
+}
+
+export type CostGroup = Totals & { percentage: number | null; growth_percent?: number | null } & Record<string, unknown>;
+
+export interface Budget {
+  id: string;
+  name: string;
+  limit: string;
+  unit: 'usd' | 'tokens' | 'requests';
+  scope: Record<string, string>;
+  period: string;
+  time_zone: string;
+  hard: boolean;
+  warning: number;
+  current_spend: string;
+  reserved: string;
+  remaining: string;
+  utilization_percent: number;
+  projected_spend: string | null;
+  projected_utilization_percent: number | null;
+  burn_rate: number | null;
+  exhausted_at: string | null;
+  period_end: string;
+  state: string;
+  severity: string;
+}
+
+export interface Price {
+  id: string;
+  provider: string;
+  model: string;
+  region?: string;
+  from?: string;
+  to?: string;
+  hours?: string;
+  input?: string;
+  output?: string;
+  cache_read?: string;
+  cache_write?: string;
+  tiers?: { above_input_tokens: number; marginal?: boolean; input?: string; output?: string }[];
+  modes?: Record<string, { input?: string; output?: string }>;
+  source?: string;
 }
 
 export interface Sums {
