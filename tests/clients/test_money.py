@@ -4,7 +4,9 @@ import concurrent.futures
 import datetime
 import decimal
 import json
+import os
 import random
+import subprocess
 import threading
 import time
 import urllib.request
@@ -335,3 +337,84 @@ def test_a_thousand_streams_never_spend_more_than_a_cent_over_kill_9(tmp_path):
     server = Server(data)
     assert D(server.get("/api/v1/budgets/cent")["current_spend"]) == spent
     server.stop()
+
+
+def test_drift_is_found_named_and_resolved(server):
+    chance = random.Random(3)
+
+    def calls(n, low, high, days):
+        start = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=days)
+        rows = [
+            {
+                "organization_id": "drift", "provider": "openai", "model": "gpt-4.1", "project": "chatbot",
+                "input_tokens": chance.randint(low, high), "output_tokens": chance.randint(50, 90),
+                "timestamp": (start + datetime.timedelta(seconds=i)).isoformat(),
+            }
+            for i in range(n)
+        ]
+        status, answer = send(server, "/api/v1/usage", rows)
+        assert (status, answer["data"]["accepted"]) == (200, n)
+
+    calls(900, 100, 200, 5)
+    found = send(server, "/drift/check", {"model": "gpt-4.1"})[1]
+    assert (found["status"], found["drift_detected"], found["severity"]) == ("success", False, "normal"), found
+    assert {r["scope"] for r in found["scope_results"]} == {"global", "project=chatbot"}
+    calls(500, 150, 400, 4)
+    found = send(server, "/drift/check", {"model": "gpt-4.1"})[1]
+    assert (found["drift_detected"], found["severity"]) == (True, "critical")
+    worst = found["scope_results"][0]["features"][0]
+    assert worst["name"] in ("prompt_tokens", "cost_usd") and worst["psi_corrected"] > 0.25 and worst["n_cur"] == 500
+    incidents = server.get("/api/v1/drift/incidents", status="open")["incidents"]
+    assert {(i["model"], i["scope"], i["severity"]) for i in incidents} == {("gpt-4.1", "global", "critical"), ("gpt-4.1", "project=chatbot", "critical")}
+    assert "prompt_tokens" in incidents[0]["summary"]
+    for _ in range(100):
+        series = server.get("/prometheus/api/v1/query", query='drift_score{model="gpt-4.1", scope="global"} > 0.25')["data"]["result"]
+        if series:
+            break
+        time.sleep(0.2)
+    assert series
+    # It stays that way; against a baseline pinned after the change nothing moves.
+    calls(3000, 150, 400, 3)
+    calls(500, 150, 400, 2)
+    ago = lambda days: (datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=days)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    pinned = {"model": "gpt-4.1", "baseline_from": ago(3.5), "baseline_to": ago(2.5)}
+    assert send(server, "/drift/check", pinned)[1]["severity"] == "normal"
+    assert server.get("/api/v1/drift/incidents", status="open")["incidents"] == []
+    assert len(server.get("/api/v1/drift/incidents", status="resolved")["incidents"]) == 2
+    assert server.get("/drift/summary")["open_incidents"] == 0
+    status, answer = send(server, "/drift/check", {"baseline_from": "then"})
+    assert (status, "then" in answer["error"]["message"]) == (400, True)
+
+
+def test_the_terminal_says_the_same(server, tmp_path):
+    usage(server, organization="cli", team="terminal", input_tokens=1_000_000)
+
+    def run(*arguments, code=0):
+        done = subprocess.run([os.environ["OBSERVATORY_BIN"], *arguments], capture_output=True, text=True, timeout=60)
+        assert done.returncode == code, (done.stdout, done.stderr)
+        return done.stdout + done.stderr
+
+    at = ["--url", f"http://{server.endpoints['ui']}"]
+    out = run("cost", "report", "--by", "team,model", "--month", "--where", "organization=cli", *at)
+    assert "terminal" in out and "gpt-4o-mini" in out and "total $0.15 over 1 requests" in out
+    assert "budget-of-cli" in run("budget", "set", "Budget of CLI", "--limit", "0.1", "--scope", "organization=cli", *at)
+    assert "limit_exceeded" in run("budget", "list", *at)
+    refusal = run("budget", "check", "--provider", "openai", "--model", "gpt-4o", "--input-tokens", "9", "--scope", "organization=cli", *at, code=1)
+    assert 'budget "Budget of CLI"' in refusal
+    run("budget", "delete", "budget-of-cli", *at)
+    assert "not applied" in run("cost", "reprice", "--month", *at)
+    run("cost", "reprice", *at, code=2)
+    assert "critical" in run("drift", "check", "--model", "gpt-4.1", *at, code=1)
+    assert "resolved" in run("drift", "incidents", *at)
+    invoice = tmp_path / "invoice.csv"
+    invoice.write_text(f"date,model,cost\n{TODAY},gpt-99,12\n")
+    assert "missing_in_ledger" in run("cost", "reconcile", str(invoice), "--provider", "openai", *at, code=1)
+    # Without a server: the book that the program carries.
+    out = run("price", "calc", "--provider", "anthropic", "--model", "claude-sonnet-4-5", "--input", "1000", "--cache-write", "1000", "--output-tokens", "1000")
+    assert "$0.02175" in out
+    assert "unpriced" in run("price", "calc", "--provider", "openai", "--model", "gpt-99", code=1)
+    table = tmp_path / "prices.csv"
+    table.write_text("provider,model,input,output\nopenai,gpt-99,1,2\n")
+    run("price", "import", str(table), "--from", "csv", "--version", "mine", "--out", str(tmp_path / "mine.json"))
+    out = run("price", "--file", str(tmp_path / "mine.json"), "calc", "--provider", "openai", "--model", "gpt-99", "--input", "1000000")
+    assert "$1" in out and "mine/openai/gpt-99" in out

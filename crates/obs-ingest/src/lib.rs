@@ -8,6 +8,7 @@ mod booking;
 mod correlate;
 mod deltas;
 mod derive;
+mod drifts;
 mod exemplars;
 mod identity;
 mod limits;
@@ -23,6 +24,7 @@ mod watch;
 
 pub use booking::{Booking, WatchCalls};
 pub use derive::Derived;
+pub use drifts::{Checked, DriftAsk, Drifts, Incident};
 pub use exemplars::{Exemplars, SeriesExemplars};
 pub use limits::{Limits, TenantLimits, Violation};
 pub use pipeline::{Ingest, Outcome};

@@ -6,6 +6,7 @@
 
 pub mod budget;
 mod call;
+pub mod drift;
 mod estimate;
 pub mod forecast;
 mod kin;

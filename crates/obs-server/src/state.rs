@@ -1,7 +1,7 @@
 //! What all handlers share.
 
 use crate::admission::Admission;
-use obs_ingest::{Ingest, Purses};
+use obs_ingest::{Drifts, Ingest, Purses};
 use obs_model::{AppendError, KeepState, Maintain, MemoryPool, TenantId, TimestampNs};
 use obs_sql::Source;
 use std::collections::HashMap;
@@ -98,6 +98,7 @@ pub struct AppState {
     pub ingest: Ingest,
     /// Budgets in force.
     pub purses: Purses,
+    pub drifts: Drifts,
     pub control: Arc<dyn KeepState>,
     /// Held while the price book is extended.
     pub(crate) prices_turn: Arc<tokio::sync::Mutex<()>>,
@@ -140,6 +141,7 @@ pub struct Parts {
     pub admin_api: AdminApi,
     pub ingest: Ingest,
     pub purses: Purses,
+    pub drifts: Drifts,
     pub control: Arc<dyn KeepState>,
     pub limits: ServerLimits,
     pub version: &'static str,
@@ -170,6 +172,7 @@ impl AppState {
             admin_api: p.admin_api,
             ingest: p.ingest,
             purses: p.purses,
+            drifts: p.drifts,
             control: p.control,
             prices_turn: Arc::default(),
             limits: Arc::new(p.limits),

@@ -41,6 +41,8 @@ pub(crate) enum Command {
     Cost(crate::money_cli::CostArgs),
     /// List, set and check budgets of a running server.
     Budget(crate::money_cli::BudgetArgs),
+    /// Look for models whose calls changed.
+    Drift(crate::money_cli::DriftArgs),
     /// Check every byte of a data directory that no server has open.
     Verify(VerifyArgs),
     /// Copy everything a running server has acknowledged into a new directory.

@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         cli::Command::Price(a) => price_cli::run(&a),
         cli::Command::Cost(a) => money_cli::cost(&a),
         cli::Command::Budget(a) => money_cli::budget(&a),
+        cli::Command::Drift(a) => money_cli::drift(&a),
         cli::Command::Verify(a) => cli::verify(&a),
         cli::Command::Backup(a) => backup::backup(&a),
         cli::Command::Restore(a) => backup::restore(&a),

@@ -1,4 +1,4 @@
-//! `observatory cost` and `observatory budget`: what a running server says of money.
+//! `observatory cost`, `budget` and `drift`: what a running server says of calls.
 
 use crate::cli::{Output, OutputArgs, UsageError, complain, say};
 use crate::client::{block_on, table};
@@ -138,6 +138,31 @@ enum Budget {
         #[arg(long)]
         scope: Vec<String>,
     },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DriftArgs {
+    #[command(subcommand)]
+    what: Drift,
+    #[command(flatten)]
+    server: Server,
+}
+
+#[derive(Debug, Subcommand)]
+enum Drift {
+    /// Compare the latest calls of each model with those before; exit 1 if one drifts.
+    Check {
+        #[arg(long, default_value = "")]
+        model: String,
+        /// Pinned baseline: first day.
+        #[arg(long, default_value = "", requires = "baseline_to")]
+        baseline_from: String,
+        /// Day after its last.
+        #[arg(long, default_value = "", requires = "baseline_from")]
+        baseline_to: String,
+    },
+    /// List drifts that began and ended.
+    Incidents,
 }
 
 fn pairs(list: &[String]) -> Result<Vec<(String, String)>> {
@@ -443,6 +468,32 @@ pub(crate) fn budget(a: &BudgetArgs) -> Result<ExitCode> {
             });
             let answer = ask(s, Method::POST, "/api/v1/budgets/check", &[], Body::Json(body))?;
             finish(s, answer, |v| say(&format!("allowed: ${} at most", cell(v, "amount_usd"))))
+        }
+    }
+}
+
+pub(crate) fn drift(a: &DriftArgs) -> Result<ExitCode> {
+    use reqwest::Method;
+    let s = &a.server;
+    match &a.what {
+        Drift::Check { model, baseline_from, baseline_to } => {
+            let body =
+                json!({"model": model, "baseline_from": baseline_from, "baseline_to": baseline_to});
+            let answer = ask(s, Method::POST, "/api/v1/drift/check", &[], Body::Json(body))?;
+            let drifted =
+                answer.as_ref().is_ok_and(|v| v.get("drift_detected") == Some(&Value::Bool(true)));
+            let code = finish(s, answer, |v| {
+                print_rows(v.get("scope_results"), &["model", "scope", "status", "score", "calls"]);
+            })?;
+            Ok(if drifted { ExitCode::from(1) } else { code })
+        }
+        Drift::Incidents => {
+            let answer = ask(s, Method::GET, "/api/v1/drift/incidents", &[], Body::None)?;
+            finish(s, answer, |v| {
+                let columns =
+                    ["opened_at", "status", "severity", "model", "scope", "score", "summary"];
+                print_rows(v.get("incidents"), &columns);
+            })
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::demo;
 use crate::prometheus::{FanOut, Running};
 use crate::tier;
 use anyhow::{Context as _, Result};
-use obs_ingest::{Ingest, Purses, Telemetry};
+use obs_ingest::{DriftAsk, Drifts, Ingest, PurseError, Purses, Telemetry};
 use obs_model::{
     Append as _, AppendError, Budget, DeleteScope, MemoryPool, SelectSpans as _, SpanSelection,
     TenantId, TimestampNs, WriteBatch,
@@ -38,6 +38,8 @@ const DERIVE: Duration = Duration::from_secs(5);
 /// Interval at which tail sampling decides.
 const DECIDE: Duration = Duration::from_secs(1);
 const SELF_SCRAPE: Duration = Duration::from_secs(15);
+/// Interval at which models are checked for drift.
+const DRIFT: Duration = Duration::from_secs(6 * 3600);
 /// Interval at which expired data is dropped.
 const RETAIN: Duration = Duration::from_secs(60);
 
@@ -122,6 +124,7 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
     let prices = stored_prices(&*control, config.prices()?).map_err(UsageError)?;
     let ingest = Ingest::new(fan_out.clone(), config.ingest.clone(), prices, telemetry);
     let purses = Purses::new(control.clone(), ingest.clone());
+    let drifts = Drifts::new(control.clone(), &ingest);
     let (loading, from) = (purses.clone(), store.clone());
     tokio::task::spawn_blocking(move || loading.load(&from, wall_clock()))
         .await
@@ -152,6 +155,7 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
         admin_api: AdminApi::Off,
         ingest: ingest.clone(),
         purses: purses.clone(),
+        drifts: drifts.clone(),
         control: control.clone(),
         limits: config.server.clone(),
         version: VERSION,
@@ -200,7 +204,7 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
         store.clone(),
         config.store.memory.clone(),
         ingest.clone(),
-        purses,
+        (purses, drifts),
         running.clone(),
         instance(&endpoints),
         stop.clone(),
@@ -484,7 +488,7 @@ async fn tick(
     store: Store,
     memory: Arc<MemoryPool>,
     ingest: Ingest,
-    purses: Purses,
+    (purses, drifts): (Purses, Drifts),
     running: Running,
     instance: String,
     stop: CancellationToken,
@@ -493,6 +497,7 @@ async fn tick(
     let mut scrape = tokio::time::interval(SELF_SCRAPE);
     let mut sample = tokio::time::interval(DECIDE);
     let mut retain = tokio::time::interval(RETAIN);
+    let mut drift = tokio::time::interval_at(tokio::time::Instant::now() + DRIFT, DRIFT);
     let mut clock = RetentionClock::new(wall_clock());
     loop {
         let result = tokio::select! {
@@ -505,7 +510,11 @@ async fn tick(
                 decide(&store, &ingest).await;
                 continue;
             }
-            _ = derive.tick() => derived(&ingest, &purses).await,
+            _ = drift.tick() => {
+                check_drift(&drifts, &store).await;
+                continue;
+            }
+            _ = derive.tick() => derived(&ingest, &purses, &drifts).await,
             _ = scrape.tick() => {
                 publish_usage(&store, &memory, ingest.telemetry());
                 running.publish(&ingest);
@@ -519,15 +528,32 @@ async fn tick(
     }
 }
 
+/// Compares every tenant's latest calls with those before them.
+async fn check_drift(drifts: &Drifts, store: &Store) {
+    for tenant in drifts.tenants() {
+        let (check, source, of) = (drifts.clone(), store.clone(), tenant.clone());
+        let work = move || check.check(&of, &source, &DriftAsk::default(), wall_clock());
+        let done = match tokio::task::spawn_blocking(work).await {
+            Ok(Ok((_, incidents))) => drifts.keep(&tenant, incidents).await,
+            Ok(Err(e)) => Err(e),
+            Err(e) => Err(PurseError::Busy(e.to_string())),
+        };
+        if let Err(e) = done {
+            tracing::warn!(tenant = %tenant, error = %e, "drift was not checked");
+        }
+    }
+}
+
 /// Emits the series of calls and of budgets, and ends reservations nobody settled.
-async fn derived(ingest: &Ingest, purses: &Purses) -> Result<(), AppendError> {
+async fn derived(ingest: &Ingest, purses: &Purses, drifts: &Drifts) -> Result<(), AppendError> {
     let now = wall_clock();
     match purses.expire(now).await {
         Ok(0) => {}
         Ok(n) => tracing::info!(reservations = n, "expired without being settled"),
         Err(e) => tracing::warn!(error = %e, "reservations could not be ended"),
     }
-    for (tenant, series, metadata) in purses.series(now.to_millis()) {
+    let all = purses.series(now.to_millis()).into_iter().chain(drifts.series(now.to_millis()));
+    for (tenant, series, metadata) in all {
         ingest.emit(&tenant, series, metadata).await?;
     }
     ingest.tick(now.to_millis()).await

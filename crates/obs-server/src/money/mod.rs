@@ -2,6 +2,7 @@
 
 mod budgets;
 mod costs;
+mod drift;
 mod ledger;
 mod pricing;
 mod usage;
@@ -29,6 +30,7 @@ pub(crate) fn routes() -> Router<AppState> {
         .merge(usage::routes())
         .merge(pricing::routes())
         .merge(budgets::routes())
+        .merge(drift::routes())
 }
 
 /// An error of these APIs: status, code and message.

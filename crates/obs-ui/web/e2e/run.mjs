@@ -228,6 +228,16 @@ try {
     await shot('prices');
   });
 
+  await step('drift is checked on demand and says what moved', async () => {
+    await page.goto(`${base}/llm/quality`);
+    await page.getByRole('button', { name: 'Check now' }).click();
+    const row = page.getByRole('region', { name: 'Models' }).getByRole('row', { name: /gpt-4o-mini/ }).first();
+    await row.getByText(/normal|warning|critical/).waitFor();
+    await until('fresh data', async () => (await page.locator('.stale').count()) === 0);
+    await axe('quality');
+    await shot('quality');
+  });
+
   await step('Targets and rules say what is down and what fires', async () => {
     await until('the alert', async () => (await json('/prometheus/api/v1/alerts')).data.alerts.length);
     await page.goto(`${base}/targets`);

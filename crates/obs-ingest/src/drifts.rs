@@ -1,0 +1,369 @@
+//! Drift checks: on a schedule and on demand, their results as series, incidents kept durably.
+
+use crate::booking::{Booking, WatchCalls};
+use crate::pipeline::Ingest;
+use crate::purses::PurseError;
+use obs_llm::drift::{self, Drift, Sample};
+use obs_model::{
+    Budget, CallSelection, KeepState, Labels, LabelsBuilder, METRIC_NAME, MetricKind,
+    MetricMetadata, SelectSpans, Series, StateChange, TenantId, TimestampMs, TimestampNs,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashSet};
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+const SPACE: &str = "drift_incidents";
+/// The scope of all calls of a model.
+const EVERYWHERE: &str = "global";
+const DAY_NS: i64 = 86_400_000_000_000;
+/// Model and scope pairs that are checked, the busiest first; and calls kept of each.
+const GROUPS_MAX: usize = 500;
+const SAMPLES_MAX: usize = drift::CURRENT_CALLS + drift::BASELINE_CALLS;
+
+/// What is compared with what.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DriftAsk {
+    /// One model alone.
+    #[serde(default)]
+    pub model: String,
+    /// How far back calls are looked for.
+    #[serde(default)]
+    pub window_days: u32,
+    /// A pinned baseline: calls from here …
+    #[serde(default)]
+    pub baseline_from: String,
+    /// … to here; without it, the calls before the latest.
+    #[serde(default)]
+    pub baseline_to: String,
+}
+
+/// One check's outcome.
+#[derive(Debug, Clone)]
+pub struct Checked {
+    pub model: String,
+    /// `global`, or `project=NAME`.
+    pub scope: String,
+    pub at: TimestampNs,
+    /// `None` with too few calls.
+    pub drift: Option<Drift>,
+    pub calls: usize,
+}
+
+/// A drift that lasts until a check finds it gone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Incident {
+    pub id: String,
+    /// `open` or `resolved`.
+    pub status: String,
+    pub severity: String,
+    pub model: String,
+    pub scope: String,
+    pub score: f64,
+    pub summary: String,
+    pub opened_at: String,
+    pub updated_at: String,
+    pub resolved_at: String,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The latest outcome by tenant, model and scope.
+    latest: BTreeMap<(TenantId, String, String), Checked>,
+    checks: BTreeMap<(TenantId, String, &'static str), u64>,
+    detected: BTreeMap<(TenantId, &'static str), u64>,
+}
+
+/// Tenants that have calls.
+#[derive(Debug, Default)]
+struct Seen(Mutex<HashSet<TenantId>>);
+
+impl WatchCalls for Seen {
+    fn booked(&self, tenant: &TenantId, _: &Booking) {
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !seen.contains(tenant) {
+            seen.insert(tenant.clone());
+        }
+    }
+}
+
+/// The drift checks of all tenants. Clone it freely.
+#[derive(Debug, Clone)]
+pub struct Drifts {
+    state: Arc<Mutex<State>>,
+    seen: Arc<Seen>,
+    control: Arc<dyn KeepState>,
+}
+
+impl Drifts {
+    pub fn new(control: Arc<dyn KeepState>, ingest: &Ingest) -> Self {
+        let seen = Arc::new(Seen::default());
+        ingest.watch_calls(seen.clone());
+        Self { state: Arc::default(), seen, control }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the tenants to check on schedule: the default one, and those with calls.
+    pub fn tenants(&self) -> Vec<TenantId> {
+        let mut all = self.seen.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        all.insert(TenantId::default());
+        all.into_iter().collect()
+    }
+
+    /// Compares every model's latest calls with those before them, over everything and by project.
+    /// Returns the outcomes and what changes about incidents, to be made durable by
+    /// [`Self::keep`].
+    ///
+    /// # Errors
+    /// When the ask is not valid, or the calls cannot be read.
+    pub fn check(
+        &self,
+        tenant: &TenantId,
+        source: &dyn SelectSpans,
+        ask: &DriftAsk,
+        now: TimestampNs,
+    ) -> Result<(Vec<Checked>, Vec<Incident>), PurseError> {
+        let days = if ask.window_days == 0 { 14 } else { ask.window_days };
+        if days > 366 {
+            return Err(PurseError::Invalid("window_days is 1 to 366".into()));
+        }
+        let time = |text: &str| {
+            let full = if text.len() == 10 { format!("{text}T00:00:00Z") } else { text.to_owned() };
+            let bad = || PurseError::Invalid(format!("{text:?} is not a time"));
+            TimestampNs::parse_rfc3339(&full).ok_or_else(bad)
+        };
+        let pinned = match (ask.baseline_from.as_str(), ask.baseline_to.as_str()) {
+            ("", "") => None,
+            (from, to) => Some((time(from)?, time(to)?)),
+        };
+        let start = TimestampNs::from_nanos(now.nanos() - i64::from(days) * DAY_NS);
+        let mut current = read(source, tenant, (start, now), &ask.model)?;
+        let mut reference = match pinned {
+            None => BTreeMap::new(),
+            Some(range) => read(source, tenant, range, &ask.model)?,
+        };
+        let mut keys: Vec<(String, String)> = current.keys().cloned().collect();
+        keys.sort_by_key(|k| std::cmp::Reverse(current.get(k).map_or(0, Vec::len)));
+        keys.truncate(GROUPS_MAX);
+        let mut out = Vec::new();
+        for key in keys {
+            let Some(mut samples) = current.remove(&key) else { continue };
+            let calls = samples.len();
+            let found = match pinned {
+                None => drift::latest(&mut samples),
+                Some(_) => {
+                    samples.sort_by_key(|s| s.time);
+                    let cut = samples.len().saturating_sub(drift::CURRENT_CALLS);
+                    let before = reference.remove(&key).unwrap_or_default();
+                    samples.get(cut..).and_then(|now| drift::compare(&before, now))
+                }
+            };
+            let (model, scope) = key;
+            out.push(Checked { model, scope, at: now, drift: found, calls });
+        }
+        let incidents = self.note(tenant, &out);
+        Ok((out, incidents))
+    }
+
+    /// Remembers outcomes; returns the incidents that begin, change or end with them.
+    fn note(&self, tenant: &TenantId, outcomes: &[Checked]) -> Vec<Incident> {
+        let open: Vec<Incident> =
+            self.incidents(tenant).into_iter().filter(|i| i.status == "open").collect();
+        let mut state = self.lock();
+        let mut changed = Vec::new();
+        for c in outcomes {
+            let status = c.drift.as_ref().map_or("skipped", Drift::status);
+            *state.checks.entry((tenant.clone(), c.model.clone(), status)).or_default() += 1;
+            let mine = open.iter().find(|i| i.model == c.model && i.scope == c.scope);
+            if let Some(d) = &c.drift {
+                let at = c.at.to_string();
+                let drifted = status != "normal";
+                match (mine, drifted) {
+                    (None, true) => {
+                        *state.detected.entry((tenant.clone(), status)).or_default() += 1;
+                        changed.push(Incident {
+                            id: format!("{:020}-{:x}", c.at.nanos(), changed.len()),
+                            status: "open".into(),
+                            severity: status.into(),
+                            model: c.model.clone(),
+                            scope: c.scope.clone(),
+                            score: d.score,
+                            summary: summary(d),
+                            opened_at: at.clone(),
+                            updated_at: at,
+                            resolved_at: String::new(),
+                        });
+                    }
+                    (Some(i), true) => changed.push(Incident {
+                        severity: status.into(),
+                        score: d.score,
+                        summary: summary(d),
+                        updated_at: at,
+                        ..i.clone()
+                    }),
+                    (Some(i), false) => changed.push(Incident {
+                        status: "resolved".into(),
+                        updated_at: at.clone(),
+                        resolved_at: at,
+                        ..i.clone()
+                    }),
+                    (None, false) => {}
+                }
+            }
+            let key = (tenant.clone(), c.model.clone(), c.scope.clone());
+            state.latest.insert(key, c.clone());
+        }
+        changed
+    }
+
+    /// Makes incidents durable.
+    ///
+    /// # Errors
+    /// When they cannot be kept.
+    pub async fn keep(
+        &self,
+        tenant: &TenantId,
+        incidents: Vec<Incident>,
+    ) -> Result<(), PurseError> {
+        let change = |i: &Incident| {
+            let value = serde_json::to_vec(i).map_err(|e| PurseError::Invalid(e.to_string()))?;
+            let key = format!("{tenant}/{}", i.id);
+            Ok(StateChange { space: SPACE.into(), key, value: Some(value) })
+        };
+        let changes: Vec<StateChange> =
+            incidents.iter().map(change).collect::<Result<_, PurseError>>()?;
+        if !changes.is_empty() {
+            self.control.put(changes).await?;
+        }
+        Ok(())
+    }
+
+    /// Returns a tenant's incidents, the newest first.
+    pub fn incidents(&self, tenant: &TenantId) -> Vec<Incident> {
+        let prefix = format!("{tenant}/");
+        let all = self.control.list(SPACE);
+        let mine = all.iter().filter(|(k, _)| k.starts_with(&prefix));
+        let mut out: Vec<Incident> =
+            mine.filter_map(|(_, v)| serde_json::from_slice(v).ok()).collect();
+        out.sort_by(|a, b| b.id.cmp(&a.id));
+        out
+    }
+
+    /// Returns the latest outcome of each model and scope.
+    pub fn latest(&self, tenant: &TenantId) -> Vec<Checked> {
+        let state = self.lock();
+        state.latest.iter().filter(|(k, _)| k.0 == *tenant).map(|(_, c)| c.clone()).collect()
+    }
+
+    /// Returns the series of all checks, by tenant.
+    pub fn series(&self, now: TimestampMs) -> Vec<(TenantId, Vec<Series>, Vec<MetricMetadata>)> {
+        let state = self.lock();
+        let mut out: BTreeMap<TenantId, Vec<Series>> = BTreeMap::new();
+        let mut add = |tenant: &TenantId, name: &str, labels: &[(&str, &str)], value: f64| {
+            let mut b = LabelsBuilder::default();
+            b.set(METRIC_NAME, name);
+            for (n, v) in labels {
+                b.set(n, v);
+            }
+            let labels: Labels = b.build();
+            let samples = vec![obs_model::Sample::float(now.millis(), value)];
+            out.entry(tenant.clone()).or_default().push(Series { labels, samples });
+        };
+        for ((tenant, model, scope), c) in &state.latest {
+            let Some(d) = &c.drift else { continue };
+            let base = [("model", model.as_str()), ("scope", scope.as_str())];
+            add(tenant, "drift_score", &base, d.score);
+            for f in &d.features {
+                let labels = [base[0], base[1], ("feature", f.name)];
+                add(tenant, "drift_psi", &labels, f.psi_corrected);
+                add(tenant, "drift_kl_divergence", &labels, f.kl);
+            }
+            let share: f64 = d.served_anew.iter().map(|(_, s)| s).sum();
+            add(tenant, "drift_served_anew_ratio", &base, share);
+        }
+        for ((tenant, model, status), n) in &state.checks {
+            let labels = [("model", model.as_str()), ("status", *status)];
+            add(tenant, "drift_checks_total", &labels, *n as f64);
+        }
+        for ((tenant, severity), n) in &state.detected {
+            add(tenant, "drift_detected_total", &[("severity", severity)], *n as f64);
+        }
+        out.into_iter().map(|(t, s)| (t, s, metadata())).collect()
+    }
+}
+
+fn summary(d: &Drift) -> String {
+    let moved = d.features.iter().filter(|f| f.psi_corrected >= drift::WARNING);
+    let names: Vec<String> = moved
+        .map(|f| {
+            let top = f.top_bins.first();
+            let top = top.map_or_else(String::new, |(bin, before, now)| {
+                format!(" ({bin}: {:.0} % to {:.0} %)", before * 100.0, now * 100.0)
+            });
+            format!("{}{top}", f.name)
+        })
+        .collect();
+    names.join(", ")
+}
+
+fn metadata() -> Vec<MetricMetadata> {
+    let families = [
+        ("drift_score", MetricKind::Gauge, "Corrected PSI of the feature that moved most."),
+        ("drift_psi", MetricKind::Gauge, "Corrected population stability index of a feature."),
+        ("drift_kl_divergence", MetricKind::Gauge, "Divergence of the current calls, nats."),
+        (
+            "drift_served_anew_ratio",
+            MetricKind::Gauge,
+            "Share of calls answered by a model or fingerprint not seen before.",
+        ),
+        ("drift_checks_total", MetricKind::Counter, "Checks by outcome."),
+        ("drift_detected_total", MetricKind::Counter, "Incidents that began."),
+    ];
+    let one = |(name, kind, help): (&str, MetricKind, &str)| MetricMetadata {
+        name: name.to_owned(),
+        kind,
+        help: help.to_owned(),
+        unit: String::new(),
+    };
+    families.into_iter().map(one).collect()
+}
+
+type Groups = BTreeMap<(String, String), Vec<Sample>>;
+
+/// Reads the calls of a range by requested model and scope, the latest of each.
+fn read(
+    source: &dyn SelectSpans,
+    tenant: &TenantId,
+    range: (TimestampNs, TimestampNs),
+    model: &str,
+) -> Result<Groups, PurseError> {
+    let selection =
+        CallSelection { start: range.0, end: range.1, trace_id: None, revisions_only: false };
+    let mut out = Groups::new();
+    let budget = Budget::new(i64::MAX, i64::MAX);
+    source.current_calls(tenant, &selection, &budget, &mut |c| {
+        let asked = if c.request_model.is_empty() { c.model() } else { &c.request_model };
+        if c.is_repeated() || asked.is_empty() || (!model.is_empty() && asked != model) {
+            return ControlFlow::Continue(());
+        }
+        let project = (!c.project.is_empty()).then(|| format!("project={}", c.project));
+        for scope in [Some(EVERYWHERE.to_owned()), project].into_iter().flatten() {
+            let key = (asked.to_owned(), scope);
+            if out.len() >= GROUPS_MAX * 4 && !out.contains_key(&key) {
+                continue;
+            }
+            let list = out.entry(key).or_default();
+            list.push(Sample::of(c));
+            if list.len() >= SAMPLES_MAX * 2 {
+                list.sort_by_key(|s| std::cmp::Reverse(s.time));
+                list.truncate(SAMPLES_MAX);
+            }
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(out)
+}
