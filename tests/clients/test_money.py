@@ -418,3 +418,34 @@ def test_the_terminal_says_the_same(server, tmp_path):
     run("price", "import", str(table), "--from", "csv", "--version", "mine", "--out", str(tmp_path / "mine.json"))
     out = run("price", "--file", str(tmp_path / "mine.json"), "calc", "--provider", "openai", "--model", "gpt-99", "--input", "1000000")
     assert "$1" in out and "mine/openai/gpt-99" in out
+
+
+def test_the_openapi_document_is_valid_and_names_what_is_served(server):
+    from openapi_spec_validator import validate
+
+    document = server.get("/api/v1/openapi.json")
+    validate(document)
+    for path, methods in document["paths"].items():
+        for method in methods:
+            request = urllib.request.Request(
+                f"http://{server.endpoints['ui']}{path.replace('{id}', 'nobody')}",
+                data=b"[]" if method in ("post", "put") else None,
+                method=method.upper(),
+                headers={"Content-Type": "application/json"},
+            )
+            try:
+                with urllib.request.urlopen(request) as answer:
+                    status, body = answer.status, answer.read()
+            except urllib.error.HTTPError as e:
+                status, body = e.code, e.read()
+            # The page answers what no API serves; those paths must not be among these.
+            assert status != 405 and b"<html" not in body, (path, method, status)
+            if status == 404:
+                assert json.loads(body)["error"]["code"] == "NOT_FOUND", (path, method)
+    # … and nothing is served that it leaves out.
+    import pathlib
+    import re
+
+    source = pathlib.Path(__file__).parents[2] / "crates/obs-server/src/money"
+    routes = {r for f in source.glob("*.rs") for r in re.findall(r'\.route\(\s*"(/api/v1/[^"]+)"', f.read_text())}
+    assert routes - {"/api/v1/openapi.json"} <= set(document["paths"])

@@ -428,7 +428,7 @@ fn read_calls(
     Ok(())
 }
 
-const FAMILIES: [(&str, &str); 8] = [
+const FAMILIES: [(&str, &str); 9] = [
     ("llm_budget_limit_usd", "Limit of a budget of money, in USD."),
     ("llm_budget_spent_usd", "Spent in the period, in USD."),
     ("llm_budget_remaining_usd", "What is left of the limit, in USD; negative when overspent."),
@@ -436,6 +436,7 @@ const FAMILIES: [(&str, &str); 8] = [
     ("llm_budget_utilization_ratio", "Spent over the limit."),
     ("llm_budget_projected_usd", "Spend of the whole period if it goes on as it did, in USD."),
     ("llm_budget_burn_rate", "Speed of spending over the even speed."),
+    ("llm_budget_elapsed_ratio", "Share of the period that has passed."),
     ("llm_budget_state", "1 for the state that a budget is in."),
 ];
 
@@ -447,6 +448,13 @@ fn metadata() -> Vec<MetricMetadata> {
         unit: String::new(),
     };
     FAMILIES.iter().map(one).collect()
+}
+
+/// Returns the share of a budget's period that has passed; `None` for one without an end.
+fn elapsed(s: &Status, now: TimestampMs) -> Option<f64> {
+    let (from, to) = s.period;
+    let bounded = from != i64::MIN && to != i64::MAX;
+    bounded.then(|| (now.to_nanos().nanos() - from) as f64 / (to - from).max(1) as f64)
 }
 
 fn series_of(s: &Status, now: TimestampMs) -> Vec<Series> {
@@ -470,6 +478,7 @@ fn series_of(s: &Status, now: TimestampMs) -> Vec<Series> {
         ("llm_budget_utilization_ratio", Some(s.utilization())),
         ("llm_budget_reserved", Some(number(s.reserved))),
         ("llm_budget_burn_rate", s.burn_rate),
+        ("llm_budget_elapsed_ratio", elapsed(s, now)),
     ];
     if s.spec.unit == Unit::Usd {
         values.extend([

@@ -61,14 +61,14 @@ fn classify(span: &Span) -> Option<(Dialect, Operation)> {
     }) || (span.scope.name.starts_with("opentelemetry.instrumentation.")
         && !span.scope.name.ends_with("openai_v2"));
     let scope = span.scope.name.as_str();
-    let dialect = if openllmetry {
+    let dialect = if scope.starts_with("litellm") {
+        Dialect::LiteLlm
+    } else if openllmetry {
         Dialect::OpenLlmetry
     } else if scope == "pydantic-ai" {
         Dialect::PydanticAi
     } else if scope == "livekit-agents" || a.iter().any(|(k, _)| k.starts_with("lk.")) {
         Dialect::LiveKit
-    } else if scope.starts_with("litellm") {
-        Dialect::LiteLlm
     } else {
         Dialect::OtelGenAi
     };
@@ -76,7 +76,7 @@ fn classify(span: &Span) -> Option<(Dialect, Operation)> {
         return Operation::parse(operation).map(|o| (dialect, o));
     }
     if let Some(kind) = a.get_str("llm.request.type") {
-        return Operation::parse(kind).map(|o| (Dialect::OpenLlmetry, o));
+        return Operation::parse(kind).map(|o| (dialect, o));
     }
     // Without a name a span is a call when it names a model and tells its usage or outcome.
     let usage = || tokens::usage(a, dialect, "").is_some();
@@ -126,14 +126,16 @@ struct Answer {
 }
 
 fn answer(a: &Attributes) -> Answer {
-    let Some(json) = a.get_str("output.value").and_then(|t| serde_json::from_str::<Json>(t).ok())
-    else {
+    let copies = ["output.value", "mlflow.spanOutputs"];
+    let copy = copies.iter().find_map(|k| a.get_str(k));
+    let Some(json) = copy.and_then(|t| serde_json::from_str::<Json>(t).ok()) else {
         return Answer::default();
     };
     let string = |v: Option<&Json>| v.and_then(Json::as_str).unwrap_or_default().to_owned();
     let choice = json.get("choices").and_then(|c| c.get(0)).and_then(|c| c.get("finish_reason"));
     Answer {
-        id: string(json.get("id")),
+        // LangChain keeps the provider's answer one level down.
+        id: string(json.get("id").or_else(|| json.get("llm_output")?.get("id"))),
         model: string(json.get("model")),
         finish_reason: string(choice.or(json.get("stop_reason")).or(json.get("finish_reason"))),
     }
@@ -142,9 +144,9 @@ fn answer(a: &Attributes) -> Answer {
 /// The model that was asked for. OpenInference's `llm.model_name` is the served one once an answer
 /// came; the request is among the parameters.
 fn request_model(a: &Attributes) -> String {
-    let parameters = ["llm.invocation_parameters", "embedding.invocation_parameters"]
-        .iter()
-        .find_map(|k| a.get_str(k));
+    let copies =
+        ["llm.invocation_parameters", "embedding.invocation_parameters", "mlflow.spanInputs"];
+    let parameters = copies.iter().find_map(|k| a.get_str(k));
     let asked = parameters
         .and_then(|t| serde_json::from_str::<Json>(t).ok())
         .and_then(|j| j.get("model")?.as_str().map(str::to_owned));
@@ -166,7 +168,9 @@ fn request_model(a: &Attributes) -> String {
             ],
         )
     };
-    if explicit.is_empty() { asked.unwrap_or_else(named) } else { explicit }
+    let found = if explicit.is_empty() { asked.unwrap_or_else(named) } else { explicit };
+    // MLflow writes JSON texts.
+    found.trim_matches('"').to_owned()
 }
 
 /// Returns one vocabulary for the reasons of all providers.
@@ -269,7 +273,7 @@ fn tags(a: &Attributes) -> Vec<String> {
 }
 
 fn reported_cost(a: &Attributes) -> Option<Money> {
-    let keys = ["gen_ai.usage.cost", "gen_ai.cost.total_cost", "llm.cost.total"];
+    let keys = ["gen_ai.usage.cost", "gen_ai.cost.total_cost", "llm.cost.total", "operation.cost"];
     let value = keys.iter().find_map(|k| a.get(k))?;
     let text = value.to_string();
     Money::from_str_exact(&text)

@@ -5,6 +5,7 @@
 //! [`PriceBook::price`], and a conversation through [`messages_of`].
 
 pub mod budget;
+pub mod cache;
 mod call;
 pub mod drift;
 mod estimate;

@@ -292,7 +292,7 @@ fn vercel(a: &Attributes) -> Conversation {
 
 /// Whole input and output values, when nothing finer was recorded.
 fn plain(a: &Attributes) -> Conversation {
-    let one = |keys: [&str; 3], role: &str| -> Vec<Message> {
+    let one = |keys: [&str; 4], role: &str| -> Vec<Message> {
         let text =
             keys.iter().find_map(|k| a.get(k)).map(ToString::to_string).filter(|t| !t.is_empty());
         text.map(|t| Message {
@@ -304,9 +304,22 @@ fn plain(a: &Attributes) -> Conversation {
         .collect()
     };
     Conversation {
-        input: one(["input.value", "traceloop.entity.input", "langfuse.observation.input"], "user"),
+        input: one(
+            [
+                "input.value",
+                "traceloop.entity.input",
+                "langfuse.observation.input",
+                "mlflow.spanInputs",
+            ],
+            "user",
+        ),
         output: one(
-            ["output.value", "traceloop.entity.output", "langfuse.observation.output"],
+            [
+                "output.value",
+                "traceloop.entity.output",
+                "langfuse.observation.output",
+                "mlflow.spanOutputs",
+            ],
             "assistant",
         ),
         tools: Vec::new(),

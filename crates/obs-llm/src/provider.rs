@@ -2,7 +2,8 @@
 
 /// Returns the canonical name; unknown ones pass through in lower case.
 pub(crate) fn canonical(raw: &str, system: &str) -> String {
-    let lower = raw.trim().to_ascii_lowercase();
+    // MLflow writes JSON texts.
+    let lower = raw.trim().trim_matches('"').to_ascii_lowercase();
     // AI SDK: `openai.chat`, `openai.responses`, `anthropic.messages`.
     let head = lower.split('.').next().unwrap_or_default();
     let sdk = matches!(

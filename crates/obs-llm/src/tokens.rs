@@ -66,6 +66,7 @@ const CACHE_WRITE: &[&str] = &[
 const REASONING: &[&str] = &[
     "gen_ai.usage.reasoning.output_tokens",
     "gen_ai.usage.reasoning_tokens",
+    "gen_ai.usage.details.reasoning_tokens",
     "llm.token_count.completion_details.reasoning",
     "ai.usage.reasoningTokens",
 ];
@@ -145,8 +146,8 @@ fn json(a: &Attributes, key: &str) -> Option<Json> {
 
 /// Reads a span's usage; `None` when it carries no counts. `provider` is the canonical one.
 pub(crate) fn usage(a: &Attributes, dialect: Dialect, provider: &str) -> Option<Usage> {
-    if let Some(v) = json(a, "langfuse.observation.usage_details") {
-        return Some(solve(&langfuse(&v)));
+    if let Some(raw) = json(a, "langfuse.observation.usage_details").as_ref().and_then(langfuse) {
+        return Some(solve(&raw));
     }
     if let Some(raw) = vendor_json(a) {
         return Some(solve(&raw));
@@ -176,6 +177,11 @@ pub(crate) fn usage(a: &Attributes, dialect: Dialect, provider: &str) -> Option<
     {
         provider_metadata(&v, &mut raw);
     }
+    if dialect == Dialect::LiteLlm
+        && let Some(v) = a.get_str("metadata.usage_object").and_then(python_dict)
+    {
+        litellm(&v, &mut raw);
+    }
     let legacy = |f: Found<'_>| {
         f.is_some_and(|(n, k)| {
             n > 0 && k.starts_with("gen_ai.usage.") && !k.ends_with(".input_tokens")
@@ -192,10 +198,16 @@ pub(crate) fn usage(a: &Attributes, dialect: Dialect, provider: &str) -> Option<
     Some(solve(&raw))
 }
 
-fn langfuse(v: &Json) -> Raw<'static> {
+/// Langfuse's own names exclude their parts; its wrappers of clients pass on the provider's usage as
+/// it is. Names of neither are no usage: they must not pass for a call of nothing.
+fn langfuse(v: &Json) -> Option<Raw<'static>> {
+    if at(v, &["prompt_tokens", "input_tokens", "completion_tokens", "output_tokens"]).is_some() {
+        return Some(provider_usage(v));
+    }
+    at(v, &["input", "output", "total"])?;
     let five = at(v, &["input_cache_creation_5m"]);
     let hour = at(v, &["input_cache_creation_1h"]);
-    Raw {
+    Some(Raw {
         input: at(v, &["input"]),
         output: at(v, &["output"]),
         total: at(v, &["total"]),
@@ -207,6 +219,40 @@ fn langfuse(v: &Json) -> Raw<'static> {
         audio_in: at(v, &["input_audio_tokens"]),
         audio_out: at(v, &["output_audio_tokens"]),
         convention: Convention::Exclusive,
+        ..Raw::default()
+    })
+}
+
+/// Usage as OpenAI's APIs answer it, or Anthropic's, whose input excludes cached tokens.
+fn provider_usage(v: &Json) -> Raw<'static> {
+    let anthropic = at(v, &["cache_read_input_tokens", "cache_creation_input_tokens"]);
+    let read = at(
+        v,
+        &[
+            "prompt_tokens_details/cached_tokens",
+            "input_tokens_details/cached_tokens",
+            "cache_read_input_tokens",
+        ],
+    );
+    Raw {
+        input: at(v, &["prompt_tokens", "input_tokens"]),
+        output: at(v, &["completion_tokens", "output_tokens"]),
+        total: at(v, &["total_tokens"]),
+        cache_read: read,
+        cache_write: at(v, &["cache_creation_input_tokens"]),
+        reasoning: at(
+            v,
+            &[
+                "completion_tokens_details/reasoning_tokens",
+                "output_tokens_details/reasoning_tokens",
+            ],
+        ),
+        audio_in: at(v, &["prompt_tokens_details/audio_tokens"]),
+        audio_out: at(v, &["completion_tokens_details/audio_tokens"]),
+        convention: match anthropic {
+            Some(_) if at(v, &["prompt_tokens"]).is_none() => Convention::Exclusive,
+            _ => Convention::Inclusive,
+        },
         ..Raw::default()
     }
 }
@@ -273,6 +319,33 @@ fn provider_metadata(v: &Json, raw: &mut Raw<'_>) {
         &["anthropic/usage/cache_creation_input_tokens", "bedrock/usage/cacheWriteInputTokens"],
     ));
     raw.reasoning = raw.reasoning.or(at(v, &["openai/reasoningTokens"]));
+}
+
+/// Reads a Python dictionary of numbers, as `str()` writes it.
+fn python_dict(text: &str) -> Option<Json> {
+    const LEN_MAX: usize = 64 << 10;
+    if text.len() > LEN_MAX {
+        return None;
+    }
+    let json = text
+        .replace('\'', "\"")
+        .replace("None", "null")
+        .replace("True", "true")
+        .replace("False", "false");
+    serde_json::from_str(&json).ok()
+}
+
+/// LiteLLM's parts are in a copy of the provider's usage alone.
+fn litellm(v: &Json, raw: &mut Raw<'_>) {
+    raw.cache_read = raw
+        .cache_read
+        .or(at(v, &["cache_read_input_tokens", "prompt_tokens_details/cached_tokens"]));
+    raw.cache_write = raw
+        .cache_write
+        .or(at(v, &["cache_creation_input_tokens", "prompt_tokens_details/cache_creation_tokens"]));
+    raw.reasoning = raw.reasoning.or(at(v, &["completion_tokens_details/reasoning_tokens"]));
+    raw.audio_in = raw.audio_in.or(at(v, &["prompt_tokens_details/audio_tokens"]));
+    raw.audio_out = raw.audio_out.or(at(v, &["completion_tokens_details/audio_tokens"]));
 }
 
 fn solve(r: &Raw<'_>) -> Usage {
@@ -450,6 +523,36 @@ mod tests {
             assert_eq!((new.tokens.input, new.alternative), (16, None), "{key}");
             assert!(new.evidence.ends_with("inclusive by convention"), "{}", new.evidence);
         }
+    }
+
+    #[test]
+    fn usage_of_langfuse_and_litellm_in_the_words_of_the_provider() {
+        let of = |key: &str, text: &str, dialect| {
+            let mut a = Attributes::from_iter([(key, text)]);
+            if dialect == Dialect::LiteLlm {
+                a.push("gen_ai.usage.input_tokens", 24_i64);
+                a.push("gen_ai.usage.output_tokens", 9_i64);
+            }
+            let u = usage(&a, dialect, "")?;
+            let t = u.tokens;
+            Some([t.input, t.cache_read, t.cache_write, t.output, t.reasoning])
+        };
+        let langfuse =
+            |text: &str| of("langfuse.observation.usage_details", text, Dialect::Langfuse);
+        let chat = r#"{"completion_tokens": 9, "prompt_tokens": 24, "total_tokens": 33, "completion_tokens_details": {"reasoning_tokens": 3}, "prompt_tokens_details": {"cached_tokens": 8}}"#;
+        assert_eq!(langfuse(chat), Some([16, 8, 0, 6, 3]));
+        let responses = r#"{"input_tokens": 24, "output_tokens": 9, "input_tokens_details": {"cached_tokens": 8}}"#;
+        assert_eq!(langfuse(responses), Some([16, 8, 0, 9, 0]));
+        let anthropic = r#"{"input_tokens": 24, "output_tokens": 9, "cache_read_input_tokens": 8, "cache_creation_input_tokens": 4}"#;
+        assert_eq!(langfuse(anthropic), Some([24, 8, 4, 9, 0]));
+        assert_eq!(
+            langfuse(r#"{"input": 16, "input_cached_tokens": 8, "output": 9}"#),
+            Some([16, 8, 0, 9, 0])
+        );
+        assert_eq!(langfuse(r#"{"words": 7}"#), None);
+        let python = "{'prompt_tokens': 24, 'prompt_tokens_details': {'cached_tokens': 8, 'text_tokens': None}}";
+        let lite = of("metadata.usage_object", python, Dialect::LiteLlm);
+        assert_eq!(lite, Some([16, 8, 0, 9, 0]));
     }
 
     proptest! {

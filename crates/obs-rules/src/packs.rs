@@ -3,12 +3,13 @@
 use crate::file::{RuleGroup, read};
 
 /// Name, file name and text of each pack.
-pub const PACKS: [(&str, &str, &str); 5] = [
+pub const PACKS: [(&str, &str, &str); 6] = [
     ("storage", "storage.yml", include_str!("../packs/storage.yml")),
     ("ai-platform", "ai-platform.yml", include_str!("../packs/ai-platform.yml")),
     ("cost-ops", "cost-ops.yml", include_str!("../packs/cost-ops.yml")),
     ("optimizer", "optimizer.yml", include_str!("../packs/optimizer.yml")),
     ("k8s", "k8s.yml", include_str!("../packs/k8s.yml")),
+    ("llm", "llm.yml", include_str!("../packs/llm.yml")),
 ];
 
 /// Returns the groups of a pack, `None` when there is no such pack.
@@ -140,6 +141,7 @@ mod tests {
         check("cost-ops", include_str!("../packs/cost-ops.cases.yml"));
         check("optimizer", include_str!("../packs/optimizer.cases.yml"));
         check("k8s", include_str!("../packs/k8s.cases.yml"));
+        check("llm", include_str!("../packs/llm.cases.yml"));
     }
 
     #[test]
@@ -161,5 +163,6 @@ mod tests {
         assert_eq!(count("cost-ops"), (7, 2));
         assert_eq!(count("optimizer"), (24, 0));
         assert_eq!(count("k8s"), (14, 17));
+        assert_eq!(count("llm"), (7, 0));
     }
 }

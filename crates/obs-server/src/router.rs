@@ -123,6 +123,8 @@ pub fn router(listener: Listener, state: AppState) -> Router {
             .merge(money::routes())
             .merge(traces::routes())
             .merge(otlp_http::routes())
+            // Where Langfuse's SDKs send.
+            .nest("/api/public/otel", otlp_http::routes())
             .merge(loki::routes())
             .nest("/prometheus", prometheus_routes())
             .nest("/jaeger", jaeger::routes())

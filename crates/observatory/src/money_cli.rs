@@ -61,6 +61,11 @@ enum Cost {
         #[command(flatten)]
         range: Range,
     },
+    /// What prompt caches saved, by model and prompt.
+    Cache {
+        #[command(flatten)]
+        range: Range,
+    },
     /// What the coming days will cost.
     Forecast {
         #[arg(long, default_value_t = 30)]
@@ -329,6 +334,20 @@ pub(crate) fn cost(a: &CostArgs) -> Result<ExitCode> {
                 print_rows(v.get("items"), &columns);
             })
         }
+        Cost::Cache { range } => finish(s, read("/api/v1/costs/cache", &range.params()?)?, |v| {
+            let columns = [
+                "model",
+                "prompt",
+                "requests",
+                "hit_ratio",
+                "saved_usd",
+                "write_premium_usd",
+                "net_usd",
+                "wasted_write_tokens",
+                "hour_would_save_usd",
+            ];
+            print_rows(v.get("items"), &columns);
+        }),
         Cost::Forecast { days, filters } => {
             let mut params = pairs(filters)?;
             params.push(("horizon_days".into(), days.to_string()));

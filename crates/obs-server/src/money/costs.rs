@@ -6,6 +6,7 @@ use crate::state::AppState;
 use axum::Router;
 use axum::extract::State;
 use axum::routing::get;
+use obs_llm::cache::{Caches, Economics};
 use obs_llm::forecast::{self, Method, Model};
 use obs_llm::report::{Dimension, Report, Totals, day_text};
 use obs_model::{CallStatus, LlmCall, Money, TimestampNs};
@@ -21,6 +22,7 @@ pub(super) fn routes() -> Router<AppState> {
         .route("/api/v1/costs/attribution", get(attribution))
         .route("/api/v1/costs/forecast", get(forecast))
         .route("/api/v1/costs/anomalies", get(anomalies))
+        .route("/api/v1/costs/cache", get(cache))
         .route("/api/v1/analytics", get(analytics))
         .route("/api/v1/analytics/performance", get(performance))
         .route("/api/v1/analytics/models/compare", get(compare))
@@ -358,6 +360,35 @@ async fn analytics(State(state): State<AppState>, p: Params) -> Answer {
         &state,
         json!({"period": range(&q), "interval": interval.name(), "summary": of(&r.total), "time_series": points}),
     ))
+}
+
+async fn cache(State(state): State<AppState>, p: Params) -> Answer {
+    let q = query(&state, &p, 7)?;
+    let limit = limit(&p, 100, 1000)?;
+    let book = state.ingest.prices();
+    let (mut all, left_out) =
+        read(&state, &p.tenant, &q, (Caches::default(), 0_u64), move |(all, left_out), c| {
+            *left_out += u64::from(!all.add(c, &book));
+        })
+        .await?;
+    let mut rows: Vec<_> = all.prefixes.iter_mut().collect();
+    rows.sort_by(|a, b| {
+        let net = |e: &Economics| e.saved_usd.saturating_sub(e.write_premium_usd);
+        net(b.1).cmp(&net(a.1)).then(a.0.cmp(b.0))
+    });
+    let items: Vec<Value> = rows
+        .into_iter()
+        .take(limit)
+        .map(|(k, e)| {
+            json!({
+                "provider": k.provider, "model": k.model, "prompt": k.prompt, "requests": e.calls, "input_tokens": e.input_tokens,
+                "cached_tokens": e.read_tokens, "cache_write_tokens": e.written_tokens, "hit_ratio": e.hit_ratio(), "wasted_write_tokens": e.wasted_tokens(),
+                "saved_usd": usd(e.saved_usd), "write_premium_usd": usd(e.write_premium_usd), "net_usd": usd(e.saved_usd.saturating_sub(e.write_premium_usd)),
+                "hour_would_save_usd": e.hour_would_save().map(usd),
+            })
+        })
+        .collect();
+    Ok(data(&state, json!({"period": range(&q), "items": items, "calls_left_out": left_out})))
 }
 
 /// Latencies of a set of calls.

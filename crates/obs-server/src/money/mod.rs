@@ -11,6 +11,7 @@ use crate::params::{Params, prometheus_time};
 use crate::run::{QueryFailure, blocking};
 use crate::state::AppState;
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
 use axum::{Json, Router};
 use http::{HeaderMap, StatusCode, header};
 use obs_ingest::PurseError;
@@ -24,8 +25,16 @@ use std::ops::ControlFlow;
 pub(crate) use budgets::authz_routes;
 pub use pricing::stored_prices;
 
+/// What these APIs are, for machines; a test holds it against the routes.
+const OPENAPI: &str = include_str!("openapi.json");
+
+async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
+}
+
 pub(crate) fn routes() -> Router<AppState> {
     costs::routes()
+        .route("/api/v1/openapi.json", get(openapi))
         .merge(ledger::routes())
         .merge(usage::routes())
         .merge(pricing::routes())
