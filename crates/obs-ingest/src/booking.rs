@@ -13,14 +13,14 @@ use std::sync::{Arc, PoisonError, RwLock};
 /// A call as it is booked now, and as it was before if this revises it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Booking {
-    pub call: LlmCall,
-    pub before: Option<LlmCall>,
+    pub call: Arc<LlmCall>,
+    pub before: Option<Arc<LlmCall>>,
 }
 
-impl From<(LlmCall, LlmCall)> for Booking {
+impl From<(Arc<LlmCall>, LlmCall)> for Booking {
     /// From a call before and now.
-    fn from((before, call): (LlmCall, LlmCall)) -> Self {
-        Self { call, before: Some(before) }
+    fn from((before, call): (Arc<LlmCall>, LlmCall)) -> Self {
+        Self { call: Arc::new(call), before: Some(before) }
     }
 }
 
@@ -97,7 +97,7 @@ impl Ingest {
         }
         let revised = state.kin.judge(tenant, spans, &mut calls, now);
         drop(state);
-        let first = calls.into_iter().map(|call| Booking { call, before: None });
+        let first = calls.into_iter().map(|call| Booking { call: Arc::new(call), before: None });
         first.chain(revised.into_iter().map(Booking::from)).collect()
     }
 
@@ -124,7 +124,7 @@ impl Ingest {
                 }
             }
         }
-        let calls: Vec<&LlmCall> = bookings.iter().map(|b| &b.call).collect();
+        let calls: Vec<Arc<LlmCall>> = bookings.iter().map(|b| b.call.clone()).collect();
         let late = state.kin.booked(tenant, links, &calls, now);
         drop(state);
         self.call_watchers.tell(tenant, bookings);
@@ -142,7 +142,7 @@ impl Ingest {
         now: TimestampNs,
     ) -> Result<(), AppendError> {
         while !bookings.is_empty() {
-            let calls: Vec<LlmCall> = bookings.iter().map(|b| b.call.clone()).collect();
+            let calls: Vec<LlmCall> = bookings.iter().map(|b| LlmCall::clone(&b.call)).collect();
             let n = calls.len() as u64;
             let batch = WriteBatch { calls, ..WriteBatch::default() };
             self.append(tenant, "trace", ("calls", n), batch).await?;

@@ -16,8 +16,8 @@ use crate::telemetry::Telemetry;
 use crate::watch::{Watch, Watchers};
 use obs_llm::{Kin, PriceBook};
 use obs_model::{
-    Append, AppendError, Appended, Labels, LogRecord, MetricMetadata, Sample, Series, Span, SpanId,
-    TenantId, TimestampMs, TimestampNs, TraceId, WriteBatch,
+    Append, AppendError, Appended, Labels, LlmCall, LogRecord, MetricMetadata, Sample, Series,
+    Span, SpanId, TenantId, TimestampMs, TimestampNs, TraceId, WriteBatch,
 };
 use prometheus::IntGauge;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -229,7 +229,7 @@ impl Ingest {
             }
         }
         let bookings = self.bookings(tenant, &batch.spans, now);
-        batch.calls = bookings.iter().map(|b| b.call.clone()).collect();
+        batch.calls = bookings.iter().map(|b| LlmCall::clone(&b.call)).collect();
         outcome.accepted = batch.spans.len() as u64;
         self.count_rejected("traces", &outcome);
         let facts = Facts::of(&batch.spans);

@@ -73,7 +73,7 @@ impl WatchCalls for Counts {
             return;
         }
         if let Some(t) = self.lock().get_mut(tenant) {
-            t.budgets.count(&b.call, b.before.as_ref(), None);
+            t.budgets.count(&b.call, b.before.as_deref(), None);
             if !t.filling.is_empty() {
                 t.booked_meanwhile.insert(key(&b.call));
             }
@@ -353,7 +353,7 @@ impl Purses {
         if self.ingest.knows_call(tenant, call) {
             return Ok(false);
         }
-        let booking = Booking { call: call.clone(), before: None };
+        let booking = Booking { call: Arc::new(call.clone()), before: None };
         self.ingest.book(tenant, vec![booking], now).await?;
         Ok(true)
     }

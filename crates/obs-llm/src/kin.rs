@@ -6,6 +6,7 @@
 
 use obs_model::{CostState, LlmCall, Operation, Span, SpanId, TenantId, TimestampNs, TraceId};
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 
 /// Traces with calls that are remembered, and spans and calls of all of them.
 const TRACES_MAX: usize = 20_000;
@@ -19,13 +20,13 @@ type Key = (TenantId, TraceId);
 #[derive(Debug, Default)]
 struct Trace {
     parents: HashMap<SpanId, SpanId>,
-    calls: HashMap<SpanId, LlmCall>,
+    calls: HashMap<SpanId, Arc<LlmCall>>,
 }
 
 /// The recent traces that have calls.
 #[derive(Debug, Default)]
 pub struct Kin {
-    traces: HashMap<Key, Trace>,
+    tenants: HashMap<TenantId, HashMap<TraceId, Trace>>,
     order: VecDeque<Key>,
     spans: usize,
     calls: usize,
@@ -51,7 +52,7 @@ fn roll_up(c: &mut LlmCall) {
 }
 
 /// A call as it was booked, and its revision.
-type Revised = (LlmCall, LlmCall);
+type Revised = (Arc<LlmCall>, LlmCall);
 
 /// The families of the calls inside each span, as far up as they go.
 fn families<'a>(
@@ -83,7 +84,7 @@ fn revise(trace: &Trace, inside: &HashSet<(SpanId, u8)>, now: TimestampNs) -> Ve
     let rolled = trace.calls.values().filter(|c| is_rolled(c, inside));
     rolled
         .map(|before| {
-            let mut c = before.clone();
+            let mut c = LlmCall::clone(before);
             roll_up(&mut c);
             c.revision += 1;
             c.booked_at = now;
@@ -105,15 +106,17 @@ impl Kin {
     ) -> Vec<Revised> {
         let mut traces: BTreeSet<TraceId> = calls.iter().map(|c| c.trace_id).collect();
         // Spans between a call and its caller may come by themselves.
-        traces.extend(spans.iter().map(|s| s.trace_id).filter(|t| self.knows(tenant, *t)));
+        let known = self.tenants.get(tenant);
+        let of = |trace: &TraceId| known.and_then(|k| k.get(trace));
+        traces.extend(spans.iter().map(|s| s.trace_id).filter(|t| of(t).is_some()));
         let mut revisions = Vec::new();
         for trace in traces {
             let here = spans.iter().filter(|s| s.trace_id == trace);
             let fresh: HashMap<SpanId, SpanId> =
                 here.filter_map(|s| Some((s.span_id, s.parent_id?))).collect();
-            let old = self.traces.get(&(tenant.clone(), trace));
+            let old = of(&trace);
             let parent = |id: &SpanId| fresh.get(id).or_else(|| old?.parents.get(id)).copied();
-            let booked = old.into_iter().flat_map(|t| t.calls.values());
+            let booked = old.into_iter().flat_map(|t| t.calls.values().map(|c| &**c));
             let new = calls.iter().filter(|c| c.trace_id == trace);
             let inside = families(new.chain(booked), parent);
             for c in calls.iter_mut().filter(|c| c.trace_id == trace) {
@@ -132,22 +135,29 @@ impl Kin {
         &mut self,
         tenant: &TenantId,
         links: &[(TraceId, SpanId, SpanId)],
-        calls: &[&LlmCall],
+        calls: &[Arc<LlmCall>],
         now: TimestampNs,
     ) -> Vec<Revised> {
-        for c in calls {
-            let key = (tenant.clone(), c.trace_id);
-            if !self.traces.contains_key(&key) {
-                self.order.push_back(key.clone());
+        if !self.tenants.contains_key(tenant) {
+            if calls.is_empty() {
+                return Vec::new();
             }
-            let trace = self.traces.entry(key).or_default();
-            if trace.calls.insert(c.span_id, (*c).clone()).is_none() {
+            self.tenants.insert(tenant.clone(), HashMap::new());
+        }
+        let Some(traces) = self.tenants.get_mut(tenant) else { return Vec::new() };
+        let mut touched = BTreeSet::new();
+        for c in calls {
+            touched.insert(c.trace_id);
+            let trace = traces.entry(c.trace_id).or_insert_with(|| {
+                self.order.push_back((tenant.clone(), c.trace_id));
+                Trace::default()
+            });
+            if trace.calls.insert(c.span_id, c.clone()).is_none() {
                 self.calls += 1;
             }
         }
-        let mut touched: BTreeSet<TraceId> = calls.iter().map(|c| c.trace_id).collect();
         for (trace, span, parent) in links {
-            if let Some(t) = self.traces.get_mut(&(tenant.clone(), *trace))
+            if let Some(t) = traces.get_mut(trace)
                 && t.parents.insert(*span, *parent).is_none()
             {
                 self.spans += 1;
@@ -155,25 +165,34 @@ impl Kin {
             }
         }
         let mut revisions = Vec::new();
-        for trace in touched {
-            if let Some(t) = self.traces.get(&(tenant.clone(), trace)) {
-                let inside = families(t.calls.values(), |id| t.parents.get(id).copied());
-                revisions.extend(revise(t, &inside, now));
-            }
+        // One call alone is inside none.
+        let of = |trace: &TraceId| traces.get(trace).filter(|t| t.calls.len() > 1);
+        for t in touched.iter().filter_map(of) {
+            let calls = t.calls.values().map(|c| &**c);
+            let inside = families(calls, |id| t.parents.get(id).copied());
+            revisions.extend(revise(t, &inside, now));
         }
+        self.forget();
+        revisions
+    }
+
+    fn forget(&mut self) {
         while self.order.len() > TRACES_MAX || self.spans > SPANS_MAX || self.calls > CALLS_MAX {
-            let Some(oldest) = self.order.pop_front() else { break };
-            if let Some(t) = self.traces.remove(&oldest) {
+            let Some((tenant, trace)) = self.order.pop_front() else { break };
+            let Some(traces) = self.tenants.get_mut(&tenant) else { continue };
+            if let Some(t) = traces.remove(&trace) {
                 self.spans -= t.parents.len();
                 self.calls -= t.calls.len();
             }
+            if traces.is_empty() {
+                self.tenants.remove(&tenant);
+            }
         }
-        revisions
     }
 
     /// Whether a trace has calls that are remembered.
     pub fn knows(&self, tenant: &TenantId, trace: TraceId) -> bool {
-        self.traces.contains_key(&(tenant.clone(), trace))
+        self.tenants.get(tenant).is_some_and(|t| t.contains_key(&trace))
     }
 }
 
@@ -183,7 +202,7 @@ mod tests {
     use crate::{PriceBook, call_from_span};
     use obs_model::{Attributes, Money, Resource, Scope, SpanKind, SpanStatus};
     use proptest::prelude::*;
-    use std::sync::{Arc, LazyLock};
+    use std::sync::LazyLock;
 
     fn span(id: u8, parent: Option<u8>, tokens: i64, operation: &str) -> Span {
         let at = |n: i64| TimestampNs::from_nanos(1_790_000_000_000_000_000 + n);
@@ -226,7 +245,7 @@ mod tests {
             calls.extend(revisions.into_iter().map(|x| x.1));
             let links: Vec<_> =
                 spans.iter().filter_map(|s| Some((s.trace_id, s.span_id, s.parent_id?))).collect();
-            let booked: Vec<_> = calls.iter().collect();
+            let booked: Vec<_> = calls.iter().cloned().map(Arc::new).collect();
             let late = kin.booked(&tenant, &links, &booked, TimestampNs::from_nanos(6));
             assert!(late.is_empty(), "nothing was under way");
             for c in calls {

@@ -9,7 +9,7 @@ pub use import::{Imported, import_csv, import_litellm, import_origin};
 pub use record::{BookFile, Discount, Mode, PriceRecord, Rate, Rates, Tier, Volume};
 
 use obs_model::{CallCost, LlmCall, Money, TimestampNs, TokenUsage};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 const EMBEDDED: &str = include_str!("../../prices/book.json");
@@ -67,6 +67,8 @@ pub struct PriceBook {
     /// Provider → model or alias → entries in order of addition.
     by_name: HashMap<String, HashMap<String, Vec<Entry>>>,
     records: usize,
+    /// Providers that have records of beginnings.
+    with_beginnings: HashSet<String>,
     discounts: Vec<(Days, Discount)>,
     volume: Vec<Volume>,
     /// Currency → USD for one, by the day from which it holds.
@@ -206,6 +208,9 @@ impl PriceBook {
                 id.push_str(mark);
                 id.push_str(part);
             }
+        }
+        if model.len() > 1 && model.ends_with('*') {
+            self.with_beginnings.insert(provider.clone());
         }
         let names = self.by_name.entry(provider).or_default();
         let record = Arc::new(record);
@@ -366,7 +371,8 @@ impl PriceBook {
                 }
             }
             // The longest beginning that a record names.
-            for (i, c) in bare.char_indices().rev() {
+            let beginnings = self.with_beginnings.contains(p).then(|| bare.char_indices().rev());
+            for (i, c) in beginnings.into_iter().flatten() {
                 let end = i + c.len_utf8();
                 let pattern = format!("{}*", bare.get(..end)?);
                 if let Some(e) = at(&pattern) {

@@ -226,11 +226,11 @@ async fn price_again(State(state): State<AppState>, headers: HeaderMap, bytes: B
     let reason =
         if ask.reason.is_empty() { format!("priced again by {version}") } else { ask.reason };
     let now = state.now();
-    let empty: (Vec<(LlmCall, LlmCall)>, u64) = (Vec::new(), 0);
+    let empty: (Vec<(Arc<LlmCall>, LlmCall)>, u64) = (Vec::new(), 0);
     let (changes, left_out) = read(&state, &owner, &q, empty, move |(list, left_out), c| {
         if let Some(next) = reprice(c, &book, now, &reason) {
             if list.len() < REPRICE_MAX {
-                list.push((c.clone(), next));
+                list.push((Arc::new(c.clone()), next));
             } else {
                 *left_out += 1;
             }
