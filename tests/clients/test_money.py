@@ -155,6 +155,10 @@ def test_an_unknown_model_is_listed_priced_later_and_priced_again_once(server):
     assert (done["applied"], done["calls"]) == (True, 1)
     assert total(server, organization="late") == D("4.5")
     assert send(server, "/api/v1/costs/reprice", {**ask, "apply": True})[1]["data"]["calls"] == 0
+    # A month's volume takes its steps off.
+    send(server, "/api/v1/pricing", {"version": "steps", "prices": [], "volume": [{"provider": "acme-ai", "above_usd": "4", "percent": "50"}]})
+    volume = server.get("/api/v1/costs", provider="acme-ai")["data"]["volume_discounts"]
+    assert [(v["discount"], v["net_cost"]) for v in volume] == [("0.25", "4.25")]
     csv = urllib.request.urlopen(
         f"http://{server.endpoints['ui']}/api/v1/costs/ledger?format=csv&provider=acme-ai&from={TODAY}&to={TODAY + datetime.timedelta(1)}"
     ).read().decode().splitlines()

@@ -118,7 +118,7 @@ pub(crate) fn metadata(families: &[Family]) -> Vec<MetricMetadata> {
         .collect()
 }
 
-const FAMILIES: [Family; 10] = [
+const FAMILIES: [Family; 12] = [
     ("llm_requests_total", MetricKind::Counter, "Requests to language models."),
     ("llm_tokens_total", MetricKind::Counter, "Tokens by type; the types do not overlap."),
     (
@@ -151,6 +151,16 @@ const FAMILIES: [Family; 10] = [
         "llm_total_cost_tracked_dollars",
         MetricKind::Counter,
         "Alias of llm_cost_usd_total over everything.",
+    ),
+    (
+        "llm_cost_reported_usd_total",
+        MetricKind::Counter,
+        "Cost in USD that the telemetry itself claims.",
+    ),
+    (
+        "llm_cost_reported_computed_usd_total",
+        MetricKind::Counter,
+        "Cost in USD by the price book of the calls that claim one.",
     ),
     (
         "llm_cost_adjusted_usd",
@@ -189,6 +199,11 @@ impl Derived {
         ];
         for (kind, n) in tokens.into_iter().filter(|(_, n)| *n > 0) {
             add("llm_tokens_total", &[("token_type", kind)], Counter::Number(n as f64));
+        }
+        if let Some(claimed) = c.reported_cost {
+            add("llm_cost_reported_usd_total", &[], Counter::Dollars(claimed));
+            let ours = Counter::Dollars(c.cost_usd());
+            add("llm_cost_reported_computed_usd_total", &[], ours);
         }
         match (&c.cost, c.cost_state) {
             (Some(cost), _) => {

@@ -73,7 +73,6 @@ impl Dimension {
             "model_id" => "model",
             "env" => "environment",
             "tags" => "tag",
-            "key" | "api_key" => "user",
             other => other,
         };
         NAMES.iter().find(|(n, _)| *n == name).map(|(_, d)| *d)

@@ -69,11 +69,32 @@ fn group(by: &[Dimension], key: &[String], t: &Totals, all: Money) -> Value {
     v
 }
 
+/// What providers take off the sums of calendar months; known of whole months only, so that a range
+/// within one gives what its own sum brings.
+fn volume(state: &AppState, months: &Report) -> Vec<Value> {
+    let book = state.ingest.prices();
+    let of = |(key, t): (&Vec<String>, &Totals)| {
+        let [month, provider] = key.as_slice() else { return None };
+        let off = book.volume_discount(provider, t.usd);
+        (!off.is_zero()).then(|| {
+            json!({"month": month, "provider": provider, "total_cost": usd(t.usd), "discount": usd(off), "net_cost": usd(t.usd.saturating_sub(off))})
+        })
+    };
+    months.groups.iter().filter_map(of).collect()
+}
+
 async fn costs(State(state): State<AppState>, p: Params) -> Answer {
     let q = query(&state, &p, 30)?;
     let by = dimensions(p.get("group_by").or(p.get("by")).unwrap_or_default())?;
     let limit = limit(&p, 1000, 10_000)?;
-    let r = report(&state, &p, &q, by.clone()).await?;
+    let months = Report::new(vec![Dimension::Month, Dimension::Provider]);
+    let empty = (Report::new(by.clone()), months);
+    let (r, months) = read(&state, &p.tenant, &q, empty, |(r, months), c| {
+        r.add(c);
+        months.add(c);
+    })
+    .await?;
+    let volume = volume(&state, &months);
     let is_time = |d: &Dimension| {
         matches!(d, Dimension::Hour | Dimension::Day | Dimension::Week | Dimension::Month)
     };
@@ -88,7 +109,7 @@ async fn costs(State(state): State<AppState>, p: Params) -> Answer {
     let more = rows.len().saturating_sub(limit);
     Ok(data(
         &state,
-        json!({"period": range(&q), "total": totals(&r.total), "groups": shown, "groups_left_out": more}),
+        json!({"period": range(&q), "total": totals(&r.total), "groups": shown, "groups_left_out": more, "volume_discounts": volume}),
     ))
 }
 
