@@ -1,12 +1,12 @@
 //! Booking LLM calls: which of them count, what was booked before, and who is told.
 
 use crate::pipeline::Ingest;
-use obs_llm::call_from_span;
+use obs_llm::{Link, call_from_span};
 use obs_model::{
-    AppendError, CostState, LlmCall, MetricMetadata, Series, Span, SpanId, TenantId, TimestampNs,
-    TraceId, WriteBatch,
+    AppendError, CostState, LlmCall, MetricMetadata, Series, Span, TenantId, TimestampNs, TraceId,
+    WriteBatch,
 };
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -52,11 +52,6 @@ fn response(tenant: &TenantId, c: &LlmCall) -> Response {
     (tenant.clone(), trace, c.call_id.clone())
 }
 
-/// The parts of spans that tell which call is inside which.
-pub(crate) fn links(spans: &[Span]) -> Vec<(TraceId, SpanId, SpanId)> {
-    spans.iter().filter_map(|s| Some((s.trace_id, s.span_id, s.parent_id?))).collect()
-}
-
 impl Ingest {
     /// Tells `watch` of every call from now on.
     pub fn watch_calls(&self, watch: Arc<dyn WatchCalls>) {
@@ -69,15 +64,13 @@ impl Ingest {
         &self,
         tenant: &TenantId,
         spans: &[Span],
+        links: &[Link],
         now: TimestampNs,
     ) -> Vec<Booking> {
         let prices = self.prices();
         let mut calls: Vec<LlmCall> =
             spans.iter().filter_map(|s| call_from_span(s, &prices)).collect();
         let state = self.state();
-        if calls.is_empty() && !spans.iter().any(|s| state.kin.knows(tenant, s.trace_id)) {
-            return Vec::new();
-        }
         let mut here_spans = HashSet::new();
         let mut here_responses = HashSet::new();
         calls.retain(|c| {
@@ -91,11 +84,10 @@ impl Ingest {
             }
             let key = response(tenant, c);
             if state.responses.contains(&key) || !here_responses.insert(key) {
-                c.cost_state = CostState::Duplicate;
-                (c.cost, c.cost_max) = (None, None);
+                c.count_elsewhere(CostState::Duplicate);
             }
         }
-        let revised = state.kin.judge(tenant, spans, &mut calls, now);
+        let revised = state.kin.judge(tenant, links, &mut calls, now);
         drop(state);
         let first = calls.into_iter().map(|call| Booking { call: Arc::new(call), before: None });
         first.chain(revised.into_iter().map(Booking::from)).collect()
@@ -106,7 +98,7 @@ impl Ingest {
     pub(crate) fn booked(
         &self,
         tenant: &TenantId,
-        links: &[(TraceId, SpanId, SpanId)],
+        links: &[Link],
         bookings: &[Booking],
         now: TimestampNs,
     ) -> Vec<Booking> {
@@ -149,6 +141,11 @@ impl Ingest {
             bookings = self.booked(tenant, &[], &bookings, now);
         }
         Ok(())
+    }
+
+    /// Returns the tenants that had calls in the last day.
+    pub fn tenants_with_calls(&self) -> BTreeSet<TenantId> {
+        self.state().derived.tenants()
     }
 
     /// Whether this very call was booked, as far as is remembered.

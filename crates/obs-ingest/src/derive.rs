@@ -8,7 +8,7 @@ use obs_model::{
     Money, Sample, Series, TenantId, TimestampMs,
 };
 use rust_decimal::prelude::ToPrimitive;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 const DURATION_BUCKETS: [f64; 16] =
     [0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0];
@@ -311,6 +311,11 @@ impl Derived {
         }
         self.known.insert(key.clone(), labels.clone());
         labels
+    }
+
+    /// Returns the tenants that have counters: those idle for a day lose theirs.
+    pub(crate) fn tenants(&self) -> BTreeSet<TenantId> {
+        self.counters.keys().map(|(tenant, _)| tenant.clone()).collect()
     }
 
     /// Returns a sample of every counter at `now`, by tenant. A new counter also gets a zero at

@@ -1,6 +1,5 @@
 //! Drift checks: on a schedule and on demand, their results as series, incidents kept durably.
 
-use crate::booking::{Booking, WatchCalls};
 use crate::pipeline::Ingest;
 use crate::purses::PurseError;
 use obs_llm::drift::{self, Drift, Sample};
@@ -9,7 +8,7 @@ use obs_model::{
     MetricMetadata, SelectSpans, Series, StateChange, TenantId, TimestampMs, TimestampNs,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -75,43 +74,28 @@ struct State {
     detected: BTreeMap<(TenantId, &'static str), u64>,
 }
 
-/// Tenants that have calls.
-#[derive(Debug, Default)]
-struct Seen(Mutex<HashSet<TenantId>>);
-
-impl WatchCalls for Seen {
-    fn booked(&self, tenant: &TenantId, _: &Booking) {
-        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !seen.contains(tenant) {
-            seen.insert(tenant.clone());
-        }
-    }
-}
-
 /// The drift checks of all tenants. Clone it freely.
 #[derive(Debug, Clone)]
 pub struct Drifts {
     state: Arc<Mutex<State>>,
-    seen: Arc<Seen>,
     control: Arc<dyn KeepState>,
+    ingest: Ingest,
 }
 
 impl Drifts {
-    pub fn new(control: Arc<dyn KeepState>, ingest: &Ingest) -> Self {
-        let seen = Arc::new(Seen::default());
-        ingest.watch_calls(seen.clone());
-        Self { state: Arc::default(), seen, control }
+    pub fn new(control: Arc<dyn KeepState>, ingest: Ingest) -> Self {
+        Self { state: Arc::default(), control, ingest }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the tenants to check on schedule: the default one, and those with calls.
-    pub fn tenants(&self) -> Vec<TenantId> {
-        let mut all = self.seen.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    /// Returns the tenants to check on schedule: the default one, and those with calls of late.
+    pub fn tenants(&self) -> BTreeSet<TenantId> {
+        let mut all = self.ingest.tenants_with_calls();
         all.insert(TenantId::default());
-        all.into_iter().collect()
+        all
     }
 
     /// Compares every model's latest calls with those before them, over everything and by project.

@@ -1,6 +1,6 @@
 //! The path of a request's records: limits → LLM calls → append → derived counters.
 
-use crate::booking::{self, CallWatchers, Response};
+use crate::booking::{CallWatchers, Response};
 use crate::correlate::correlate;
 use crate::deltas::Deltas;
 use crate::derive::Derived;
@@ -228,12 +228,12 @@ impl Ingest {
                 Err(reason) => outcome.refuse(reason),
             }
         }
-        let bookings = self.bookings(tenant, &batch.spans, now);
+        let links = obs_llm::links(&batch.spans);
+        let bookings = self.bookings(tenant, &batch.spans, &links, now);
         batch.calls = bookings.iter().map(|b| LlmCall::clone(&b.call)).collect();
         outcome.accepted = batch.spans.len() as u64;
         self.count_rejected("traces", &outcome);
         let facts = Facts::of(&batch.spans);
-        let links = booking::links(&batch.spans);
         self.sampling.observe(&batch.spans);
         let accepted = outcome.accepted;
         match self.undecided(tenant) {
@@ -429,14 +429,7 @@ impl Ingest {
         };
         self.sampling.tick(now.to_nanos());
         for (tenant, series, metadata) in emitted {
-            let n = series.len() as u64;
-            self.append(
-                &tenant,
-                "metric",
-                ("data_points", n),
-                WriteBatch { series, metadata, ..WriteBatch::default() },
-            )
-            .await?;
+            self.emit(&tenant, series, metadata).await?;
         }
         Ok(())
     }

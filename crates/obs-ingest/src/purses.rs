@@ -347,8 +347,7 @@ impl Purses {
         call.booked_at = now;
         obs_llm::price_call(call, &self.ingest.prices());
         if self.ingest.knows_response(tenant, call) {
-            call.cost_state = CostState::Duplicate;
-            (call.cost, call.cost_max) = (None, None);
+            call.count_elsewhere(CostState::Duplicate);
         }
         if self.ingest.knows_call(tenant, call) {
             return Ok(false);

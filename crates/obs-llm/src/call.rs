@@ -51,23 +51,28 @@ fn classify(span: &Span) -> Option<(Dialect, Operation)> {
             || id.ends_with(".doEmbed"))
         .then_some((Dialect::VercelAi, operation));
     }
-    if let Some(found) = framework(a) {
+    // Most spans are no calls: their attributes are gone through once.
+    let (mut openllmetry, mut adk, mut livekit) = (false, false, false);
+    for (k, _) in a.iter() {
+        openllmetry |= k.starts_with("traceloop.")
+            || k.starts_with("llm.request.type")
+            || k == "gen_ai.is_streaming";
+        adk |= k.starts_with("gcp.vertex.agent.");
+        livekit |= k.starts_with("lk.");
+    }
+    if let Some(found) = framework(a, adk) {
         return found;
     }
-    let openllmetry = a.iter().any(|(k, _)| {
-        k.starts_with("traceloop.")
-            || k.starts_with("llm.request.type")
-            || k == "gen_ai.is_streaming"
-    }) || (span.scope.name.starts_with("opentelemetry.instrumentation.")
-        && !span.scope.name.ends_with("openai_v2"));
     let scope = span.scope.name.as_str();
+    openllmetry |=
+        scope.starts_with("opentelemetry.instrumentation.") && !scope.ends_with("openai_v2");
     let dialect = if scope.starts_with("litellm") {
         Dialect::LiteLlm
     } else if openllmetry {
         Dialect::OpenLlmetry
     } else if scope == "pydantic-ai" {
         Dialect::PydanticAi
-    } else if scope == "livekit-agents" || a.iter().any(|(k, _)| k.starts_with("lk.")) {
+    } else if scope == "livekit-agents" || livekit {
         Dialect::LiveKit
     } else {
         Dialect::OtelGenAi
@@ -92,7 +97,7 @@ fn classify(span: &Span) -> Option<(Dialect, Operation)> {
 const PLAIN_MODEL: &[&str] = &["llm.model", "llm.model.name", "llm.request.model"];
 
 /// Spans of frameworks that name their kinds themselves; `Some(None)` is one that is no call.
-fn framework(a: &Attributes) -> Option<Option<(Dialect, Operation)>> {
+fn framework(a: &Attributes, adk: bool) -> Option<Option<(Dialect, Operation)>> {
     if let Some(kind) = a.get_str("mlflow.spanType") {
         let operation = match kind.trim_matches('"') {
             "LLM" | "CHAT_MODEL" => Some(Operation::Chat),
@@ -110,7 +115,6 @@ fn framework(a: &Attributes) -> Option<Option<(Dialect, Operation)>> {
         };
         return Some(operation.map(|o| (Dialect::Genkit, o)));
     }
-    let adk = a.iter().any(|(k, _)| k.starts_with("gcp.vertex.agent."));
     adk.then(|| {
         let asked = a.get_str("gcp.vertex.agent.llm_request").is_some();
         asked.then_some((Dialect::GoogleAdk, Operation::Chat))

@@ -5,7 +5,7 @@
 //! them: then the parent, booked already, is revised.
 
 use obs_model::{CostState, LlmCall, Operation, Span, SpanId, TenantId, TimestampNs, TraceId};
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 /// Traces with calls that are remembered, and spans and calls of all of them.
@@ -45,10 +45,12 @@ const fn has_usage(c: &LlmCall) -> bool {
     c.tokens.total() > 0 && !matches!(c.cost_state, CostState::Duplicate)
 }
 
-/// Makes a call a roll-up, which costs nothing itself.
-fn roll_up(c: &mut LlmCall) {
-    c.cost_state = CostState::Rollup;
-    (c.cost, c.cost_max) = (None, None);
+/// A span's trace, its id and its parent's.
+pub type Link = (TraceId, SpanId, SpanId);
+
+/// Returns the parts of spans that tell which is inside which.
+pub fn links(spans: &[Span]) -> Vec<Link> {
+    spans.iter().filter_map(|s| Some((s.trace_id, s.span_id, s.parent_id?))).collect()
 }
 
 /// A call as it was booked, and its revision.
@@ -85,7 +87,7 @@ fn revise(trace: &Trace, inside: &HashSet<(SpanId, u8)>, now: TimestampNs) -> Ve
     rolled
         .map(|before| {
             let mut c = LlmCall::clone(before);
-            roll_up(&mut c);
+            c.count_elsewhere(CostState::Rollup);
             c.revision += 1;
             c.booked_at = now;
             "its descendants carry the usage".clone_into(&mut c.reason);
@@ -100,28 +102,36 @@ impl Kin {
     pub fn judge(
         &self,
         tenant: &TenantId,
-        spans: &[Span],
+        links: &[Link],
         calls: &mut [LlmCall],
         now: TimestampNs,
     ) -> Vec<Revised> {
-        let mut traces: BTreeSet<TraceId> = calls.iter().map(|c| c.trace_id).collect();
-        // Spans between a call and its caller may come by themselves.
         let known = self.tenants.get(tenant);
-        let of = |trace: &TraceId| known.and_then(|k| k.get(trace));
-        traces.extend(spans.iter().map(|s| s.trace_id).filter(|t| of(t).is_some()));
+        let mut traces: BTreeMap<TraceId, Vec<usize>> = BTreeMap::new();
+        for (i, c) in calls.iter().enumerate() {
+            traces.entry(c.trace_id).or_default().push(i);
+        }
+        // Spans between a call and its caller may come by themselves.
+        for (trace, _, _) in links.iter().filter(|l| known.is_some_and(|k| k.contains_key(&l.0))) {
+            traces.entry(*trace).or_default();
+        }
+        let here = links.iter().filter(|l| traces.contains_key(&l.0));
+        let fresh: HashMap<(TraceId, SpanId), SpanId> =
+            here.map(|(trace, span, up)| ((*trace, *span), *up)).collect();
         let mut revisions = Vec::new();
-        for trace in traces {
-            let here = spans.iter().filter(|s| s.trace_id == trace);
-            let fresh: HashMap<SpanId, SpanId> =
-                here.filter_map(|s| Some((s.span_id, s.parent_id?))).collect();
-            let old = of(&trace);
-            let parent = |id: &SpanId| fresh.get(id).or_else(|| old?.parents.get(id)).copied();
+        for (trace, here) in traces {
+            let old = known.and_then(|k| k.get(&trace));
+            // One call alone is inside none.
+            if here.len() + old.map_or(0, |t| t.calls.len()) < 2 {
+                continue;
+            }
+            let parent =
+                |id: &SpanId| fresh.get(&(trace, *id)).or_else(|| old?.parents.get(id)).copied();
             let booked = old.into_iter().flat_map(|t| t.calls.values().map(|c| &**c));
-            let new = calls.iter().filter(|c| c.trace_id == trace);
-            let inside = families(new.chain(booked), parent);
-            for c in calls.iter_mut().filter(|c| c.trace_id == trace) {
-                if is_rolled(c, &inside) {
-                    roll_up(c);
+            let inside = families(here.iter().filter_map(|i| calls.get(*i)).chain(booked), parent);
+            for i in here {
+                if let Some(c) = calls.get_mut(i).filter(|c| is_rolled(c, &inside)) {
+                    c.count_elsewhere(CostState::Rollup);
                 }
             }
             revisions.extend(old.into_iter().flat_map(|t| revise(t, &inside, now)));
@@ -134,7 +144,7 @@ impl Kin {
     pub fn booked(
         &mut self,
         tenant: &TenantId,
-        links: &[(TraceId, SpanId, SpanId)],
+        links: &[Link],
         calls: &[Arc<LlmCall>],
         now: TimestampNs,
     ) -> Vec<Revised> {
@@ -189,11 +199,6 @@ impl Kin {
             }
         }
     }
-
-    /// Whether a trace has calls that are remembered.
-    pub fn knows(&self, tenant: &TenantId, trace: TraceId) -> bool {
-        self.tenants.get(tenant).is_some_and(|t| t.contains_key(&trace))
-    }
 }
 
 #[cfg(test)]
@@ -241,10 +246,9 @@ mod tests {
         for spans in batches {
             let mut calls: Vec<_> =
                 spans.iter().filter_map(|s| call_from_span(s, prices)).collect();
-            let revisions = kin.judge(&tenant, spans, &mut calls, TimestampNs::from_nanos(5));
+            let links = links(spans);
+            let revisions = kin.judge(&tenant, &links, &mut calls, TimestampNs::from_nanos(5));
             calls.extend(revisions.into_iter().map(|x| x.1));
-            let links: Vec<_> =
-                spans.iter().filter_map(|s| Some((s.trace_id, s.span_id, s.parent_id?))).collect();
             let booked: Vec<_> = calls.iter().cloned().map(Arc::new).collect();
             let late = kin.booked(&tenant, &links, &booked, TimestampNs::from_nanos(6));
             assert!(late.is_empty(), "nothing was under way");

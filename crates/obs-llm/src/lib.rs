@@ -20,7 +20,7 @@ mod tokens;
 mod usage;
 
 pub use call::{call_from_span, is_llm_event, service_tier};
-pub use kin::Kin;
+pub use kin::{Kin, Link, links};
 pub use messages::{Conversation, messages_of};
 pub use price::{
     BookFile, Discount, Imported, Match, Mode, PriceBook, PriceBookError, PriceRecord, Rate, Rates,

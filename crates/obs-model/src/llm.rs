@@ -262,6 +262,12 @@ impl LlmCall {
         matches!(self.cost_state, CostState::Rollup | CostState::Duplicate)
     }
 
+    /// Makes the usage count elsewhere, as a roll-up or a duplicate: then it costs nothing here.
+    pub fn count_elsewhere(&mut self, state: CostState) {
+        self.cost_state = state;
+        (self.cost, self.cost_max) = (None, None);
+    }
+
     /// Returns the cost that counts, in USD: zero while it is unknown.
     pub fn cost_usd(&self) -> Money {
         self.cost.as_ref().map_or(Money::ZERO, CallCost::total)

@@ -124,7 +124,7 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
     let prices = stored_prices(&*control, config.prices()?).map_err(UsageError)?;
     let ingest = Ingest::new(fan_out.clone(), config.ingest.clone(), prices, telemetry);
     let purses = Purses::new(control.clone(), ingest.clone());
-    let drifts = Drifts::new(control.clone(), &ingest);
+    let drifts = Drifts::new(control.clone(), ingest.clone());
     let (loading, from) = (purses.clone(), store.clone());
     tokio::task::spawn_blocking(move || loading.load(&from, wall_clock()))
         .await

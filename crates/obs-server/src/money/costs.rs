@@ -152,13 +152,22 @@ async fn summary(State(state): State<AppState>, p: Params) -> Answer {
     .await?;
     // The same stretch of time a day and a week before its end.
     let end = q.end.nanos();
-    let sum = |a: i64, b: i64| {
-        let q = q.over(end - a * DAY_NS, end - b * DAY_NS);
-        let (state, p) = (state.clone(), p.clone());
-        async move { report(&state, &p, &q, Vec::new()).await.map(|r| r.total.usd) }
-    };
-    let (day, day_before) = (sum(1, 0).await?, sum(2, 1).await?);
-    let (week, week_before) = (sum(7, 0).await?, sum(14, 7).await?);
+    let days: [Money; 14] = read(
+        &state,
+        &p.tenant,
+        &q.over(end - 14 * DAY_NS, end),
+        [Money::ZERO; 14],
+        move |days, c| {
+            let ago = usize::try_from((end - 1 - c.start.nanos()) / DAY_NS).unwrap_or(usize::MAX);
+            if let Some(day) = days.get_mut(ago).filter(|_| !c.is_repeated()) {
+                *day = day.saturating_add(c.cost_usd());
+            }
+        },
+    )
+    .await?;
+    let sum = |list: &[Money]| list.iter().fold(Money::ZERO, |a, b| a.saturating_add(*b));
+    let ([day, day_before, ..], (week, week_before)) = (days, days.split_at(7));
+    let (week, week_before) = (sum(week), sum(week_before));
     let breakdown = |r: &Report, d: Dimension| -> Vec<Value> {
         r.ranked().iter().map(|(k, t)| group(&[d], k, t, s.total.usd)).collect()
     };
