@@ -242,6 +242,18 @@ def test_a_refusal_names_the_budget_and_metrics_show_it(server):
     assert found[0]["metric"]["scope"] == "organization=purse" and found[0]["metric"]["period"] == "daily"
 
 
+def test_a_reservation_outside_of_any_budget_is_settled_too(server):
+    def ask(path, body):
+        request = urllib.request.Request(f"http://{server.endpoints['ui']}/api/v1/budgets/{path}", data=json.dumps(body).encode())
+        request.add_header("Content-Type", "application/json")
+        request.add_header("X-Scope-OrgID", "nobody-budgets")
+        return json.load(urllib.request.urlopen(request))
+
+    ask("reserve", {"id": "free", "provider": "openai", "model": "gpt-4o", "input_tokens": 1000, "max_output_tokens": 1000})
+    settled = ask("settle", {"id": "free", "input_tokens": 1000, "output_tokens": 100})
+    assert (settled["state"], settled["cost_usd"]) == ("settled", "0.0035")
+
+
 def check_request(headers, body=b""):
     """A CheckRequest of envoy.service.auth.v3, field by field."""
 

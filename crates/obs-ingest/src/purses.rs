@@ -292,13 +292,16 @@ impl Purses {
         tenant: &TenantId,
         r: Reservation,
     ) -> Result<Reservation, PurseError> {
-        let (made, is_new) = self.with(tenant, |b| {
+        // Also where there are no budgets yet: the reservation is counted by those to come.
+        let (made, is_new) = {
+            let mut tenants = self.counts.lock();
+            let b = &mut tenants.entry(tenant.clone()).or_default().budgets;
             let is_new = b.reservation(&r.id).is_none();
             b.reserve(r).map(|r| (r, is_new)).map_err(|e| match e {
                 Ok(refusal) => PurseError::Refused(refusal),
                 Err(text) => PurseError::Busy(text),
-            })
-        })?;
+            })?
+        };
         if is_new {
             let json = serde_json::to_vec(&made).map_err(|e| PurseError::Invalid(e.to_string()))?;
             let kept = self.control.put(vec![change(OPEN, tenant, &made.id, Some(json))]).await;

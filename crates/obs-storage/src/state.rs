@@ -24,21 +24,32 @@ const WAITING_MAX: usize = 16_384;
 /// Values in one frame of those that begin a file.
 const FRAME_VALUES: usize = 256;
 
-type Values = BTreeMap<(String, String), Vec<u8>>;
+/// All values by space and key, and the bytes they hold with their names.
+#[derive(Debug, Default)]
+struct Values {
+    map: BTreeMap<(String, String), Vec<u8>>,
+    bytes: usize,
+}
+
+impl Values {
+    fn apply(&mut self, c: StateChange) {
+        let names = c.space.len() + c.key.len();
+        let key = (c.space, c.key);
+        let added = c.value.as_ref().map_or(0, |v| names + v.len());
+        let before = match c.value {
+            Some(v) => self.map.insert(key, v),
+            None => self.map.remove(&key),
+        };
+        self.bytes = self.bytes + added - before.map_or(0, |v| names + v.len());
+    }
+}
 
 fn path(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{number:010}.sta"))
 }
 
 fn files(vfs: &dyn Vfs, dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
-    let number = |p: &PathBuf| p.file_name()?.to_str()?.strip_suffix(".sta")?.parse().ok();
-    let list = match vfs.list(dir) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
-        other => other?,
-    };
-    let mut out: Vec<_> = list.into_iter().filter_map(|p| Some((number(&p)?, p))).collect();
-    out.sort();
-    Ok(out)
+    wal::numbered(vfs, dir, ".sta")
 }
 
 /// Writes a frame: how many frames the beginning has (0 for an edit), then the changes.
@@ -74,7 +85,7 @@ fn get_frame(payload: &[u8]) -> Result<(u64, Vec<StateChange>), Malformed> {
 
 fn encode_all(values: &Values) -> Vec<u8> {
     let list: Vec<_> =
-        values.iter().map(|((s, k), v)| (s.as_str(), k.as_str(), Some(v.as_slice()))).collect();
+        values.map.iter().map(|((s, k), v)| (s.as_str(), k.as_str(), Some(v.as_slice()))).collect();
     let frames = list.len().div_ceil(FRAME_VALUES).max(1) as u64;
     let mut out = Vec::new();
     if list.is_empty() {
@@ -98,7 +109,7 @@ pub(crate) fn load(vfs: &dyn Vfs, dir: &Path) -> io::Result<Loaded> {
     let mut findings = Vec::new();
     for (number, path) in files(vfs, dir)?.into_iter().rev() {
         let name = format!("state/{number:010}.sta");
-        let mut values = Values::new();
+        let mut values = Values::default();
         let (mut begin, mut seen) = (0, 0);
         let file = vfs.open(&path)?;
         let mut bad = Vec::new();
@@ -108,7 +119,7 @@ pub(crate) fn load(vfs: &dyn Vfs, dir: &Path) -> io::Result<Loaded> {
                     if frames > 0 {
                         (begin, seen) = (frames, seen + 1);
                     }
-                    changes.into_iter().for_each(|c| apply(&mut values, c));
+                    changes.into_iter().for_each(|c| values.apply(c));
                 }
                 Err(e) => bad.push(format!("edit at byte {at}: {e}")),
             }
@@ -126,15 +137,7 @@ pub(crate) fn load(vfs: &dyn Vfs, dir: &Path) -> io::Result<Loaded> {
             return Ok(Loaded { values, findings });
         }
     }
-    Ok(Loaded { values: Values::new(), findings })
-}
-
-fn apply(values: &mut Values, c: StateChange) {
-    let key = (c.space, c.key);
-    match c.value {
-        Some(v) => values.insert(key, v),
-        None => values.remove(&key),
-    };
+    Ok(Loaded { values: Values::default(), findings })
 }
 
 /// The file being appended to.
@@ -146,7 +149,6 @@ struct Log {
     /// Bytes of the values that began the file; one many times longer is written anew.
     begin_bytes: u64,
     values: Arc<RwLock<Values>>,
-    bytes: usize,
 }
 
 impl Log {
@@ -172,8 +174,10 @@ impl Log {
 
     /// Makes changes durable in order, then visible.
     fn commit(&mut self, changes: Vec<StateChange>) -> Result<(), StateError> {
-        let grows: usize = changes.iter().map(StateChange::size).sum();
-        if self.bytes.saturating_add(grows) > BYTES_MAX {
+        // What is removed needs no room.
+        let set = changes.iter().filter(|c| c.value.is_some());
+        let grows: usize = set.map(StateChange::size).sum();
+        if grows > 0 && self.values().bytes.saturating_add(grows) > BYTES_MAX {
             return Err(StateError::Full { bytes_max: BYTES_MAX });
         }
         let io = |e: io::Error| StateError::Io(e.to_string());
@@ -191,20 +195,7 @@ impl Log {
             return Err(io(e));
         }
         let mut values = self.values.write().unwrap_or_else(PoisonError::into_inner);
-        for c in changes {
-            let key = (c.space, c.key);
-            let (names, before) = (key.0.len() + key.1.len(), values.get(&key).map_or(0, Vec::len));
-            if values.contains_key(&key) {
-                self.bytes = self.bytes.saturating_sub(names + before);
-            }
-            match c.value {
-                Some(v) => {
-                    self.bytes += names + v.len();
-                    values.insert(key, v);
-                }
-                None => drop(values.remove(&key)),
-            }
-        }
+        changes.into_iter().for_each(|c| values.apply(c));
         drop(values);
         if self.file.as_ref().is_some_and(|f| f.bytes > (4 << 20) + 8 * self.begin_bytes) {
             // Failing leaves the old file in force.
@@ -232,16 +223,9 @@ impl StateStore {
     /// When the files cannot be read, or are of a newer version.
     pub(crate) fn open(vfs: Arc<dyn Vfs>, dir: &Path, inline: bool) -> io::Result<Self> {
         let loaded = load(&*vfs, dir)?;
-        let bytes = loaded.values.iter().map(|((s, k), v)| s.len() + k.len() + v.len()).sum();
         let values = Arc::new(RwLock::new(loaded.values));
-        let log = Log {
-            vfs,
-            dir: dir.to_owned(),
-            file: None,
-            begin_bytes: 0,
-            values: values.clone(),
-            bytes,
-        };
+        let log =
+            Log { vfs, dir: dir.to_owned(), file: None, begin_bytes: 0, values: values.clone() };
         // The first edit begins a file: a full disk must not keep the state from being read.
         let log = Arc::new(Mutex::new(log));
         let (mut requests, mut thread) = (None, None);
@@ -285,7 +269,7 @@ impl KeepState for StateStore {
     fn list(&self, space: &str) -> Vec<(String, Vec<u8>)> {
         let values = self.values.read().unwrap_or_else(PoisonError::into_inner);
         let from = (space.to_owned(), String::new());
-        let of = values.range(from..).take_while(|((s, _), _)| s == space);
+        let of = values.map.range(from..).take_while(|((s, _), _)| s == space);
         of.map(|((_, key), v)| (key.clone(), v.clone())).collect()
     }
 
@@ -370,7 +354,7 @@ mod tests {
         for cut in 0..=whole.len() {
             std::fs::write(&path, whole.get(..cut).unwrap()).unwrap();
             let loaded = load(&OsVfs, dir.path()).unwrap();
-            seen.insert(loaded.values.len());
+            seen.insert(loaded.values.map.len());
         }
         assert_eq!(seen.into_iter().collect::<Vec<_>>(), [0, 2, 3]);
         // Opening again and writing begins a new file and removes the old one.

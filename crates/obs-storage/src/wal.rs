@@ -30,8 +30,13 @@ pub(crate) fn file_path(dir: &Path, number: u64) -> PathBuf {
 
 /// Returns the log files with their numbers, in order.
 pub(crate) fn files(vfs: &dyn Vfs, dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+    numbered(vfs, dir, ".wal")
+}
+
+/// Returns the files of a folder that are named by a number and a suffix, in order.
+pub(crate) fn numbered(vfs: &dyn Vfs, dir: &Path, suffix: &str) -> io::Result<Vec<(u64, PathBuf)>> {
     let number = |p: &PathBuf| {
-        let name = p.file_name()?.to_str()?.strip_suffix(".wal")?;
+        let name = p.file_name()?.to_str()?.strip_suffix(suffix)?;
         name.parse().ok()
     };
     let list = match vfs.list(dir) {
