@@ -1,10 +1,11 @@
 //! Drift checks: on a schedule and on demand, their results as series, incidents kept durably.
 
+use crate::derive::{Family, metadata};
 use crate::pipeline::Ingest;
 use crate::purses::PurseError;
 use obs_llm::drift::{self, Drift, Sample};
 use obs_model::{
-    Budget, CallSelection, KeepState, Labels, LabelsBuilder, METRIC_NAME, MetricKind,
+    Budget, CallSelection, DAY_NS, KeepState, Labels, LabelsBuilder, METRIC_NAME, MetricKind,
     MetricMetadata, SelectSpans, Series, StateChange, TenantId, TimestampMs, TimestampNs,
 };
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const SPACE: &str = "drift_incidents";
 /// The scope of all calls of a model.
 const EVERYWHERE: &str = "global";
-const DAY_NS: i64 = 86_400_000_000_000;
 /// Model and scope pairs that are checked, the busiest first; and calls kept of each.
 const GROUPS_MAX: usize = 500;
 const SAMPLES_MAX: usize = drift::CURRENT_CALLS + drift::BASELINE_CALLS;
@@ -116,9 +116,8 @@ impl Drifts {
             return Err(PurseError::Invalid("window_days is 1 to 366".into()));
         }
         let time = |text: &str| {
-            let full = if text.len() == 10 { format!("{text}T00:00:00Z") } else { text.to_owned() };
-            let bad = || PurseError::Invalid(format!("{text:?} is not a time"));
-            TimestampNs::parse_rfc3339(&full).ok_or_else(bad)
+            let at = TimestampNs::parse_day(text).or_else(|| TimestampNs::parse_rfc3339(text));
+            at.ok_or_else(|| PurseError::Invalid(format!("{text:?} is not a time")))
         };
         let pinned = match (ask.baseline_from.as_str(), ask.baseline_to.as_str()) {
             ("", "") => None,
@@ -276,7 +275,7 @@ impl Drifts {
         for ((tenant, severity), n) in &state.detected {
             add(tenant, "drift_detected_total", &[("severity", severity)], *n as f64);
         }
-        out.into_iter().map(|(t, s)| (t, s, metadata())).collect()
+        out.into_iter().map(|(t, s)| (t, s, metadata(&FAMILIES))).collect()
     }
 }
 
@@ -294,27 +293,18 @@ fn summary(d: &Drift) -> String {
     names.join(", ")
 }
 
-fn metadata() -> Vec<MetricMetadata> {
-    let families = [
-        ("drift_score", MetricKind::Gauge, "Corrected PSI of the feature that moved most."),
-        ("drift_psi", MetricKind::Gauge, "Corrected population stability index of a feature."),
-        ("drift_kl_divergence", MetricKind::Gauge, "Divergence of the current calls, nats."),
-        (
-            "drift_served_anew_ratio",
-            MetricKind::Gauge,
-            "Share of calls answered by a model or fingerprint not seen before.",
-        ),
-        ("drift_checks_total", MetricKind::Counter, "Checks by outcome."),
-        ("drift_detected_total", MetricKind::Counter, "Incidents that began."),
-    ];
-    let one = |(name, kind, help): (&str, MetricKind, &str)| MetricMetadata {
-        name: name.to_owned(),
-        kind,
-        help: help.to_owned(),
-        unit: String::new(),
-    };
-    families.into_iter().map(one).collect()
-}
+const FAMILIES: [Family; 6] = [
+    ("drift_score", MetricKind::Gauge, "Corrected PSI of the feature that moved most."),
+    ("drift_psi", MetricKind::Gauge, "Corrected population stability index of a feature."),
+    ("drift_kl_divergence", MetricKind::Gauge, "Divergence of the current calls, nats."),
+    (
+        "drift_served_anew_ratio",
+        MetricKind::Gauge,
+        "Share of calls answered by a model or fingerprint not seen before.",
+    ),
+    ("drift_checks_total", MetricKind::Counter, "Checks by outcome."),
+    ("drift_detected_total", MetricKind::Counter, "Incidents that began."),
+];
 
 type Groups = BTreeMap<(String, String), Vec<Sample>>;
 

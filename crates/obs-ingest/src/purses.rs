@@ -5,6 +5,7 @@
 //! settlement books first and releases after, so no crash in between makes room twice.
 
 use crate::booking::{Booking, WatchCalls};
+use crate::derive::{Family, metadata};
 use crate::pipeline::Ingest;
 use obs_llm::budget::{Amount, Ask, BudgetSpec, Budgets, Refusal, Reservation, Status, Unit};
 use obs_llm::usage_id;
@@ -398,7 +399,7 @@ impl Purses {
         let of = |(tenant, t): (&TenantId, &Tenant)| {
             let all = t.budgets.statuses(now.to_nanos().nanos());
             let series: Vec<Series> = all.iter().flat_map(|s| series_of(s, now)).collect();
-            (!series.is_empty()).then(|| (tenant.clone(), series, metadata()))
+            (!series.is_empty()).then(|| (tenant.clone(), series, metadata(&FAMILIES)))
         };
         tenants.iter().filter_map(of).collect()
     }
@@ -430,27 +431,29 @@ fn read_calls(
     Ok(())
 }
 
-const FAMILIES: [(&str, &str); 9] = [
-    ("llm_budget_limit_usd", "Limit of a budget of money, in USD."),
-    ("llm_budget_spent_usd", "Spent in the period, in USD."),
-    ("llm_budget_remaining_usd", "What is left of the limit, in USD; negative when overspent."),
-    ("llm_budget_reserved", "Set aside by open reservations, in the budget's unit."),
-    ("llm_budget_utilization_ratio", "Spent over the limit."),
-    ("llm_budget_projected_usd", "Spend of the whole period if it goes on as it did, in USD."),
-    ("llm_budget_burn_rate", "Speed of spending over the even speed."),
-    ("llm_budget_elapsed_ratio", "Share of the period that has passed."),
-    ("llm_budget_state", "1 for the state that a budget is in."),
+const FAMILIES: [Family; 9] = [
+    ("llm_budget_limit_usd", MetricKind::Gauge, "Limit of a budget of money, in USD."),
+    ("llm_budget_spent_usd", MetricKind::Gauge, "Spent in the period, in USD."),
+    (
+        "llm_budget_remaining_usd",
+        MetricKind::Gauge,
+        "What is left of the limit, in USD; negative when overspent.",
+    ),
+    (
+        "llm_budget_reserved",
+        MetricKind::Gauge,
+        "Set aside by open reservations, in the budget's unit.",
+    ),
+    ("llm_budget_utilization_ratio", MetricKind::Gauge, "Spent over the limit."),
+    (
+        "llm_budget_projected_usd",
+        MetricKind::Gauge,
+        "Spend of the whole period if it goes on as it did, in USD.",
+    ),
+    ("llm_budget_burn_rate", MetricKind::Gauge, "Speed of spending over the even speed."),
+    ("llm_budget_elapsed_ratio", MetricKind::Gauge, "Share of the period that has passed."),
+    ("llm_budget_state", MetricKind::Gauge, "1 for the state that a budget is in."),
 ];
-
-fn metadata() -> Vec<MetricMetadata> {
-    let one = |(name, help): &(&str, &str)| MetricMetadata {
-        name: (*name).to_owned(),
-        kind: MetricKind::Gauge,
-        help: (*help).to_owned(),
-        unit: String::new(),
-    };
-    FAMILIES.iter().map(one).collect()
-}
 
 /// Returns the share of a budget's period that has passed; `None` for one without an end.
 fn elapsed(s: &Status, now: TimestampMs) -> Option<f64> {

@@ -1,9 +1,7 @@
 //! Sums of calls by what they are asked by: model, team, day and so on.
 
-use obs_model::{CallStatus, CostState, LlmCall, Money, TimestampNs};
+use obs_model::{CallStatus, CostState, DAY_NS, LlmCall, Money, TimestampNs};
 use std::collections::BTreeMap;
-
-const DAY_NS: i64 = 86_400_000_000_000;
 
 /// What calls are summed by. An attribute that a call lacks is the empty text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

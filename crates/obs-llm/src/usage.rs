@@ -1,53 +1,15 @@
 //! Calls that are told of without telemetry.
 
 use crate::provider;
-use obs_model::{
-    CallStatus, CostState, Dialect, LlmCall, Operation, SpanId, TenantId, TimestampNs, TokenUsage,
-    TraceId,
-};
+use obs_model::{Dialect, LlmCall, SpanId, TenantId, TimestampNs, TraceId};
 
 /// Returns a call of a model with nothing else known; the ids are not its own yet.
 pub fn usage_call(provider: &str, model: &str, start: TimestampNs) -> LlmCall {
     let (trace_id, span_id) = usage_id(&TenantId::default(), "");
     LlmCall {
-        start,
-        end: start,
-        trace_id,
-        span_id,
-        call_id: String::new(),
-        service: String::new(),
-        environment: String::new(),
         provider: provider::canonical(provider, ""),
         request_model: model.to_owned(),
-        response_model: String::new(),
-        operation: Operation::Chat,
-        status: CallStatus::Ok,
-        error_type: String::new(),
-        finish_reason: String::new(),
-        user_id: String::new(),
-        session_id: String::new(),
-        team: String::new(),
-        project: String::new(),
-        agent: String::new(),
-        prompt_name: String::new(),
-        prompt_version: String::new(),
-        tags: Vec::new(),
-        tokens: TokenUsage::default(),
-        time_to_first_token_ms: None,
-        cost: None,
-        cost_state: CostState::Unpriced,
-        reported_cost: None,
-        dialect: Dialect::UsageApi,
-        organization: String::new(),
-        service_tier: String::new(),
-        region: String::new(),
-        fingerprint: String::new(),
-        evidence: String::new(),
-        estimated: false,
-        cost_max: None,
-        revision: 0,
-        booked_at: start,
-        reason: String::new(),
+        ..LlmCall::new(start, trace_id, span_id, Dialect::UsageApi)
     }
 }
 

@@ -50,4 +50,4 @@ pub use span_field::{
     AttributeScope, FieldValue, SpanField, SpanRow, StatusCode, WholeSpan, field_of,
     field_of_events, field_of_links,
 };
-pub use time::{TimestampMs, TimestampNs, civil_from_days, days_from_civil};
+pub use time::{DAY_NS, TimestampMs, TimestampNs, civil_from_days, days_from_civil};

@@ -253,6 +253,50 @@ impl CallCost {
 }
 
 impl LlmCall {
+    /// Returns a call of which nothing else is known: no names, no tokens, no price.
+    pub fn new(start: TimestampNs, trace_id: TraceId, span_id: SpanId, dialect: Dialect) -> Self {
+        Self {
+            start,
+            end: start,
+            trace_id,
+            span_id,
+            call_id: String::new(),
+            service: String::new(),
+            environment: String::new(),
+            provider: String::new(),
+            request_model: String::new(),
+            response_model: String::new(),
+            operation: Operation::Chat,
+            status: CallStatus::Ok,
+            error_type: String::new(),
+            finish_reason: String::new(),
+            user_id: String::new(),
+            session_id: String::new(),
+            team: String::new(),
+            project: String::new(),
+            agent: String::new(),
+            prompt_name: String::new(),
+            prompt_version: String::new(),
+            tags: Vec::new(),
+            tokens: TokenUsage::default(),
+            time_to_first_token_ms: None,
+            cost: None,
+            cost_state: CostState::Unpriced,
+            reported_cost: None,
+            dialect,
+            organization: String::new(),
+            service_tier: String::new(),
+            region: String::new(),
+            fingerprint: String::new(),
+            evidence: String::new(),
+            estimated: false,
+            cost_max: None,
+            revision: 0,
+            booked_at: start,
+            reason: String::new(),
+        }
+    }
+
     pub fn duration_ms(&self) -> f64 {
         self.end.nanos().saturating_sub(self.start.nanos()) as f64 / 1e6
     }

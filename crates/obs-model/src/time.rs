@@ -100,6 +100,9 @@ impl fmt::Display for TimestampMs {
     }
 }
 
+/// Nanoseconds of a day.
+pub const DAY_NS: i64 = 86_400_000_000_000;
+
 /// Proleptic Gregorian date (year, month, day) of a day number since 1970-01-01 (Howard Hinnant's algorithm).
 pub fn civil_from_days(days: i64) -> (i64, u32, u32) {
     let z = days + 719_468;
@@ -125,6 +128,11 @@ pub fn days_from_civil(y: i64, m: i64, d: i64) -> i64 {
 }
 
 impl TimestampNs {
+    /// Parses a date, `2026-11-01`: its beginning in UTC.
+    pub fn parse_day(text: &str) -> Option<Self> {
+        Self::parse_rfc3339(&format!("{text}T00:00:00Z"))
+    }
+
     /// Parses RFC 3339 (`2026-01-02T03:04:05.678Z`, offsets allowed); `None` if it is not one.
     pub fn parse_rfc3339(text: &str) -> Option<Self> {
         let b = text.as_bytes();

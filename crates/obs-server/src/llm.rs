@@ -13,7 +13,7 @@ use obs_model::{
     TimestampNs, TraceId,
 };
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -29,13 +29,17 @@ pub(crate) fn native_error(status: StatusCode, message: &str) -> Response {
     (status, Json(json!({"error": message}))).into_response()
 }
 
-/// Answers a failed query of the native API.
-pub(crate) fn native_failure(f: &QueryFailure) -> Response {
-    let status = match f {
+/// Returns the status of a failed query of the native API.
+pub(crate) fn native_status(f: &QueryFailure) -> StatusCode {
+    match f {
         QueryFailure::TooMuch(_) => StatusCode::UNPROCESSABLE_ENTITY,
         other => other.status(),
-    };
-    native_error(status, &f.message())
+    }
+}
+
+/// Answers a failed query of the native API.
+pub(crate) fn native_failure(f: &QueryFailure) -> Response {
+    native_error(native_status(f), &f.message())
 }
 
 /// Dimensions by which calls are filtered and counted.
@@ -116,12 +120,9 @@ fn read_calls(
     q: &CallSelection,
     budget: &Budget,
 ) -> Result<Vec<Arc<LlmCall>>, SelectError> {
-    let mut seen = HashSet::new();
     let mut out = Vec::new();
     state.source.current_calls(tenant, q, budget, &mut |c| {
-        if seen.insert((c.trace_id, c.span_id)) {
-            out.push(c.clone());
-        }
+        out.push(c.clone());
         ControlFlow::Continue(())
     })?;
     out.sort_by_key(|c| std::cmp::Reverse((c.start, c.span_id)));

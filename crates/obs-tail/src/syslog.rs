@@ -6,7 +6,7 @@ use crate::files::{Clock, put};
 use crate::ship::{Batch, Shipper};
 use crate::stage::Pipeline;
 use obs_collect::relabel::relabel;
-use obs_model::{LabelsBuilder, TimestampNs};
+use obs_model::{DAY_NS, LabelsBuilder, TimestampNs};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -121,7 +121,6 @@ fn rfc3164(text: &str, now: TimestampNs) -> Option<Message<'_>> {
     };
     let time = stamp.and_then(|s| {
         let t = read(s, &year(now)?)?;
-        const DAY_NS: i64 = 86_400_000_000_000;
         if t.nanos() > now.nanos() + DAY_NS {
             return read(s, &year(now.add_nanos(-366 * DAY_NS))?);
         }

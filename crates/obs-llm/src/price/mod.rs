@@ -8,7 +8,7 @@ pub(crate) use compute::PLACES;
 pub use import::{Imported, import_csv, import_litellm, import_origin};
 pub use record::{BookFile, Discount, Mode, PriceRecord, Rate, Rates, Tier, Volume};
 
-use obs_model::{CallCost, LlmCall, Money, TimestampNs, TokenUsage};
+use obs_model::{CallCost, DAY_NS, LlmCall, Money, TimestampNs, TokenUsage};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -85,10 +85,8 @@ pub struct Match<'a> {
 }
 
 fn day(text: &str) -> Option<i64> {
-    TimestampNs::parse_rfc3339(&format!("{text}T00:00:00Z")).map(TimestampNs::nanos)
+    TimestampNs::parse_day(text).map(TimestampNs::nanos)
 }
-
-const DAY_NS: i64 = 86_400_000_000_000;
 
 fn days(from: &str, to: &str) -> Result<Days, &'static str> {
     let bound = |text: &str, field, default: i64| match text {

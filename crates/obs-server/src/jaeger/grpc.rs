@@ -14,7 +14,7 @@ use obs_codec::jaeger::proto::{
     PostSpansRequest, SamplingParameters, SamplingResponse, Services, SpansChunk, Time, TraceQuery,
 };
 use obs_codec::otlp::encode_traces;
-use obs_model::{Span, TenantId, TimestampNs, TraceId};
+use obs_model::{DAY_NS, Span, TenantId, TimestampNs, TraceId};
 use obs_traceql::{TagFilter, TraceSearch, adjust, dependencies, search, tell_apart};
 use opentelemetry_proto::tonic::trace::v1::TracesData;
 use std::sync::Arc;
@@ -221,7 +221,6 @@ async fn get_dependencies(
     state: AppState,
     r: Request<GetDependenciesRequest>,
 ) -> Result<Response<Dependencies>, Status> {
-    const DAY_NS: i64 = 86_400_000_000_000;
     let tenant = tenant(&state, &r)?;
     let r = r.into_inner();
     let at = |t: Option<Time>| t.map(|t| TimestampNs::from_nanos(t.ns()));

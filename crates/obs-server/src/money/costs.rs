@@ -1,6 +1,6 @@
 //! Reports of cost: sums, summary, attribution, forecast, anomalies, analytics.
 
-use crate::money::{Answer, DAY_NS, Fault, Query, change, data, query, read, totals, usd};
+use crate::money::{Answer, Fault, Query, change, data, query, read, totals, usd};
 use crate::params::Params;
 use crate::state::AppState;
 use axum::Router;
@@ -9,7 +9,7 @@ use axum::routing::get;
 use obs_llm::cache::{Caches, Economics};
 use obs_llm::forecast::{self, Method, Model};
 use obs_llm::report::{Dimension, Report, Totals, day_text};
-use obs_model::{CallStatus, LlmCall, Money, TimestampNs};
+use obs_model::{CallStatus, DAY_NS, LlmCall, Money, TimestampNs};
 use rust_decimal::prelude::ToPrimitive as _;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;

@@ -13,7 +13,7 @@ use http::{HeaderMap, StatusCode, header};
 use obs_ingest::Booking;
 use obs_llm::ledger::{Entry, entries, reprice};
 use obs_llm::report::Dimension;
-use obs_model::{CallSelection, CostState, LlmCall, Money, SpanId, TimestampNs, TraceId};
+use obs_model::{CallSelection, CostState, DAY_NS, LlmCall, Money, SpanId, TimestampNs, TraceId};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -327,7 +327,7 @@ async fn reconcile(
     let day = |d: &str| moment(d).map_or(0, TimestampNs::nanos);
     let mut q = Query {
         start: TimestampNs::from_nanos(day(&first.0)),
-        end: TimestampNs::from_nanos(day(&last.0) + crate::money::DAY_NS),
+        end: TimestampNs::from_nanos(day(&last.0) + DAY_NS),
         filters: Vec::new(),
     };
     if let Some(provider) = p.get("provider") {

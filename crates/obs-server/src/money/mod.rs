@@ -7,6 +7,8 @@ mod ledger;
 mod pricing;
 mod usage;
 
+use crate::body::{RETRY_AFTER_SECONDS, Refusal};
+use crate::llm::native_status;
 use crate::params::{Params, prometheus_time};
 use crate::run::{QueryFailure, blocking};
 use crate::state::AppState;
@@ -17,7 +19,8 @@ use http::{HeaderMap, StatusCode, header};
 use obs_ingest::PurseError;
 use obs_llm::report::{Dimension, Totals};
 use obs_model::{
-    AppendError, CallSelection, LlmCall, Money, SelectError, StateError, TenantId, TimestampNs,
+    AppendError, CallSelection, DAY_NS, LlmCall, Money, SelectError, StateError, TenantId,
+    TimestampNs,
 };
 use serde_json::{Map, Value, json};
 use std::ops::ControlFlow;
@@ -74,7 +77,8 @@ impl IntoResponse for Fault {
         }
         let mut r = (self.status, Json(json!({"error": error}))).into_response();
         if matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
-            r.headers_mut().insert(header::RETRY_AFTER, http::HeaderValue::from(1_u64));
+            r.headers_mut()
+                .insert(header::RETRY_AFTER, http::HeaderValue::from(RETRY_AFTER_SECONDS));
         }
         r
     }
@@ -82,22 +86,14 @@ impl IntoResponse for Fault {
 
 impl From<QueryFailure> for Fault {
     fn from(f: QueryFailure) -> Self {
-        let status = match f {
-            QueryFailure::TooMuch(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            ref other => other.status(),
-        };
-        Self::new(status, "QUERY_FAILED", f.message())
+        Self::new(native_status(&f), "QUERY_FAILED", f.message())
     }
 }
 
 impl From<AppendError> for Fault {
     fn from(e: AppendError) -> Self {
-        let status = match e {
-            AppendError::Overloaded(_) => StatusCode::TOO_MANY_REQUESTS,
-            AppendError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            _ => StatusCode::SERVICE_UNAVAILABLE,
-        };
-        Self::new(status, "NOT_STORED", e.to_string())
+        let r = Refusal::from(e);
+        Self::new(r.status, "NOT_STORED", r.message)
     }
 }
 
@@ -157,14 +153,12 @@ fn tenant(headers: &HeaderMap) -> Result<TenantId, Fault> {
     crate::tenant::tenant(headers).map_err(Fault::bad)
 }
 
-const DAY_NS: i64 = 86_400_000_000_000;
-
 /// Parses a moment: RFC 3339, Unix seconds, or a date (its beginning, UTC).
 fn moment(text: &str) -> Option<TimestampNs> {
     if let Some(ms) = prometheus_time(text) {
         return Some(TimestampNs::from_nanos(ms.checked_mul(1_000_000)?));
     }
-    TimestampNs::parse_rfc3339(&format!("{text}T00:00:00Z"))
+    TimestampNs::parse_day(text)
 }
 
 /// What calls a request is about.

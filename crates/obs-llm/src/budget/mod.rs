@@ -5,213 +5,17 @@
 //! against every budget whose scope its attributes are in until it is settled, cancelled or
 //! expired, so that no number of streams can spend more than the limit together.
 
-use chrono::{Datelike as _, Days, Months, NaiveDate, NaiveTime, TimeZone as _};
-use chrono_tz::Tz;
-use obs_model::{LlmCall, Money, TimestampNs};
+mod spec;
+
+pub use spec::{BudgetSpec, Period, Unit};
+
+use obs_model::{DAY_NS, LlmCall, Money, TimestampNs};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 
 use crate::report::Dimension;
 
 const SECOND: i64 = 1_000_000_000;
-const DAY: i64 = 86_400 * SECOND;
-
-/// What a budget counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Unit {
-    #[default]
-    Usd,
-    Tokens,
-    Requests,
-}
-
-/// Periods by the calendar begin at midnight of the budget's time zone; `rolling` ends now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Period {
-    Daily,
-    Weekly,
-    #[default]
-    Monthly,
-    Quarterly,
-    Yearly,
-    Rolling,
-    /// From the beginning of time: a purse that is not refilled.
-    Total,
-}
-
-const fn yes() -> bool {
-    true
-}
-
-fn warning() -> f64 {
-    0.80
-}
-
-fn critical() -> f64 {
-    0.95
-}
-
-fn gating() -> f64 {
-    1.0
-}
-
-fn utc() -> String {
-    "UTC".to_owned()
-}
-
-fn usd() -> String {
-    "USD".to_owned()
-}
-
-/// What somebody decided.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BudgetSpec {
-    /// Defaults to the name.
-    #[serde(default)]
-    pub id: String,
-    pub name: String,
-    pub limit: Money,
-    #[serde(default)]
-    pub unit: Unit,
-    #[serde(default = "usd")]
-    pub currency: String,
-    /// Dimension → value, or value ending in `*`; all must hold. Empty: everything.
-    #[serde(default)]
-    pub scope: BTreeMap<String, String>,
-    #[serde(default)]
-    pub period: Period,
-    /// Length of a rolling period.
-    #[serde(default)]
-    pub rolling_days: u32,
-    #[serde(default = "utc")]
-    pub time_zone: String,
-    /// Whether a reservation beyond the limit is refused, or only told of.
-    #[serde(default = "yes")]
-    pub hard: bool,
-    #[serde(default = "warning")]
-    pub warning: f64,
-    #[serde(default = "critical")]
-    pub critical: f64,
-    #[serde(default = "gating")]
-    pub gating: f64,
-}
-
-impl BudgetSpec {
-    /// Fills in what is derived, and tells what cannot be.
-    ///
-    /// # Errors
-    /// With what is wrong.
-    pub fn checked(mut self) -> Result<Self, String> {
-        if self.name.trim().is_empty() {
-            return Err("a budget needs a name".into());
-        }
-        if self.id.is_empty() {
-            let lower = self.name.to_lowercase();
-            let words = lower.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty());
-            self.id = words.collect::<Vec<_>>().join("-");
-        }
-        let is_word = |c: char| c.is_alphanumeric() || "-_.:".contains(c);
-        if self.id.is_empty() || self.id.len() > 128 || !self.id.chars().all(is_word) {
-            return Err(format!("id {:?}: letters, digits and -_.: only, 1 to 128", self.id));
-        }
-        if self.limit <= Money::ZERO {
-            return Err("limit must be above zero".into());
-        }
-        if self.currency != "USD" {
-            return Err("amounts of budgets are in USD".into());
-        }
-        for name in self.scope.keys() {
-            match Dimension::parse(name) {
-                None => {
-                    let known = Dimension::names();
-                    return Err(format!("scope {name:?} is none of {known}"));
-                }
-                Some(
-                    Dimension::Hour
-                    | Dimension::Day
-                    | Dimension::Week
-                    | Dimension::Month
-                    | Dimension::CostState
-                    | Dimension::Status
-                    | Dimension::PriceId,
-                ) => return Err(format!("{name:?} is known after a call only")),
-                Some(_) => {}
-            }
-        }
-        self.zone()?;
-        if self.period == Period::Rolling && !(1..=366).contains(&self.rolling_days) {
-            return Err("a rolling period needs rolling_days of 1 to 366".into());
-        }
-        let ordered = 0.0 < self.warning
-            && self.warning <= self.critical
-            && self.critical <= self.gating
-            && self.gating <= 10.0;
-        if !ordered {
-            return Err("warning, critical and gating must be above 0 and in this order".into());
-        }
-        Ok(self)
-    }
-
-    fn zone(&self) -> Result<Tz, String> {
-        self.time_zone.parse().map_err(|_| format!("{:?} is no time zone", self.time_zone))
-    }
-
-    /// Returns the period that holds a moment: from, and to (excluded), ns.
-    pub fn period_at(&self, now: i64) -> (i64, i64) {
-        let zone = self.zone().unwrap_or(Tz::UTC);
-        let today = zone.timestamp_nanos(now).date_naive();
-        let midnight = |d: Option<NaiveDate>| {
-            let d = d.unwrap_or(today);
-            let local = d.and_time(NaiveTime::MIN);
-            // A day that begins in the gap of a clock change begins with the first moment after it.
-            let at = (0..24).find_map(|h| {
-                zone.from_local_datetime(&(local + chrono::TimeDelta::hours(h))).earliest()
-            });
-            at.and_then(|t| t.timestamp_nanos_opt()).unwrap_or(now)
-        };
-        let first = |month: u32| NaiveDate::from_ymd_opt(today.year(), month, 1);
-        match self.period {
-            Period::Rolling => (now - i64::from(self.rolling_days) * DAY, i64::MAX),
-            Period::Total => (i64::MIN, i64::MAX),
-            Period::Daily => {
-                (midnight(Some(today)), midnight(today.checked_add_days(Days::new(1))))
-            }
-            Period::Weekly => {
-                let back = today.weekday().num_days_from_monday().into();
-                let monday = today.checked_sub_days(Days::new(back));
-                (midnight(monday), midnight(monday.and_then(|d| d.checked_add_days(Days::new(7)))))
-            }
-            Period::Monthly | Period::Quarterly | Period::Yearly => {
-                let (start, months) = match self.period {
-                    Period::Monthly => (first(today.month()), 1),
-                    Period::Quarterly => (first((today.month() - 1) / 3 * 3 + 1), 3),
-                    _ => (first(1), 12),
-                };
-                let end = start.and_then(|d| d.checked_add_months(Months::new(months)));
-                (midnight(start), midnight(end))
-            }
-        }
-    }
-
-    fn covers(&self, attributes: &dyn Fn(Dimension) -> Vec<String>) -> bool {
-        self.scope.iter().all(|(name, want)| {
-            let Some(d) = Dimension::parse(name) else { return false };
-            attributes(d).iter().any(|have| match want.strip_suffix('*') {
-                Some(start) => have.starts_with(start),
-                None => want == have,
-            })
-        })
-    }
-
-    /// Returns the scope as text: `team=search,model=gpt-*`.
-    pub fn scope_text(&self) -> String {
-        let parts: Vec<String> = self.scope.iter().map(|(k, v)| format!("{k}={v}")).collect();
-        parts.join(",")
-    }
-}
 
 /// An amount in each unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -407,7 +211,7 @@ impl Budget {
         let (from, _) = self.spec.period_at(now);
         let keep = if self.spec.period == Period::Rolling { self.stretch(from) } else { from };
         // The period before stays: late calls are counted to their own time.
-        self.spent.retain(|k, _| *k >= keep.saturating_sub(2 * DAY));
+        self.spent.retain(|k, _| *k >= keep.saturating_sub(2 * DAY_NS));
     }
 }
 
@@ -584,10 +388,10 @@ fn status(b: &Budget, now: i64) -> Status {
     let bounded = to != i64::MAX && from != i64::MIN;
     let elapsed = now.saturating_sub(from).max(1);
     let share = |part: i64, whole: i64| Money::from(part).checked_div(Money::from(whole.max(1)));
-    let days = Money::from(elapsed).checked_div(Money::from(DAY)).unwrap_or(Money::ONE);
+    let days = Money::from(elapsed).checked_div(Money::from(DAY_NS)).unwrap_or(Money::ONE);
     let average = spent.checked_div(days.max(Money::ONE));
     let projected = bounded.then(|| {
-        let rest = share(to - now, DAY).unwrap_or_default();
+        let rest = share(to - now, DAY_NS).unwrap_or_default();
         spent.saturating_add(average.unwrap_or_default().saturating_mul(rest))
     });
     let burn_rate = bounded.then(|| {
@@ -599,12 +403,12 @@ fn status(b: &Budget, now: i64) -> Status {
         Some(a) if from != i64::MIN && a > Money::ZERO && left > Money::ZERO => {
             use rust_decimal::prelude::ToPrimitive as _;
             let days = left.checked_div(a).and_then(|d| d.to_f64()).unwrap_or(f64::INFINITY);
-            let at = days.mul_add(DAY as f64, now as f64);
+            let at = days.mul_add(DAY_NS as f64, now as f64);
             (at < i64::MAX as f64).then_some(at as i64)
         }
         _ => None,
     };
-    let points = b.first.map_or(0, |first| now.saturating_sub(first.max(from)) / DAY + 1);
+    let points = b.first.map_or(0, |first| now.saturating_sub(first.max(from)) / DAY_NS + 1);
     let stale = b.last.map_or(i64::MAX, |t| now.saturating_sub(t));
     let mut confidence: f64 = match points {
         ..7 => 0.8,
@@ -729,9 +533,9 @@ mod tests {
         b.set(spec(r#"{"name":"few","limit":"2","unit":"requests","scope":{"team":"ads"}}"#))
             .unwrap();
         let now = at("2026-11-22T12:00:00Z");
-        b.count(&call("search", Money::from(2), now - DAY), None, None);
+        b.count(&call("search", Money::from(2), now - DAY_NS), None, None);
         // Last month's call is last month's.
-        b.count(&call("search", Money::from(5), now - 30 * DAY), None, None);
+        b.count(&call("search", Money::from(5), now - 30 * DAY_NS), None, None);
         assert!(b.check(&ask("search", Money::ONE), now).is_ok());
         let r = b.check(&ask("search", Money::new(1001, 3)), now).unwrap_err();
         assert_eq!((r.budget.id.as_str(), r.spent), ("search", Money::from(2)));
@@ -771,17 +575,17 @@ mod tests {
         let now = at("2026-11-22T12:30:00Z");
         b.count(&call("t", Money::from(9), now), None, None);
         let two = ask("t", Money::from(2));
-        assert!(b.check(&two, now + DAY).is_err());
-        assert!(b.check(&two, now + DAY + 3600 * SECOND).is_ok());
-        let r = reservation("a", two, now + 2 * DAY);
+        assert!(b.check(&two, now + DAY_NS).is_err());
+        assert!(b.check(&two, now + DAY_NS + 3600 * SECOND).is_ok());
+        let r = reservation("a", two, now + 2 * DAY_NS);
         b.reserve(r.clone()).unwrap();
         assert_eq!(b.reserve(r).unwrap().id, "a");
         assert_eq!(b.open(), 1);
-        assert!(b.expired(now + 2 * DAY).is_empty());
-        assert_eq!(b.expired(now + 2 * DAY + 600 * SECOND), ["a"]);
+        assert!(b.expired(now + 2 * DAY_NS).is_empty());
+        assert_eq!(b.expired(now + 2 * DAY_NS + 600 * SECOND), ["a"]);
         b.release("a").unwrap();
         assert!(b.release("a").is_none());
-        assert_eq!(b.status("r", now + 2 * DAY).unwrap().reserved, Money::ZERO);
+        assert_eq!(b.status("r", now + 2 * DAY_NS).unwrap().reserved, Money::ZERO);
     }
 
     #[test]
