@@ -62,6 +62,7 @@ chromium)
 prometheus)
   # The real server and promtool; their services are not started here.
   command -v promtool >/dev/null || debian prometheus
+  command -v amtool >/dev/null || debian prometheus-alertmanager
   # What rotates files and sends syslog.
   command -v logrotate >/dev/null || debian logrotate
   command -v rsyslogd >/dev/null || debian rsyslog

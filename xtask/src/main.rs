@@ -25,6 +25,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("obs-collect", 2),
     ("obs-rules", 3),
     ("obs-tail", 3),
+    ("obs-notify", 3),
     ("obs-server", 4),
     ("observatory", 5),
 ];

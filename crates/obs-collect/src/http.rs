@@ -77,7 +77,20 @@ impl HttpClient {
     /// # Errors
     /// When a certificate, key or proxy address cannot be used.
     pub fn new(config: &HttpConfig, folder: &Path) -> Result<Self, String> {
-        Self::with_socket(config, folder, None)
+        Self::build(config, folder, None, None)
+    }
+
+    /// Like [`Self::new`], for addresses that are not the administrator's: hosts are resolved by
+    /// the given resolver, and redirects are not followed.
+    ///
+    /// # Errors
+    /// See [`Self::new`].
+    pub fn guarded(
+        config: &HttpConfig,
+        folder: &Path,
+        resolver: Arc<dyn reqwest::dns::Resolve>,
+    ) -> Result<Self, String> {
+        Self::build(config, folder, None, Some(resolver))
     }
 
     /// Like [`Self::new`]; all requests go to a socket in the file system, if one is given.
@@ -88,6 +101,15 @@ impl HttpClient {
         config: &HttpConfig,
         folder: &Path,
         socket: Option<&Path>,
+    ) -> Result<Self, String> {
+        Self::build(config, folder, socket, None)
+    }
+
+    fn build(
+        config: &HttpConfig,
+        folder: &Path,
+        socket: Option<&Path>,
+        resolver: Option<Arc<dyn reqwest::dns::Resolve>>,
     ) -> Result<Self, String> {
         // Several libraries may have installed it first.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -108,8 +130,11 @@ impl HttpClient {
         if let Some(path) = socket {
             b = b.unix_socket(path);
         }
-        if config.follow_redirects == Some(false) {
+        if config.follow_redirects == Some(false) || resolver.is_some() {
             b = b.redirect(reqwest::redirect::Policy::none());
+        }
+        if let Some(r) = resolver {
+            b = b.dns_resolver(r);
         }
         b = with_tls(b, &config.tls_config, folder)?;
         let client = b.build().map_err(|e| e.to_string())?;
@@ -131,6 +156,18 @@ impl HttpClient {
     /// See [`Self::get`].
     pub async fn post(&self, url: &str) -> Result<RequestBuilder, String> {
         self.authorize(self.client.post(url)).await
+    }
+
+    /// Starts a request with the credentials.
+    ///
+    /// # Errors
+    /// See [`Self::get`].
+    pub async fn request(
+        &self,
+        method: reqwest::Method,
+        url: &str,
+    ) -> Result<RequestBuilder, String> {
+        self.authorize(self.client.request(method, url)).await
     }
 
     async fn authorize(&self, mut r: RequestBuilder) -> Result<RequestBuilder, String> {

@@ -47,35 +47,68 @@ pub struct Handles {
     pub counters: IntCounterVec,
     /// Counters under Prometheus' names, which its dashboards expect.
     named: Vec<(&'static str, IntCounterVec)>,
+    named_gauges: Vec<(&'static str, IntGaugeVec)>,
     pub exemplars: IntGaugeVec,
 }
 
 impl Handles {
     /// Raises a counter of [`NAMED`] to a total that is kept elsewhere.
-    pub fn raise(&self, name: &str, total: u64) {
+    pub fn raise(&self, name: &str, labels: &[&str], total: u64) {
         if let Some((_, c)) = self.named.iter().find(|c| c.0 == name) {
-            let none: [&str; 0] = [];
-            let counter = c.with_label_values(&none);
+            let counter = c.with_label_values(labels);
             counter.inc_by(total.saturating_sub(counter.get()));
+        }
+    }
+
+    /// Sets a gauge of [`NAMED_GAUGES`].
+    pub fn set(&self, name: &str, labels: &[&str], n: i64) {
+        if let Some((_, g)) = self.named_gauges.iter().find(|g| g.0 == name) {
+            g.with_label_values(labels).set(n);
         }
     }
 }
 
-/// What rules, remote write and the collection of lines count.
-const NAMED: [(&str, &str); 13] = [
-    ("promtail_read_lines_total", "Lines collected."),
-    ("promtail_read_bytes_total", "Bytes collected."),
-    ("promtail_dropped_entries_total", "Collected lines that the store refused for good."),
-    ("promtail_request_retries_total", "Times that collected lines had to wait for the store."),
-    ("promtail_too_long_lines_total", "Lines over the limit of their length."),
-    ("promtail_syslog_parsing_errors_total", "Syslog messages that were none."),
-    ("prometheus_rule_evaluations_total", "Rules evaluated."),
-    ("prometheus_rule_evaluation_failures_total", "Rules whose evaluation failed."),
-    ("prometheus_rule_group_iterations_total", "Evaluations of groups."),
-    ("prometheus_rule_group_iterations_missed_total", "Evaluations left out: the one before ran."),
-    ("prometheus_remote_storage_samples_total", "Samples that remote write delivered."),
-    ("prometheus_remote_storage_samples_dropped_total", "Samples that remote write gave up."),
-    ("prometheus_remote_storage_retries_total", "Requests of remote write that are tried again."),
+/// Name, labels and help.
+type Named = (&'static str, &'static [&'static str], &'static str);
+
+/// What rules, remote write, the collection of lines and notifications count.
+const NAMED: [Named; 19] = [
+    ("promtail_read_lines_total", &[], "Lines collected."),
+    ("promtail_read_bytes_total", &[], "Bytes collected."),
+    ("promtail_dropped_entries_total", &[], "Collected lines that the store refused for good."),
+    (
+        "promtail_request_retries_total",
+        &[],
+        "Times that collected lines had to wait for the store.",
+    ),
+    ("promtail_too_long_lines_total", &[], "Lines over the limit of their length."),
+    ("promtail_syslog_parsing_errors_total", &[], "Syslog messages that were none."),
+    ("prometheus_rule_evaluations_total", &[], "Rules evaluated."),
+    ("prometheus_rule_evaluation_failures_total", &[], "Rules whose evaluation failed."),
+    ("prometheus_rule_group_iterations_total", &[], "Evaluations of groups."),
+    (
+        "prometheus_rule_group_iterations_missed_total",
+        &[],
+        "Evaluations left out: the one before ran.",
+    ),
+    ("prometheus_remote_storage_samples_total", &[], "Samples that remote write delivered."),
+    ("prometheus_remote_storage_samples_dropped_total", &[], "Samples that remote write gave up."),
+    (
+        "prometheus_remote_storage_retries_total",
+        &[],
+        "Requests of remote write that are tried again.",
+    ),
+    ("alertmanager_alerts_received_total", &["status"], "Alerts received."),
+    ("alertmanager_alerts_invalid_total", &[], "Alerts refused."),
+    ("alertmanager_notifications_total", &["integration"], "Notifications attempted."),
+    ("alertmanager_notifications_failed_total", &["integration"], "Notifications given up."),
+    ("alertmanager_notification_requests_total", &["integration"], "Attempts to deliver one."),
+    ("alertmanager_notification_requests_failed_total", &["integration"], "Attempts that failed."),
+];
+
+const NAMED_GAUGES: [Named; 2] = [
+    ("alertmanager_alerts", &["state"], "Alerts that fire."),
+    ("alertmanager_silences", &["state"], "Silences by state."),
 ];
 
 impl std::ops::Deref for Telemetry {
@@ -121,10 +154,15 @@ impl Telemetry {
         registry.register(Box::new(acquire_seconds.clone()))?;
         let named = NAMED
             .iter()
-            .map(|(name, help)| counter(name, help, &[]).map(|c| (*name, c)))
+            .map(|(name, labels, help)| counter(name, help, labels).map(|c| (*name, c)))
+            .collect::<Result<_, _>>()?;
+        let named_gauges = NAMED_GAUGES
+            .iter()
+            .map(|(name, labels, help)| gauge(name, help, labels).map(|g| (*name, g)))
             .collect::<Result<_, _>>()?;
         let handles = Handles {
             named,
+            named_gauges,
             exemplars: gauge(
                 "prometheus_tsdb_exemplar_exemplars_in_storage",
                 "Exemplars kept.",

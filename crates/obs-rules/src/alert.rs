@@ -2,6 +2,7 @@
 
 use obs_model::{Labels, SampleValue};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
@@ -28,6 +29,8 @@ pub struct Alert {
     pub labels: Labels,
     pub annotations: BTreeMap<String, String>,
     pub value: SampleValue,
+    /// The expression that found it; set when it is sent.
+    pub expr: Arc<str>,
     pub active_at: i64,
     pub fired_at: Option<i64>,
     pub resolved_at: Option<i64>,
@@ -72,6 +75,7 @@ impl Alerts {
                         labels: f.labels.clone(),
                         annotations: f.annotations,
                         value: f.value,
+                        expr: Arc::default(),
                         active_at: now,
                         fired_at: None,
                         resolved_at: None,

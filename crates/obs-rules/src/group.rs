@@ -8,6 +8,7 @@ use obs_model::{
     Labels, LabelsBuilder, METRIC_NAME, STALE_NAN_BITS, Sample, SampleValue, TimestampMs,
 };
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Settings of all groups.
@@ -166,7 +167,10 @@ impl Group {
             }
         }
         for r in self.rules.iter_mut().filter(|r| r.rule.is_alert()) {
-            sent.extend(r.alerts.to_send(now, options.resend_ms, self.interval_ms));
+            let mut due = r.alerts.to_send(now, options.resend_ms, self.interval_ms);
+            let expr: Arc<str> = r.rule.query.text.as_str().into();
+            due.iter_mut().for_each(|a| a.expr = expr.clone());
+            sent.extend(due);
         }
         let kept: HashSet<&Labels> = self.rules.iter().flat_map(|r| &r.written).collect();
         let ended: Vec<_> = std::mem::take(&mut self.orphans)

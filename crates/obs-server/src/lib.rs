@@ -6,6 +6,7 @@
 
 mod admin;
 mod admission;
+mod alertmanager;
 mod body;
 mod grpc;
 mod health;
@@ -32,6 +33,7 @@ mod traces;
 mod ui;
 mod zipkin;
 
+pub use alertmanager::explained;
 pub use health::starting;
 pub use jaeger::grpc::{serve_collector, serve_query};
 pub use jaeger::receive::serve_udp;

@@ -2,8 +2,8 @@
 
 use crate::state::AppState;
 use crate::{
-    admin, health, jaeger, llm, loki, money, otlp_http, partial, prometheus, remote_write,
-    sampling, sql, tempo, tempo_grpc, traces, ui, zipkin,
+    admin, alertmanager, health, jaeger, llm, loki, money, otlp_http, partial, prometheus,
+    remote_write, sampling, sql, tempo, tempo_grpc, traces, ui, zipkin,
 };
 use axum::Router;
 use axum::extract::{Request, State};
@@ -16,6 +16,7 @@ use tower_http::compression::CompressionLayer;
 pub enum Listener {
     Ui,
     Prometheus,
+    Alertmanager,
     Loki,
     Jaeger,
     JaegerGrpc,
@@ -39,9 +40,10 @@ pub enum Transport {
 }
 
 impl Listener {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Ui,
         Self::Prometheus,
+        Self::Alertmanager,
         Self::Loki,
         Self::Jaeger,
         Self::JaegerGrpc,
@@ -60,6 +62,7 @@ impl Listener {
         match self {
             Self::Ui => "ui",
             Self::Prometheus => "prometheus",
+            Self::Alertmanager => "alertmanager",
             Self::Loki => "loki",
             Self::Jaeger => "jaeger",
             Self::JaegerGrpc => "jaeger-grpc",
@@ -80,6 +83,7 @@ impl Listener {
         match self {
             Self::Ui => 3000,
             Self::Prometheus => 9090,
+            Self::Alertmanager => 9093,
             Self::Loki => 3100,
             Self::Jaeger => 16686,
             Self::JaegerGrpc => 16685,
@@ -127,10 +131,15 @@ pub fn router(listener: Listener, state: AppState) -> Router {
             .nest("/api/public/otel", otlp_http::routes())
             .merge(loki::routes())
             .nest("/prometheus", prometheus_routes())
+            .nest("/alertmanager", alertmanager::routes())
+            .merge(alertmanager::native_routes())
             .nest("/jaeger", jaeger::routes())
             .nest("/tempo", tempo::routes())
             .fallback(ui::serve),
         Listener::Prometheus => common.merge(prometheus_routes()),
+        Listener::Alertmanager => {
+            common.merge(alertmanager::routes()).merge(alertmanager::port_routes())
+        }
         Listener::Loki => common.merge(loki::routes()).merge(loki::port_routes()),
         Listener::Jaeger => common.merge(jaeger::routes()),
         Listener::Tempo => common.merge(tempo::routes()),

@@ -3,6 +3,7 @@
 use crate::admission::Admission;
 use obs_ingest::{Drifts, Ingest, Purses};
 use obs_model::{AppendError, KeepState, Maintain, MemoryPool, TenantId, TimestampNs};
+use obs_notify::Dispatcher;
 use obs_sql::Source;
 use std::collections::HashMap;
 use std::fmt;
@@ -99,6 +100,8 @@ pub struct AppState {
     /// Budgets in force.
     pub purses: Purses,
     pub drifts: Drifts,
+    /// Alerts, silences and who is told.
+    pub alerting: Dispatcher,
     pub control: Arc<dyn KeepState>,
     /// Held while the price book is extended.
     pub(crate) prices_turn: Arc<tokio::sync::Mutex<()>>,
@@ -142,6 +145,7 @@ pub struct Parts {
     pub ingest: Ingest,
     pub purses: Purses,
     pub drifts: Drifts,
+    pub alerting: Dispatcher,
     pub control: Arc<dyn KeepState>,
     pub limits: ServerLimits,
     pub version: &'static str,
@@ -173,6 +177,7 @@ impl AppState {
             ingest: p.ingest,
             purses: p.purses,
             drifts: p.drifts,
+            alerting: p.alerting,
             control: p.control,
             prices_turn: Arc::default(),
             limits: Arc::new(p.limits),

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use obs_ui::{Asset, asset};
 
 /// Paths that belong to APIs: a miss there is a 404, never the page.
-const RESERVED: [&str; 12] = [
+const RESERVED: [&str; 13] = [
     "/api",
     "/v1",
     "/loki",
@@ -19,6 +19,7 @@ const RESERVED: [&str; 12] = [
     "/otlp",
     "/prometheus",
     "/jaeger",
+    "/alertmanager",
 ];
 
 const POLICY: &str = "default-src 'self'; img-src 'self' data:; connect-src 'self'; script-src 'self'; style-src 'self' 'unsafe-inline'; frame-ancestors 'self'; base-uri 'self'; form-action 'self'";

@@ -37,7 +37,26 @@ struct Run<'a> {
     steps: usize,
     calls: usize,
     out: String,
+    /// Whether values are escaped for the HTML around them.
+    html: bool,
     variables: Vec<(String, Value)>,
+}
+
+/// Escapes a value for the place in HTML where it is written. An address in an attribute must be of
+/// a scheme that runs nothing; Go's `html/template` writes the same for others.
+fn escape_in_html(before: &str, text: &str) -> String {
+    let tail = before.trim_end_matches(['"', '\'', ' ']);
+    let is_address =
+        tail.len() < before.len() && (tail.ends_with("href=") || tail.ends_with("src="));
+    if is_address {
+        let scheme = text.split_once(':').map(|s| s.0).filter(|s| !s.contains(['/', '?', '#']));
+        let is_safe =
+            |s: &str| ["http", "https", "mailto"].iter().any(|known| s.eq_ignore_ascii_case(known));
+        if scheme.is_some_and(|s| !is_safe(s)) {
+            return "#ZgotmplZ".into();
+        }
+    }
+    escape_html(text).replace('+', "&#43;")
 }
 
 type Failed = (usize, String);
@@ -53,6 +72,7 @@ pub(crate) fn run(
     dot: &Value,
     functions: &dyn Functions,
     limits: Limits,
+    html: bool,
 ) -> Result<String, TemplateError> {
     let mut run = Run {
         template,
@@ -61,6 +81,7 @@ pub(crate) fn run(
         steps: 0,
         calls: 0,
         out: String::new(),
+        html,
         variables: vec![("$".into(), dot.clone())],
     };
     let root = template.root.clone();
@@ -102,7 +123,13 @@ impl Run<'_> {
             Node::Action(line, p) => {
                 let value = self.pipeline(p, dot).map_err(|m| (*line, m))?;
                 if p.variables.is_empty() {
-                    self.write(*line, &value.to_string())?;
+                    let text = value.to_string();
+                    if self.html && !matches!(&value, Value::Object(o) if o.is_html()) {
+                        let text = escape_in_html(&self.out, &text);
+                        self.write(*line, &text)?;
+                    } else {
+                        self.write(*line, &text)?;
+                    }
                 }
             }
             Node::If { line, condition, then, otherwise } => {

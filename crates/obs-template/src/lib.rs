@@ -83,6 +83,21 @@ impl Template {
         Ok(Arc::new(root))
     }
 
+    /// Replaces what is run; what was defined stays.
+    ///
+    /// # Errors
+    /// See [`Self::parse`].
+    pub fn set_root(
+        &mut self,
+        name: &str,
+        text: &str,
+        is_function: &dyn Fn(&str) -> bool,
+    ) -> Result<(), TemplateError> {
+        name.clone_into(&mut self.name);
+        self.root = self.read(name, text, is_function)?;
+        Ok(())
+    }
+
     /// Returns whether a template of this name was defined.
     pub fn has(&self, name: &str) -> bool {
         self.defined.contains_key(name)
@@ -98,6 +113,19 @@ impl Template {
         functions: &dyn Functions,
         limits: Limits,
     ) -> Result<String, TemplateError> {
-        exec::run(self, dot, functions, limits)
+        exec::run(self, dot, functions, limits, false)
+    }
+
+    /// Runs the template as HTML: what values print is escaped, unless they are HTML themselves.
+    ///
+    /// # Errors
+    /// See [`Self::run`].
+    pub fn run_html(
+        &self,
+        dot: &Value,
+        functions: &dyn Functions,
+        limits: Limits,
+    ) -> Result<String, TemplateError> {
+        exec::run(self, dot, functions, limits, true)
     }
 }

@@ -15,6 +15,11 @@ pub trait Object: fmt::Debug + Send + Sync {
         None
     }
 
+    /// Whether the object prints as HTML that is to stay as it is.
+    fn is_html(&self) -> bool {
+        false
+    }
+
     /// Returns what the object is when printed, compared or asked for its length.
     fn plain(&self) -> Value;
 }

@@ -35,6 +35,8 @@ pub(crate) enum Command {
     Check(CheckArgs),
     /// Run tests of rules.
     Test(TestArgs),
+    /// List alerts, test receivers and rules of a running server.
+    Alert(crate::alert_cli::AlertArgs),
     /// List, compute, import and check prices of models.
     Price(crate::price_cli::PriceArgs),
     /// Ask a running server what calls cost.
@@ -161,6 +163,16 @@ pub(crate) enum CheckWhat {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Check alertmanager.yml, and look for routes and receivers that no alert reaches.
+    Alertmanager {
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// Rule files, or pack:NAME: receivers that none of their alerts reaches are findings.
+        #[arg(long, value_name = "FILE")]
+        rules: Vec<PathBuf>,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// Check rule files, and look for rules that are valid and still wrong.
     Rules {
         /// Rule files, or pack:NAME for one that is built in.
@@ -185,6 +197,19 @@ pub(crate) struct TestArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TestWhat {
+    /// Say which receivers an alert reaches, and why.
+    Route {
+        /// alertmanager.yml.
+        file: PathBuf,
+        /// Labels of the alert, NAME=VALUE.
+        #[arg(required = true, value_name = "LABEL=VALUE")]
+        labels: Vec<String>,
+        /// Fail unless the alert reaches exactly these receivers, in this order.
+        #[arg(long, value_delimiter = ',', value_name = "RECEIVER")]
+        expect: Vec<String>,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// Run unit tests in promtool's format.
     Rules {
         #[arg(required = true)]
@@ -200,6 +225,9 @@ pub(crate) enum TestWhat {
 pub(crate) fn check(a: &CheckArgs) -> Result<ExitCode> {
     match &a.what {
         CheckWhat::Config { files, output } => crate::config::check(files, output.output),
+        CheckWhat::Alertmanager { files, rules, output } => {
+            crate::alert_cli::check(files, rules, output.output)
+        }
         CheckWhat::Rules { files, metrics, no_lint, output } => {
             crate::rules_cli::check(files, metrics.as_deref(), *no_lint, output.output)
         }
@@ -207,8 +235,12 @@ pub(crate) fn check(a: &CheckArgs) -> Result<ExitCode> {
 }
 
 pub(crate) fn test(a: &TestArgs) -> Result<ExitCode> {
-    let TestWhat::Rules { files, run, output } = &a.what;
-    crate::rules_cli::test(files, run, output.output)
+    match &a.what {
+        TestWhat::Rules { files, run, output } => crate::rules_cli::test(files, run, output.output),
+        TestWhat::Route { file, labels, expect, output } => {
+            crate::alert_cli::route(file, labels, expect, output.output)
+        }
+    }
 }
 
 #[derive(Debug, ClapArgs)]

@@ -1,5 +1,6 @@
 //! The configuration file: raw YAML → validated settings.
 
+use crate::alerting::{AlertingSettings, RawAlertmanager, RawOutbound};
 use crate::cli::{Output, complain, say};
 use crate::limits::{self, RawLimits};
 use crate::prometheus::{RawProfile, RawPrometheus, Settings};
@@ -38,6 +39,8 @@ struct Raw {
     prices: RawPrices,
     retention: RawRetention,
     prometheus: RawPrometheus,
+    alertmanager: RawAlertmanager,
+    outbound: RawOutbound,
     promtail: RawTailing,
     sampling: RawSampling,
     traces: RawTraces,
@@ -87,6 +90,7 @@ pub(crate) struct Config {
     pub(crate) admin_api: Option<bool>,
     pub(crate) tier: Option<TierSettings>,
     pub(crate) prometheus: Settings,
+    pub(crate) alerting: AlertingSettings,
     pub(crate) tailing: TailSettings,
     pub(crate) sampling: SamplingSettings,
     /// The file as it was read, for the API that shows it.
@@ -94,12 +98,13 @@ pub(crate) struct Config {
 }
 
 /// Sections that belong to the configuration but are not read yet.
-const LATER: [&str; 6] = ["tenants", "alertmanager", "loki", "budgets", "grafana", "outbound"];
+const LATER: [&str; 4] = ["tenants", "loki", "budgets", "grafana"];
 
 /// Environment names of the Compose files that this product replaces, and the listener they move.
-const PORT_VARIABLES: [(&str, Listener); 6] = [
+const PORT_VARIABLES: [(&str, Listener); 7] = [
     ("GRAFANA_PORT", Listener::Ui),
     ("PROMETHEUS_PORT", Listener::Prometheus),
+    ("ALERTMANAGER_PORT", Listener::Alertmanager),
     ("LOKI_PORT", Listener::Loki),
     ("JAEGER_UI_PORT", Listener::Jaeger),
     ("JAEGER_OTLP_GRPC_PORT", Listener::OtlpGrpc),
@@ -318,6 +323,7 @@ pub(crate) fn load(
     let admin_api = raw.data.admin_api;
     let tier = raw.data.tier.map(TierSettings::read).transpose().map_err(&fail)?;
     let prometheus = Settings::read(raw.prometheus, raw.profile, &base).map_err(&fail)?;
+    let alerting = AlertingSettings::read(raw.alertmanager, &raw.outbound, &base).map_err(&fail)?;
     let tailing = TailSettings::read(raw.promtail, &base);
     let sampling = SamplingSettings::read(raw.sampling, &base).map_err(&fail)?;
     let config = Config {
@@ -329,6 +335,7 @@ pub(crate) fn load(
         admin_api,
         tier,
         prometheus,
+        alerting,
         tailing,
         sampling,
         text,
@@ -381,11 +388,15 @@ fn check_one(file: &Path) -> Result<(), ConfigError> {
     if has_sections(file, &["positions", "clients", "client"]) {
         return crate::tailing::read_config(file).map(|_| ());
     }
+    if has_sections(file, &["receivers", "inhibit_rules"]) && has_sections(file, &["route"]) {
+        return crate::alerting::read_config(file).map(|_| ());
+    }
     let of_prometheus = ["global", "scrape_configs", "rule_files", "alerting", "remote_write"];
     if has_sections(file, &of_prometheus) {
         return crate::prometheus::read_config(file).map(|_| ());
     }
     let config = load(Some(file), None, &[], &environment)?;
+    config.alerting.load()?;
     config.tailing.load()?;
     config.sampling.load()?;
     config.prometheus.load("").map(|_| ())

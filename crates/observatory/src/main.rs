@@ -1,5 +1,7 @@
 //! `observatory`: the whole observability stack of a team that runs LLM applications.
 
+mod alert_cli;
+mod alerting;
 mod backup;
 mod cli;
 mod client;
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         cli::Command::Send(a) => send::run(&a),
         cli::Command::Check(a) => cli::check(&a),
         cli::Command::Test(a) => cli::test(&a),
+        cli::Command::Alert(a) => alert_cli::run(&a),
         cli::Command::Price(a) => price_cli::run(&a),
         cli::Command::Cost(a) => money_cli::cost(&a),
         cli::Command::Budget(a) => money_cli::budget(&a),

@@ -4,6 +4,7 @@ use obs_collect::config::{AlertmanagerConfig, PrometheusConfig};
 use obs_collect::http::HttpClient;
 use obs_collect::relabel::{Rule, relabel};
 use obs_model::{Labels, LabelsBuilder, TimestampNs};
+use obs_notify::{Dispatcher, NewAlert};
 use obs_rules::alert::Alert;
 use obs_rules::driver::AlertSink;
 use serde_json::json;
@@ -30,17 +31,19 @@ struct Targets {
     relabel: Vec<Rule>,
 }
 
+/// An alert after relabelling, with its external labels.
+struct Outgoing<'a> {
+    alert: &'a Alert,
+    labels: Labels,
+}
+
 /// Where alerts go.
 pub(crate) struct Notifier {
     targets: Mutex<Targets>,
     permits: Arc<tokio::sync::Semaphore>,
-}
-
-impl Default for Notifier {
-    fn default() -> Self {
-        let permits = Arc::new(tokio::sync::Semaphore::new(REQUESTS_MAX));
-        Self { targets: Mutex::default(), permits }
-    }
+    /// Our own Alertmanager hears of everything.
+    own: Dispatcher,
+    runtime: tokio::runtime::Handle,
 }
 
 fn receivers(
@@ -58,6 +61,13 @@ fn receivers(
 }
 
 impl Notifier {
+    /// Must be called on a runtime.
+    pub(crate) fn new(own: Dispatcher) -> Self {
+        let permits = Arc::new(tokio::sync::Semaphore::new(REQUESTS_MAX));
+        let runtime = tokio::runtime::Handle::current();
+        Self { targets: Mutex::default(), permits, own, runtime }
+    }
+
     pub(crate) fn update(&self, c: &PrometheusConfig, external_url: &str) -> Result<(), String> {
         let mut all = Vec::new();
         for a in &c.alerting.alertmanagers {
@@ -77,8 +87,9 @@ fn time(ms: i64) -> String {
     TimestampNs::from_nanos(ms.saturating_mul(1_000_000)).to_string()
 }
 
-fn body(alerts: &[Alert], t: &Targets) -> Vec<serde_json::Value> {
-    let one = |a: &Alert| {
+fn outgoing<'a>(alerts: &'a [Alert], t: &Targets) -> Vec<Outgoing<'a>> {
+    let one = |alert: &'a Alert| {
+        let a = alert;
         let mut b = LabelsBuilder::default();
         for (n, v) in a.labels.iter() {
             b.push(n, v);
@@ -86,39 +97,72 @@ fn body(alerts: &[Alert], t: &Targets) -> Vec<serde_json::Value> {
         for (n, v) in t.external_labels.iter().filter(|(n, _)| a.labels.get(n).is_empty()) {
             b.push(n.as_str(), v.as_str());
         }
-        let labels: Labels = relabel(&b.build(), &t.relabel)?;
-        let labels: BTreeMap<&str, &str> = labels.iter().collect();
-        let ends = a.resolved_at.or(a.valid_until).unwrap_or(a.active_at);
-        Some(json!({
-            "labels": labels,
-            "annotations": a.annotations,
-            "startsAt": time(a.fired_at.unwrap_or(a.active_at)),
-            "endsAt": time(ends),
-            "generatorURL": format!("{}/graph?g0.expr={}&g0.tab=1", t.external_url.trim_end_matches('/'), a.labels.get("alertname")),
-        }))
+        Some(Outgoing { alert, labels: relabel(&b.build(), &t.relabel)? })
     };
     alerts.iter().filter_map(one).collect()
 }
 
+/// Where the alert's expression can be looked at.
+fn generator_url(a: &Alert, t: &Targets) -> String {
+    let expr = url::form_urlencoded::byte_serialize(a.expr.as_bytes()).collect::<String>();
+    format!("{}/graph?g0.expr={expr}&g0.tab=1", t.external_url.trim_end_matches('/'))
+}
+
+fn ends_at(a: &Alert) -> i64 {
+    a.resolved_at.or(a.valid_until).unwrap_or(a.active_at)
+}
+
+fn body(alerts: &[Outgoing<'_>], t: &Targets) -> String {
+    let one = |o: &Outgoing<'_>| {
+        let a = o.alert;
+        let labels: BTreeMap<&str, &str> = o.labels.iter().collect();
+        json!({
+            "labels": labels,
+            "annotations": a.annotations,
+            "startsAt": time(a.fired_at.unwrap_or(a.active_at)),
+            "endsAt": time(ends_at(a)),
+            "generatorURL": generator_url(a, t),
+        })
+    };
+    serde_json::Value::Array(alerts.iter().map(one).collect()).to_string()
+}
+
+fn own_alert(o: &Outgoing<'_>, t: &Targets) -> NewAlert {
+    let at = |ms: i64| TimestampNs::from_nanos(ms.saturating_mul(1_000_000));
+    NewAlert {
+        labels: o.labels.clone(),
+        annotations: o.alert.annotations.clone(),
+        starts_at: Some(at(o.alert.fired_at.unwrap_or(o.alert.active_at))),
+        ends_at: Some(at(ends_at(o.alert))),
+        generator_url: generator_url(o.alert, t),
+    }
+}
+
 impl AlertSink for Notifier {
+    /// Called on a thread that may wait.
     fn send(&self, alerts: Vec<Alert>) {
-        let t = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
-        if t.receivers.is_empty() {
-            return;
+        let (own, receivers, bodies) = {
+            let t = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+            let all = outgoing(&alerts, &t);
+            let own: Vec<NewAlert> = all.iter().map(|o| own_alert(o, &t)).collect();
+            let bodies: Vec<String> = if t.receivers.is_empty() {
+                Vec::new()
+            } else {
+                all.chunks(BATCH).map(|part| body(part, &t)).collect()
+            };
+            (own, t.receivers.clone(), bodies)
+        };
+        if let Err(e) = self.runtime.block_on(self.own.put(own)) {
+            tracing::error!(error = %e, "alerts of the own rules were not taken; they are sent again");
         }
-        for part in alerts.chunks(BATCH) {
-            let list = body(part, &t);
-            if list.is_empty() {
-                continue;
-            }
-            let text = serde_json::Value::Array(list).to_string();
-            for r in &t.receivers {
+        for text in bodies {
+            for r in &receivers {
                 let Ok(permit) = self.permits.clone().try_acquire_owned() else {
                     tracing::warn!(url = r.url, "alerts were dropped: too many requests under way");
                     continue;
                 };
                 let (r, text) = (r.clone(), text.clone());
-                tokio::spawn(async move {
+                self.runtime.spawn(async move {
                     if let Err(e) = post(&r, text).await {
                         tracing::warn!(
                             url = r.url,

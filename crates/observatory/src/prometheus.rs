@@ -10,6 +10,7 @@ use obs_collect::remote::{Counts, Remote};
 use obs_collect::{Batch, Sink, SinkFuture};
 use obs_ingest::Ingest;
 use obs_model::{Append, AppendFuture, Labels, TenantId, WriteBatch};
+use obs_notify::Dispatcher;
 use obs_rules::driver::{Environment, Manager};
 use obs_rules::file::RuleGroup;
 use obs_rules::group::Options;
@@ -279,6 +280,7 @@ pub(crate) struct Running {
     notifier: Arc<Notifier>,
     fan_out: Arc<FanOut>,
     tailing: Tailing,
+    alerting: Dispatcher,
 }
 
 impl Running {
@@ -287,11 +289,12 @@ impl Running {
         fan_out: Arc<FanOut>,
         engine: Arc<dyn Engine>,
         data: &Path,
+        alerting: Dispatcher,
     ) -> Self {
         let tenant = TenantId::default();
         let sink = IngestSink { ingest: ingest.clone(), tenant: tenant.clone() };
         let scrape = obs_collect::manager::Manager::new(Arc::new(sink), Arc::new(clock_ms));
-        let notifier = Arc::new(Notifier::default());
+        let notifier = Arc::new(Notifier::new(alerting.clone()));
         let rules = Manager::new(Environment {
             engine,
             append: fan_out.clone(),
@@ -300,7 +303,8 @@ impl Running {
             clock: Arc::new(clock_ms),
         });
         let tailing = Tailing::new(ingest, data);
-        Self { workers: Workers { scrape, rules: Arc::new(rules) }, notifier, fan_out, tailing }
+        let workers = Workers { scrape, rules: Arc::new(rules) };
+        Self { workers, notifier, fan_out, tailing, alerting }
     }
 
     /// Puts what was loaded in force.
@@ -316,6 +320,7 @@ impl Running {
     /// Puts what was counted into the own metrics.
     pub(crate) fn publish(&self, ingest: &Ingest) {
         self.tailing.publish(ingest);
+        crate::alerting::publish(&self.alerting, ingest.telemetry());
         let t = ingest.telemetry();
         let rules = &self.workers.rules.counts;
         let remotes = self.fan_out.remotes.read().unwrap_or_else(PoisonError::into_inner);
@@ -331,7 +336,7 @@ impl Running {
             ("prometheus_remote_storage_samples_dropped_total", sum(|c| &c.dropped)),
             ("prometheus_remote_storage_retries_total", sum(|c| &c.retried)),
         ] {
-            t.raise(name, total);
+            t.raise(name, &[], total);
         }
         let none: [&str; 0] = [];
         let kept = i64::try_from(ingest.exemplars().len()).unwrap_or(i64::MAX);

@@ -1,5 +1,6 @@
 //! `observatory serve`: builds everything in order, runs, and stops it in reverse.
 
+use crate::alerting;
 use crate::cli::{ServeArgs, UsageError, VERSION, say};
 use crate::config::{self, Address, Config};
 use crate::demo;
@@ -130,6 +131,10 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
         .await
         .context("failed to load the budgets")?
         .context("failed to load the budgets")?;
+    let external_url = external_url(&sockets);
+    let page_url = config.alerting.external_url.clone().unwrap_or_else(|| page_url(&sockets));
+    let alerting = alerting::start(config.alerting.load()?, control.clone(), &page_url);
+    let alerting = alerting.map_err(UsageError)?;
     let engine = RuleEngine {
         source: Arc::new(store.clone()),
         tenant: TenantId::default(),
@@ -139,8 +144,7 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
         timeout: config.server.query_timeout,
         runtime: tokio::runtime::Handle::current(),
     };
-    let running = Running::new(&ingest, fan_out, Arc::new(engine), &dir);
-    let external_url = external_url(&sockets);
+    let running = Running::new(&ingest, fan_out, Arc::new(engine), &dir, alerting.clone());
     let loaded = config.prometheus.load(&external_url)?;
     let tail = config.tailing.load()?;
     ingest.sampling().set(config.sampling.load()?);
@@ -156,6 +160,7 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
         ingest: ingest.clone(),
         purses: purses.clone(),
         drifts: drifts.clone(),
+        alerting: alerting.clone(),
         control: control.clone(),
         limits: config.server.clone(),
         version: VERSION,
@@ -166,17 +171,19 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
         },
         reload: {
             let (ingest, running, again) = (ingest.clone(), running.clone(), options.again.clone());
-            let control = control.clone();
+            let (control, alerting) = (control.clone(), alerting.clone());
             let runtime = tokio::runtime::Handle::current();
             Arc::new(move || {
                 let fresh = again().map_err(|e| e.to_string())?;
                 let prices = fresh.prices().map_err(|e| e.to_string())?;
                 let prices = stored_prices(&*control, prices)?;
                 let loaded = fresh.prometheus.load(&external_url).map_err(|e| e.to_string())?;
+                let (notify, outbound) = fresh.alerting.load().map_err(|e| e.to_string())?;
                 let tail = fresh.tailing.load().map_err(|e| e.to_string())?;
                 let strategies = fresh.sampling.load().map_err(|e| e.to_string())?;
                 let tail_sampling = fresh.sampling.tail()?;
                 let _entered = runtime.enter();
+                alerting.reconfigure(notify, outbound)?;
                 running.apply(loaded, &tail)?;
                 ingest.set_prices(prices);
                 ingest.sampling().set(strategies);
@@ -197,6 +204,7 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
     });
     running.apply(loaded, &tail).map_err(UsageError)?;
     publish_limits(&config, ingest.telemetry());
+    tokio::spawn(alerting.clone().run());
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
     let endpoints = listen(sockets, &config, &state, &stop, &mut tasks)?;
@@ -233,6 +241,7 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
     }
     tracing::info!("draining");
     running.stop().await;
+    alerting.stop().await;
     state.draining.store(true, Ordering::Relaxed);
     stop.cancel();
     let drained =
@@ -259,6 +268,12 @@ fn external_url(sockets: &Sockets) -> String {
         socket.1.address().ok().map(|a| format!("http://{a}"))
     };
     of(Listener::Prometheus).or_else(|| of(Listener::Ui)).unwrap_or_default()
+}
+
+/// Address of the page, for links in messages.
+fn page_url(sockets: &Sockets) -> String {
+    let socket = sockets.iter().find(|s| s.0 == Listener::Ui);
+    socket.and_then(|s| s.1.address().ok()).map(|a| format!("http://{a}")).unwrap_or_default()
 }
 
 /// The settings as Prometheus names its flags.

@@ -116,7 +116,7 @@ impl Tailing {
             ("promtail_too_long_lines_total", &c.too_long),
             ("promtail_syslog_parsing_errors_total", &c.malformed),
         ] {
-            t.raise(name, total.load(Ordering::Relaxed));
+            t.raise(name, &[], total.load(Ordering::Relaxed));
         }
     }
 

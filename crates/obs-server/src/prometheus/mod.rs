@@ -532,7 +532,7 @@ async fn config(State(state): State<AppState>) -> Response {
     success(json!({"yaml": &*state.config_text}))
 }
 
-async fn reload(State(state): State<AppState>) -> Response {
+pub(crate) async fn reload(State(state): State<AppState>) -> Response {
     match (state.reload)() {
         Ok(()) => StatusCode::OK.into_response(),
         Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, format!("failed to reload config: {e}\n"))

@@ -1,0 +1,452 @@
+//! Drives the state machine: a task that ticks it, one that delivers per notification, and the
+//! handles by which alerts and silences come in.
+
+use crate::alert::{AlertError, NewAlert};
+use crate::config::Config;
+use crate::core::{Core, Ended, Job, Tick};
+use crate::guard::Outbound;
+use crate::receivers::{Outcome, Sender};
+use crate::silence::{SilenceError, SilenceWish};
+use crate::store::{Acknowledgement, Change, Restored};
+use obs_model::{KeepState, StateChange, StateError, TimestampNs};
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Deliveries of one integration at once: a slow receiver must not take the places of others.
+const DELIVERIES_EACH: usize = 8;
+/// First and longest pause between attempts.
+const PAUSE_FIRST: Duration = Duration::from_millis(500);
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// What the dispatcher runs in.
+#[derive(Clone)]
+pub struct Environment {
+    pub state: Arc<dyn KeepState>,
+    /// Wall clock.
+    pub clock: Arc<dyn Fn() -> TimestampNs + Send + Sync>,
+    /// Where links in messages lead.
+    pub external_url: String,
+}
+
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Environment")
+            .field("external_url", &self.external_url)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why alerts were not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PutError {
+    /// Some are invalid; the others were taken.
+    #[error("{}", join(.0))]
+    Invalid(Vec<AlertError>),
+    #[error("{0} alerts were not taken: too many are known; resolve or drop some")]
+    TooMany(usize),
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+fn join(errors: &[AlertError]) -> String {
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// What is counted, by integration kind where it says so.
+#[derive(Debug, Default)]
+pub struct Counts {
+    pub received_firing: AtomicU64,
+    pub received_resolved: AtomicU64,
+    pub invalid: AtomicU64,
+    /// Kind → (notifications, failed ones, attempts, failed attempts).
+    pub sent: Mutex<BTreeMap<&'static str, [u64; 4]>>,
+}
+
+impl Counts {
+    fn add(&self, kind: &'static str, index: usize) {
+        let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(n) = sent.entry(kind).or_default().get_mut(index) {
+            *n += 1;
+        }
+    }
+}
+
+/// An integration that can be sent to.
+struct Target {
+    sender: Sender,
+    kind: &'static str,
+    places: Arc<Semaphore>,
+}
+
+struct Inner {
+    core: Mutex<Core>,
+    targets: Mutex<HashMap<String, Arc<Target>>>,
+    environment: Environment,
+    wake: Notify,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    counts: Counts,
+    /// The error of the last attempt of each integration that failed last, for the page.
+    troubles: Mutex<BTreeMap<String, (TimestampNs, String)>>,
+}
+
+/// The running Alertmanager; cheap to clone.
+#[derive(Clone)]
+pub struct Dispatcher(Arc<Inner>);
+
+impl fmt::Debug for Dispatcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dispatcher").finish_non_exhaustive()
+    }
+}
+
+fn targets(
+    config: &Config,
+    outbound: &Arc<Outbound>,
+) -> Result<HashMap<String, Arc<Target>>, String> {
+    let mut out = HashMap::new();
+    for r in &config.receivers {
+        for i in &r.integrations {
+            let sender =
+                Sender::new(i.clone(), config.templates.clone(), outbound.clone(), &config.folder)
+                    .map_err(|e| format!("receiver {:?}: {e}", r.name))?;
+            let key = format!("{}/{}/{}", r.name, i.kind.name(), i.index);
+            let places = Arc::new(Semaphore::new(DELIVERIES_EACH));
+            out.insert(key, Arc::new(Target { sender, kind: i.kind.name(), places }));
+        }
+    }
+    Ok(out)
+}
+
+fn states(changes: Vec<Change>) -> Vec<StateChange> {
+    changes.into_iter().map(|c| c.0).collect()
+}
+
+impl Dispatcher {
+    /// Takes up where the process before ended; [`Self::run`] makes it tick.
+    ///
+    /// # Errors
+    /// When a receiver's settings cannot be used.
+    pub fn new(
+        config: Config,
+        outbound: Outbound,
+        environment: Environment,
+    ) -> Result<Self, String> {
+        let targets = targets(&config, &Arc::new(outbound))?;
+        let restored = Restored::read(&*environment.state);
+        let now = (environment.clock)();
+        let core = Core::restore(Arc::new(config), &environment.external_url, restored, now);
+        Ok(Self(Arc::new(Inner {
+            core: Mutex::new(core),
+            targets: Mutex::new(targets),
+            environment,
+            wake: Notify::new(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            counts: Counts::default(),
+            troubles: Mutex::default(),
+        })))
+    }
+
+    /// Puts another configuration in force.
+    ///
+    /// # Errors
+    /// When a receiver's settings cannot be used; the old configuration stays.
+    pub fn reconfigure(&self, config: Config, outbound: Outbound) -> Result<(), String> {
+        if *self.core().config().text == config.text {
+            // Templates may have changed all the same.
+            *self.0.targets.lock().unwrap_or_else(PoisonError::into_inner) =
+                targets(&config, &Arc::new(outbound))?;
+            return Ok(());
+        }
+        let fresh = targets(&config, &Arc::new(outbound))?;
+        let now = self.now();
+        let mut core = self.core();
+        *self.0.targets.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+        core.reconfigure(Arc::new(config), now);
+        drop(core);
+        self.0.wake.notify_one();
+        Ok(())
+    }
+
+    /// Returns the state machine, locked: hold it shortly.
+    pub fn core(&self) -> MutexGuard<'_, Core> {
+        self.0.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> TimestampNs {
+        (self.0.environment.clock)()
+    }
+
+    pub fn external_url(&self) -> &str {
+        &self.0.environment.external_url
+    }
+
+    pub fn counts(&self) -> &Counts {
+        &self.0.counts
+    }
+
+    /// Returns integrations whose last delivery failed: when, and why.
+    pub fn troubles(&self) -> BTreeMap<String, (TimestampNs, String)> {
+        self.0.troubles.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes alerts; when it returns, they are durable.
+    ///
+    /// # Errors
+    /// When some are invalid (the others were taken), there are too many, or the disk fails.
+    pub async fn put(&self, alerts: Vec<NewAlert>) -> Result<(), PutError> {
+        let now = self.now();
+        let (mut valid, mut bad) = (Vec::with_capacity(alerts.len()), Vec::new());
+        let (changes, refused) = {
+            let mut core = self.core();
+            let timeout = core.config().resolve_timeout;
+            let timeout_ns = i64::try_from(timeout.as_nanos()).unwrap_or(i64::MAX);
+            for a in alerts {
+                match a.admit(now, timeout_ns) {
+                    Ok(a) => {
+                        let counter = if a.is_resolved(now) {
+                            &self.0.counts.received_resolved
+                        } else {
+                            &self.0.counts.received_firing
+                        };
+                        counter.fetch_add(1, Ordering::Relaxed);
+                        valid.push(a);
+                    }
+                    Err(e) => bad.push(e),
+                }
+            }
+            core.put(valid, now)
+        };
+        self.0.counts.invalid.fetch_add(bad.len() as u64, Ordering::Relaxed);
+        if !changes.is_empty() {
+            self.0.environment.state.put(states(changes)).await?;
+        }
+        self.0.wake.notify_one();
+        if refused > 0 {
+            return Err(PutError::TooMany(refused));
+        }
+        if bad.is_empty() { Ok(()) } else { Err(PutError::Invalid(bad)) }
+    }
+
+    /// Makes or changes a silence; returns its id once it is durable.
+    ///
+    /// # Errors
+    /// When it is refused, or the disk fails.
+    pub async fn set_silence(
+        &self,
+        w: SilenceWish,
+    ) -> Result<Result<String, SilenceError>, StateError> {
+        let now = self.now();
+        let made = self.core().set_silence(w, now);
+        match made {
+            Ok((id, changes)) => {
+                self.0.environment.state.put(states(changes)).await?;
+                Ok(Ok(id))
+            }
+            Err(e) => Ok(Err(e)),
+        }
+    }
+
+    /// Ends a silence.
+    ///
+    /// # Errors
+    /// See [`Self::set_silence`].
+    pub async fn expire_silence(&self, id: &str) -> Result<Result<(), SilenceError>, StateError> {
+        let now = self.now();
+        let done = self.core().expire_silence(id, now);
+        match done {
+            Ok(changes) => {
+                self.0.environment.state.put(states(changes)).await?;
+                Ok(Ok(()))
+            }
+            Err(e) => Ok(Err(e)),
+        }
+    }
+
+    /// Notes who is on an alert, or nobody; `false` when there is no such alert.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub async fn acknowledge(
+        &self,
+        id: u64,
+        who: Option<(String, String)>,
+    ) -> Result<bool, StateError> {
+        let at = self.now();
+        let a = who.map(|(owner, note)| Acknowledgement { owner, note, at });
+        let changed = self.core().acknowledge(id, a);
+        match changed {
+            Some(changes) => {
+                self.0.environment.state.put(states(changes)).await?;
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
+
+    /// Sends a notification to all integrations of a receiver now, outside of groups and the log.
+    /// Returns what came of each; `None` when there is no such receiver.
+    pub async fn send_test(
+        &self,
+        receiver: &str,
+        alert: NewAlert,
+    ) -> Option<Vec<(String, Outcome)>> {
+        let now = self.now();
+        let alert = Arc::new(alert.admit(now, 300_000_000_000).ok()?);
+        let keys: Vec<String> = {
+            let core = self.core();
+            core.config().receiver(receiver)?;
+            core.integrations()
+                .map(|x| x.0)
+                .filter(|k| k.split('/').next() == Some(receiver))
+                .collect()
+        };
+        let mut out = Vec::new();
+        for key in keys {
+            let target = self.target(&key)?;
+            let n = crate::Notification {
+                receiver: receiver.to_owned(),
+                group_key: format!("{{}}/test:{{alertname={:?}}}", alert.name()),
+                group_labels: alert.labels.filter(|n| n == "alertname"),
+                alerts: vec![alert.clone()],
+                external_url: self.0.environment.external_url.clone(),
+                now,
+                idempotency_key: uuid::Uuid::new_v4().simple().to_string(),
+                memory: BTreeMap::new(),
+            };
+            let outcome = target.sender.send(&n).await;
+            out.push((key, outcome));
+        }
+        Some(out)
+    }
+
+    fn target(&self, key: &str) -> Option<Arc<Target>> {
+        self.0.targets.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
+    /// Ticks until it is stopped.
+    pub async fn run(self) {
+        loop {
+            let now = self.now();
+            let tick = self.core().tick(now);
+            self.start(tick).await;
+            let next = self.core().next();
+            let wait = next.map_or(1_000_000_000, |t| t.nanos().saturating_sub(self.now().nanos()));
+            // The wall clock may jump: it is looked at every second.
+            let wait = Duration::from_nanos(wait.clamp(10_000_000, 1_000_000_000).unsigned_abs());
+            tokio::select! {
+                () = self.0.stop.cancelled() => return,
+                () = tokio::time::sleep(wait) => {}
+                () = self.0.wake.notified() => {}
+            }
+        }
+    }
+
+    /// Makes durable what a tick changed, then starts its deliveries.
+    async fn start(&self, tick: Tick) {
+        if !tick.changes.is_empty()
+            && let Err(e) = self.0.environment.state.put(states(tick.changes)).await
+        {
+            // Pages go out all the same: one too many is better than one too few.
+            tracing::error!(error = %e, "the state of alerts could not be kept");
+        }
+        for job in tick.jobs {
+            let this = self.clone();
+            self.0.tasks.spawn(async move { this.deliver(job).await });
+        }
+    }
+
+    /// Delivers one notification, with pauses between attempts, until it is taken, refused, or the
+    /// group's next flush takes over.
+    async fn deliver(&self, job: Job) {
+        let Some(target) = self.target(&job.integration) else {
+            let now = self.now();
+            let _ = self.core().finish(&job, Ended::Refused, now);
+            return;
+        };
+        self.0.counts.add(target.kind, 0);
+        let ended = self.attempts(&job, &target).await;
+        if matches!(ended, Ended::Delivered(_)) {
+            self.0.troubles.lock().unwrap_or_else(PoisonError::into_inner).remove(&job.integration);
+        } else {
+            self.0.counts.add(target.kind, 1);
+        }
+        let now = self.now();
+        let changes = self.core().finish(&job, ended, now);
+        if !changes.is_empty()
+            && let Err(e) = self.0.environment.state.put(states(changes)).await
+        {
+            tracing::error!(error = %e, "a sent notification could not be noted; it may be sent twice");
+        }
+        self.0.wake.notify_one();
+    }
+
+    /// Tries until the receiver took or refused it, or there is no time left.
+    async fn attempts(&self, job: &Job, target: &Target) -> Ended {
+        let mut pause = PAUSE_FIRST;
+        let mut may_have_arrived = false;
+        loop {
+            let outcome = {
+                let Ok(_place) = target.places.acquire().await else { return Ended::Unreached };
+                self.0.counts.add(target.kind, 2);
+                target.sender.send(&job.notification).await
+            };
+            let (why, after) = match outcome {
+                Outcome::Sent(memory) => return Ended::Delivered(memory),
+                Outcome::Failed { why } => {
+                    self.0.counts.add(target.kind, 3);
+                    tracing::error!(
+                        integration = job.integration,
+                        group = job.notification.group_key,
+                        error = why,
+                        "a notification was refused"
+                    );
+                    self.trouble(&job.integration, why);
+                    return Ended::Refused;
+                }
+                Outcome::Retry { why, after, may_have_arrived: may } => {
+                    may_have_arrived |= may;
+                    (why, after)
+                }
+            };
+            self.0.counts.add(target.kind, 3);
+            tracing::warn!(
+                integration = job.integration,
+                error = why,
+                "a notification was not delivered; it is tried again"
+            );
+            self.trouble(&job.integration, why);
+            let gave_up = if may_have_arrived { Ended::Unknown } else { Ended::Unreached };
+            let wait = after.unwrap_or(pause);
+            pause = (pause * 3 / 2).min(PAUSE_MAX);
+            let left = job.deadline.nanos().saturating_sub(self.now().nanos());
+            if i64::try_from(wait.as_nanos()).unwrap_or(i64::MAX) > left {
+                return gave_up;
+            }
+            tokio::select! {
+                () = self.0.stop.cancelled() => return gave_up,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    fn trouble(&self, integration: &str, why: String) {
+        let now = self.now();
+        let mut all = self.0.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert(integration.to_owned(), (now, why));
+    }
+
+    /// Stops ticking and waits for the attempts that are under way.
+    pub async fn stop(&self) {
+        self.0.stop.cancel();
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+}

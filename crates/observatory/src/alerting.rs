@@ -1,0 +1,119 @@
+//! What `alertmanager.yml` sets going: where it is, and where its messages may go.
+
+use crate::config::{ConfigError, environment, expand};
+use crate::serve::wall_clock;
+use obs_ingest::Telemetry;
+use obs_model::KeepState;
+use obs_notify::{Config, Counts, Dispatcher, Environment, Outbound};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct RawAlertmanager {
+    config_file: Option<PathBuf>,
+    external_url: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct RawOutbound {
+    allow: Vec<String>,
+    deny: Vec<String>,
+}
+
+/// Where the file is; it is read at start and at each reload.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct AlertingSettings {
+    config_file: Option<PathBuf>,
+    pub(crate) external_url: Option<String>,
+    outbound: Outbound,
+}
+
+/// Reads an alertmanager.yml with its variables replaced.
+pub(crate) fn read_config(file: &Path) -> Result<Config, ConfigError> {
+    let name = file.display().to_string();
+    let fail = |place, message: String| ConfigError { file: name.clone(), place, message };
+    let text = std::fs::read_to_string(file);
+    let text = text.map_err(|e| fail(None, format!("cannot be read: {e}")))?;
+    let text = expand(&text, &name, &environment)?;
+    let folder = file.parent().map(Path::to_owned).unwrap_or_default();
+    Config::read(&text, &folder).map_err(|e| fail(e.place, e.message))
+}
+
+impl AlertingSettings {
+    pub(crate) fn read(
+        raw: RawAlertmanager,
+        outbound: &RawOutbound,
+        base: &Path,
+    ) -> Result<Self, String> {
+        let outbound = Outbound::new(&outbound.allow, &outbound.deny);
+        Ok(Self {
+            config_file: raw.config_file.map(|f| base.join(f)),
+            external_url: raw.external_url.map(|u| u.trim_end_matches('/').to_owned()),
+            outbound: outbound.map_err(|e| format!("outbound: {e}"))?,
+        })
+    }
+
+    /// Reads and checks the file; without one alerts are taken and nobody is told.
+    pub(crate) fn load(&self) -> Result<(Config, Outbound), ConfigError> {
+        let config = match &self.config_file {
+            Some(f) => read_config(f)?,
+            None => Config::silent(),
+        };
+        let receivers: Vec<String> = config.receivers.iter().map(|r| r.name.clone()).collect();
+        for finding in config.routes.lint(&receivers, &[]) {
+            tracing::warn!("alertmanager.yml: {finding}");
+        }
+        Ok((config, self.outbound.clone()))
+    }
+}
+
+/// Takes up alerts, silences and the log where the process before ended.
+pub(crate) fn start(
+    (config, outbound): (Config, Outbound),
+    state: Arc<dyn KeepState>,
+    external_url: &str,
+) -> Result<Dispatcher, String> {
+    let environment =
+        Environment { state, clock: Arc::new(wall_clock), external_url: external_url.to_owned() };
+    Dispatcher::new(config, outbound, environment)
+}
+
+/// Puts what was counted into the own metrics, under Alertmanager's names.
+pub(crate) fn publish(dispatcher: &Dispatcher, t: &Telemetry) {
+    let c: &Counts = dispatcher.counts();
+    for (state, n) in [("firing", &c.received_firing), ("resolved", &c.received_resolved)] {
+        t.raise("alertmanager_alerts_received_total", &[state], n.load(Ordering::Relaxed));
+    }
+    t.raise("alertmanager_alerts_invalid_total", &[], c.invalid.load(Ordering::Relaxed));
+    let names = [
+        "alertmanager_notifications_total",
+        "alertmanager_notifications_failed_total",
+        "alertmanager_notification_requests_total",
+        "alertmanager_notification_requests_failed_total",
+    ];
+    for (kind, counts) in c.sent.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter() {
+        for (name, n) in names.iter().zip(counts) {
+            t.raise(name, &[kind], *n);
+        }
+    }
+    let now = wall_clock();
+    let core = dispatcher.core();
+    let (firing, suppressed) = core.counts(now);
+    let mut states = [0_i64; 3];
+    for s in core.silences() {
+        if let Some(n) = states.get_mut(s.state(now) as usize) {
+            *n += 1;
+        }
+    }
+    drop(core);
+    let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+    t.set("alertmanager_alerts", &["active"], number(firing - suppressed));
+    t.set("alertmanager_alerts", &["suppressed"], number(suppressed));
+    for (state, n) in ["active", "pending", "expired"].iter().zip(states) {
+        t.set("alertmanager_silences", &[state], n);
+    }
+}
