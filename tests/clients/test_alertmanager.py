@@ -599,3 +599,67 @@ def test_a_broken_template_does_not_lose_the_page(tmp_path):
     assert got["text"].startswith("[FIRING:1] Broken")
     server.stop()
     receiver.stop()
+
+
+SECRETS = {"SLACK_WEBHOOK_URL": "http://slack/x", "PAGERDUTY_ROUTING_KEY": "k", "PAGERDUTY_SERVICE_KEY": "k", "PLATFORM_WEBHOOK_URL": "http://p/x"}
+
+# Every receiver of the built-in route sets, and the labels of an alert that reaches it.
+CHANNELS = {
+    "storage": {
+        "default": "x=y",
+        "slack-database,slack-warnings": "severity=warning component=database",
+        "pagerduty-database,slack-database,pagerduty-critical,slack-critical": "severity=critical component=database",
+        "pagerduty-backup,slack-backup,pagerduty-critical,slack-critical": "severity=critical component=backup",
+        "slack-info,email-ops": "severity=info component=cache",
+    },
+    "ai-platform": {
+        "slack-default": "severity=warning component=gateway",
+        "slack-critical": "severity=critical component=api",
+        "slack-critical,slack-gpu": "severity=critical component=gpu",
+        "slack-drift": "severity=warning component=drift-monitor",
+        "slack-critical,slack-budget": "severity=critical component=memory-budget",
+        "slack-critical,slack-infrastructure": "severity=critical component=infrastructure",
+    },
+    "cost-ops": {"default": "x=y", "critical": "severity=critical", "warning": "severity=warning"},
+    "optimizer": {
+        "default": "x=y",
+        "database-oncall,infrastructure-team": "severity=critical component=database",
+        "security-oncall": "severity=critical component=security",
+        "pagerduty-critical,platform-team": "severity=critical component=api",
+        "ml-team,slack-warnings": "severity=warning component=llm",
+        "infrastructure-team,slack-warnings": "severity=warning component=kubernetes",
+        "email-info": "severity=info",
+    },
+}
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_every_channel_of_the_built_in_route_sets_is_reached(name):
+    env = {**os.environ, **SECRETS}
+    reached = set()
+    for receivers, labels in CHANNELS[name].items():
+        command = [BINARY, "test", "route", f"profile:{name}", *labels.split(), "--expect", receivers]
+        done = subprocess.run(command, capture_output=True, text=True, env=env)
+        assert done.returncode == 0, (labels, done.stdout, done.stderr)
+        reached.update(receivers.split(","))
+    done = subprocess.run([BINARY, "check", "alertmanager", f"profile:{name}", "--output", "json"], capture_output=True, text=True, env=env)
+    [report] = json.loads(done.stdout)["files"]
+    assert done.returncode == 0 and set(report["receivers"]) == reached and report["findings"] == []
+
+
+def test_routes_that_no_alert_reaches_are_found(tmp_path):
+    """The trees of the origins, with the routes by component behind those by severity."""
+    file = tmp_path / "am.yml"
+    file.write_text(
+        "route:\n  receiver: d\n  routes:\n"
+        "  - {receiver: crit, matchers: ['severity=\"critical\"']}\n  - {receiver: warn, matchers: ['severity=\"warning\"']}\n  - {receiver: info, matchers: ['severity=\"info\"']}\n"
+        "  - {receiver: backup, matchers: ['component=\"backup\"']}\n  - {receiver: dead, matchers: ['severity=\"info\"', 'component=\"x\"']}\n"
+        "receivers: [{name: d}, {name: crit}, {name: warn}, {name: info}, {name: backup}, {name: dead}]\n"
+    )
+    text = run("check", "alertmanager", file, "--rules", "pack:storage", code=1)
+    assert 'unreachable route: route {component="x",severity="info"} to "dead"' in text
+    assert 'no rule reaches it: route {component="backup"} to "backup": alert "BackupFailed" matches it and goes to crit' in text
+    file.write_text("route: {receiver: nobody}\nreceivers: [{name: d}]\n")
+    assert 'undefined receiver "nobody" used in route' in run("check", "alertmanager", file, code=1)
+    file.write_text("route:\n  receiver: d\n  group_wiat: 1s\nreceivers: [{name: d}]\n")
+    assert f"{file}:3:3: unknown key \"group_wiat\"; did you mean \"group_wait\"?" in run("check", "alertmanager", file, code=1)

@@ -256,8 +256,25 @@ impl Routes {
         }
     }
 
-    /// Looks for routes and receivers that no alert can reach, whatever its labels, and, of the
-    /// given label sets (those that alert rules set), for receivers that none of them reaches.
+    /// Collects the routes that an alert with these labels may reach; what its series add to them is
+    /// not known.
+    fn reach(&self, index: usize, known: &Labels, into: &mut BTreeSet<usize>) {
+        let Some(r) = self.nodes.get(index) else { return };
+        into.insert(index);
+        for c in &r.children {
+            let Some(n) = self.nodes.get(*c) else { continue };
+            let (may, does) = verdict(&n.matchers, known);
+            if may {
+                self.reach(*c, known, into);
+            }
+            if does && !n.continues {
+                break;
+            }
+        }
+    }
+
+    /// Looks for routes and receivers that no alert can reach, whatever its labels, and, with the
+    /// labels that alert rules set, for routes that none of their alerts can reach.
     pub fn lint(&self, receivers: &[String], alerts: &[Labels]) -> Vec<Finding> {
         let mut out = Vec::new();
         let unreachable = |message: String| Finding { kind: "unreachable route", message };
@@ -288,38 +305,43 @@ impl Routes {
             out.push(Finding { kind: "unused receiver", message });
         }
         if !alerts.is_empty() {
-            let reached: BTreeSet<usize> = alerts.iter().flat_map(|a| self.find(a)).collect();
+            let mut reached = BTreeSet::new();
+            alerts.iter().for_each(|a| self.reach(0, a, &mut reached));
             for (i, n) in self.nodes.iter().enumerate() {
-                if n.parent.is_some() && n.children.is_empty() && !reached.contains(&i) {
-                    // Name one alert that a reader would expect here, and who takes it.
-                    let path_matches = |a: &&Labels| Matcher::all_match(&n.matchers, a);
-                    let taken = alerts.iter().find(path_matches).map(|a| {
-                        let to: Vec<&str> = self
-                            .find(a)
-                            .iter()
-                            .filter_map(|r| self.nodes.get(*r))
-                            .map(|r| r.receiver.as_str())
-                            .collect();
-                        format!(
-                            ": alert {:?} matches it and goes to {}",
-                            a.get("alertname"),
-                            to.join(", ")
-                        )
-                    });
-                    out.push(Finding {
-                        kind: "no rule reaches it",
-                        message: format!(
-                            "{} to {:?}{}",
-                            self.title(i),
-                            n.receiver,
-                            taken.unwrap_or_default()
-                        ),
-                    });
+                if n.parent.is_none() || !n.children.is_empty() || reached.contains(&i) {
+                    continue;
                 }
+                // Name one alert that a reader would expect here, and who takes it.
+                let expected =
+                    alerts.iter().find(|a| Matcher::all_match(&n.matchers, a)).map(|a| {
+                        let found = self.find(a);
+                        let to = found.iter().filter_map(|r| self.nodes.get(*r));
+                        let to: Vec<&str> = to.map(|r| r.receiver.as_str()).collect();
+                        let name = a.get("alertname");
+                        format!(": alert {name:?} matches it and goes to {}", to.join(", "))
+                    });
+                let (title, receiver) = (self.title(i), &n.receiver);
+                let message = format!("{title} to {receiver:?}{}", expected.unwrap_or_default());
+                out.push(Finding { kind: "no rule reaches it", message });
             }
         }
         out
     }
+}
+
+/// Whether an alert with these labels, and others that nobody knows yet, may match, and whether it
+/// does for certain.
+fn verdict(matchers: &[Matcher], known: &Labels) -> (bool, bool) {
+    let (mut may, mut does) = (true, true);
+    for m in matchers {
+        let value = known.get(&m.name);
+        if value.is_empty() {
+            does = false;
+        } else if !m.matches(value) {
+            may = false;
+        }
+    }
+    (may, may && does)
 }
 
 /// Whether every label set that holds `narrow` holds `wide` too, as far as can be told.

@@ -68,14 +68,6 @@ impl Templates {
     pub(crate) fn filler<'a>(&'a self, n: &Notification) -> Filler<'a> {
         Filler { templates: self, dot: n.value(), now: n.now }
     }
-
-    /// Checks that a text is a template.
-    ///
-    /// # Errors
-    /// With the template engine's words.
-    pub fn check(text: &str) -> Result<(), String> {
-        Template::parse("", text, &is_function).map(|_| ()).map_err(|e| e.to_string())
-    }
 }
 
 /// Fills in the texts of one message.

@@ -1,10 +1,10 @@
 //! What `alertmanager.yml` sets going: where it is, and where its messages may go.
 
-use crate::config::{ConfigError, environment, expand};
+use crate::config::{ConfigError, environment, expand, explain};
 use crate::serve::wall_clock;
 use obs_ingest::Telemetry;
 use obs_model::KeepState;
-use obs_notify::{Config, Counts, Dispatcher, Environment, Outbound};
+use obs_notify::{Config, Counts, Dispatcher, Environment, Outbound, profile};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +14,8 @@ use std::sync::atomic::Ordering;
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct RawAlertmanager {
     config_file: Option<PathBuf>,
+    /// A route set that is built in, in place of a file.
+    profile: Option<String>,
     external_url: Option<String>,
 }
 
@@ -28,19 +30,25 @@ pub(crate) struct RawOutbound {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct AlertingSettings {
     config_file: Option<PathBuf>,
+    profile: Option<String>,
     pub(crate) external_url: Option<String>,
     outbound: Outbound,
 }
 
-/// Reads an alertmanager.yml with its variables replaced.
+/// Reads an alertmanager.yml with its variables replaced, or a built-in route set as
+/// `profile:NAME`.
 pub(crate) fn read_config(file: &Path) -> Result<Config, ConfigError> {
     let name = file.display().to_string();
     let fail = |place, message: String| ConfigError { file: name.clone(), place, message };
-    let text = std::fs::read_to_string(file);
-    let text = text.map_err(|e| fail(None, format!("cannot be read: {e}")))?;
+    let text = match name.strip_prefix("profile:") {
+        Some(p) => profile(p).map_err(|e| fail(None, e))?.to_owned(),
+        None => {
+            std::fs::read_to_string(file).map_err(|e| fail(None, format!("cannot be read: {e}")))?
+        }
+    };
     let text = expand(&text, &name, &environment)?;
     let folder = file.parent().map(Path::to_owned).unwrap_or_default();
-    Config::read(&text, &folder).map_err(|e| fail(e.place, e.message))
+    Config::read(&text, &folder).map_err(|e| fail(e.place, explain(&e.message)))
 }
 
 impl AlertingSettings {
@@ -50,8 +58,15 @@ impl AlertingSettings {
         base: &Path,
     ) -> Result<Self, String> {
         let outbound = Outbound::new(&outbound.allow, &outbound.deny);
+        if let Some(name) = &raw.profile {
+            profile(name).map_err(|e| format!("alertmanager.profile: {e}"))?;
+            if raw.config_file.is_some() {
+                return Err("alertmanager: config_file and profile exclude each other".into());
+            }
+        }
         Ok(Self {
             config_file: raw.config_file.map(|f| base.join(f)),
+            profile: raw.profile,
             external_url: raw.external_url.map(|u| u.trim_end_matches('/').to_owned()),
             outbound: outbound.map_err(|e| format!("outbound: {e}"))?,
         })
@@ -59,9 +74,10 @@ impl AlertingSettings {
 
     /// Reads and checks the file; without one alerts are taken and nobody is told.
     pub(crate) fn load(&self) -> Result<(Config, Outbound), ConfigError> {
-        let config = match &self.config_file {
-            Some(f) => read_config(f)?,
-            None => Config::silent(),
+        let config = match (&self.config_file, &self.profile) {
+            (Some(f), _) => read_config(f)?,
+            (None, Some(p)) => read_config(Path::new(&format!("profile:{p}")))?,
+            (None, None) => Config::silent(),
         };
         let receivers: Vec<String> = config.receivers.iter().map(|r| r.name.clone()).collect();
         for finding in config.routes.lint(&receivers, &[]) {

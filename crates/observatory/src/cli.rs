@@ -165,6 +165,7 @@ pub(crate) enum CheckWhat {
     },
     /// Check alertmanager.yml, and look for routes and receivers that no alert reaches.
     Alertmanager {
+        /// Files, or profile:NAME for a route set that is built in.
         #[arg(required = true)]
         files: Vec<PathBuf>,
         /// Rule files, or pack:NAME: receivers that none of their alerts reaches are findings.
@@ -199,7 +200,7 @@ pub(crate) struct TestArgs {
 pub(crate) enum TestWhat {
     /// Say which receivers an alert reaches, and why.
     Route {
-        /// alertmanager.yml.
+        /// alertmanager.yml, or profile:NAME.
         file: PathBuf,
         /// Labels of the alert, NAME=VALUE.
         #[arg(required = true, value_name = "LABEL=VALUE")]

@@ -193,7 +193,7 @@ fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a s
 }
 
 /// Turns a deserializer's message into one with a suggestion.
-fn explain(message: &str) -> String {
+pub(crate) fn explain(message: &str) -> String {
     let word = message.strip_prefix("unknown field `").and_then(|m| m.split('`').next());
     match word {
         Some(word) if LATER.contains(&word) => format!("section {word:?} is not supported yet"),

@@ -161,7 +161,11 @@ impl Config {
     pub fn read(text: &str, folder: &Path) -> Result<Self, ConfigProblem> {
         let raw: Raw = serde_saphyr::from_str(text).map_err(|e| {
             let place = e.location().map(|l| (l.line(), l.column()));
-            ConfigProblem { place, message: first_line(&e.to_string()) }
+            let message = e.without_snippet().to_string();
+            let message = message.lines().next().unwrap_or_default();
+            // The place is told apart.
+            let message = message.split(" at line ").next().unwrap_or(message).to_owned();
+            ConfigProblem { place, message }
         })?;
         Ok(Self::build(raw, text, folder)?)
     }
@@ -237,8 +241,4 @@ impl Config {
     pub fn receiver(&self, name: &str) -> Option<&Receiver> {
         self.receivers.iter().find(|r| r.name == name)
     }
-}
-
-fn first_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().to_owned()
 }

@@ -18,7 +18,8 @@ const data = mkdtempSync(join(tmpdir(), 'observatory-e2e-'));
 const config = mkdtempSync(join(tmpdir(), 'observatory-e2e-config-'));
 writeFileSync(join(config, 'rules.yml'), "groups:\n- name: watch\n  interval: 1s\n  rules:\n  - alert: Gone\n    expr: up{job=\"nobody\"} == 0\n    annotations: {summary: '{{ $labels.job }} <b>is</b> gone'}\n");
 writeFileSync(join(config, 'prometheus.yml'), "global: {scrape_interval: 1s}\nrule_files: [rules.yml]\nscrape_configs:\n- job_name: nobody\n  static_configs: [{targets: ['127.0.0.1:1'], labels: {team: x}}]\n");
-writeFileSync(join(config, 'observatory.yaml'), 'prometheus: {config_file: prometheus.yml}\nprofile: storage\n');
+writeFileSync(join(config, 'alertmanager.yml'), "route:\n  receiver: ops\n  group_by: [alertname]\n  group_wait: 0s\n  routes: [{receiver: db, matchers: ['team=db']}]\nreceivers: [{name: ops, webhook_configs: [{url: 'http://127.0.0.1:1/hook'}]}, {name: db}, {name: spare}]\n");
+writeFileSync(join(config, 'observatory.yaml'), 'prometheus: {config_file: prometheus.yml}\nalertmanager: {config_file: alertmanager.yml}\nprofile: storage\n');
 const server = spawn(bin, ['serve', '--demo', '--config', join(config, 'observatory.yaml'), '--data', data, '--listen', 'all=127.0.0.1:0'], { stdio: ['ignore', 'ignore', 'inherit'] });
 const wait = (ms) => new Promise((r) => setTimeout(r, ms));
 
@@ -252,6 +253,46 @@ try {
     await page.getByText('storage_database_availability').waitFor();
     await axe('rules');
     await shot('rules');
+  });
+
+  await step('an alert is taken, silenced with what it would mute shown, and tested receivers answer', async () => {
+    await page.goto(`${base}/#/alerts?receiver=ops`);
+    await page.waitForURL(/\/alerts\?.*receiver=ops/);
+    await page.getByRole('button', { name: 'Gone' }).click();
+    await page.getByText('nobody <b>is</b> gone').first().waitFor();
+    await page.getByRole('link', { name: 'Query when it fired' }).waitFor();
+    page.once('dialog', (d) => (page.once('dialog', (n) => n.accept('looking')), d.accept('ann')));
+    await page.getByRole('button', { name: 'Take' }).first().click();
+    await page.getByText(/^ann, /).waitFor();
+    await axe('alerts');
+    await shot('alerts');
+    await page.getByLabel('Matchers').fill('alertname=Gone');
+    await page.keyboard.press('Enter');
+    await page.getByRole('link', { name: 'Silence these' }).click();
+    await page.getByText('Mutes 1 firing alert now').waitFor();
+    await page.getByLabel('Why').fill('a test');
+    await page.getByRole('button', { name: 'Silence', exact: true }).click();
+    await page.getByRole('cell', { name: 'a test' }).waitFor();
+    await axe('silences');
+    await shot('silences');
+    await page.goto(`${base}/alerts?state=suppressed`);
+    await page.getByRole('button', { name: 'Gone' }).waitFor();
+    await page.goto(`${base}/silences`);
+    await page.getByRole('button', { name: 'End' }).click();
+    await page.getByText('expired').waitFor();
+    await page.goto(`${base}/contacts`);
+    await page.getByText('no route sends to receiver "spare"').waitFor();
+    await page.getByLabel('An alert with').fill('team=db');
+    await page.getByRole('button', { name: 'goes where?' }).click();
+    await page.getByText('→ db').waitFor();
+    page.once('dialog', (d) => d.accept());
+    await page.getByRole('button', { name: 'Send a test' }).first().click();
+    await page.getByText('test of ops/webhook/0: address 127.0.0.1 is on this machine').waitFor();
+    await axe('contacts');
+    await shot('contacts');
+    await page.goto(`${base}/rules?state=firing`);
+    await page.getByRole('button', { name: 'Back-test' }).click();
+    await page.getByText(/Would have fired 1 time in this range/).waitFor();
   });
 
   await step('the keyboard leads through the pages, and dark is as readable as light', async () => {

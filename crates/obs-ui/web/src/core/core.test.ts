@@ -3,6 +3,7 @@ import { ago, count, duration, percent, usd } from './format';
 import { range, resolve, shift, step } from './range';
 import { colorIndex } from './color';
 import { layout } from './graph';
+import { format, fromHash, of, parse } from './matchers';
 import { build, visible, type Skeleton } from './tree';
 
 describe('format', () => {
@@ -68,5 +69,28 @@ describe('service map', () => {
     expect(at).toEqual({ a: 0, b: 1, gateway: 1, memory: 3, router: 2, user: 0, x: 0 });
     expect(nodes.find((n) => n.name === 'memory')).toMatchObject({ calls: 4, failed: 2 });
     expect(new Set(nodes.map((n) => `${n.column} ${n.row}`)).size).toBe(nodes.length);
+  });
+});
+
+describe('matchers', () => {
+  it('read what people and links write, and write what they read', () => {
+    for (const [text, want] of [
+      ['severity=critical team=~"a|b"', 'severity="critical", team=~"a|b"'],
+      ['{a="x,y", b!=c}', 'a="x,y", b!="c"'],
+      ['"a.b"="say \\"hi\\"", c!~', '"a.b"="say \\"hi\\"", c!~""'],
+      ['', ''],
+    ] as const) {
+      expect(format(parse(text))).toBe(want);
+      expect(format(parse(format(parse(text))))).toBe(want);
+    }
+    expect(() => parse('just words')).toThrow('Not a matcher');
+    expect(format(of({ a: 'b"', c: '' }))).toBe('a="b\\"", c=""');
+  });
+  it('lead the links of Alertmanager to our pages', () => {
+    expect(fromHash('#/alerts?receiver=ops')).toBe('/alerts?receiver=ops');
+    expect(fromHash('#/silences/new?filter=%7Balertname%3D%22x%22%7D')).toBe('/silences?filter=%7Balertname%3D%22x%22%7D&new=1');
+    expect(fromHash('#/silences/12-ab')).toBe('/silences?id=12-ab');
+    expect(fromHash('#/status')).toBe('/contacts');
+    expect(fromHash('#top')).toBe(null);
   });
 });
