@@ -663,3 +663,61 @@ def test_routes_that_no_alert_reaches_are_found(tmp_path):
     assert 'undefined receiver "nobody" used in route' in run("check", "alertmanager", file, code=1)
     file.write_text("route:\n  receiver: d\n  group_wiat: 1s\nreceivers: [{name: d}]\n")
     assert f"{file}:3:3: unknown key \"group_wiat\"; did you mean \"group_wait\"?" in run("check", "alertmanager", file, code=1)
+
+
+def test_calls_of_grafanas_data_source(tmp_path):
+    """What Grafana asks an Alertmanager of implementation "Prometheus", in its order and forms."""
+    server = Alerting(tmp_path, "route: {receiver: ops, group_by: [team]}\nreceivers: [{name: ops}]\n")
+    post_alerts(server.base, [alert("a", team="x"), alert("b", team="x"), alert("c", team="y")])
+
+    def call(path, body=None, method="GET"):
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(server.base + path, data=data, method=method)
+        request.add_header("Content-Type", "application/json")
+        with urllib.request.urlopen(request) as answer:
+            text = answer.read()
+            return json.loads(text) if text else None
+
+    status = call("/api/v2/status")
+    assert set(status) == {"cluster", "config", "uptime", "versionInfo"} and status["cluster"]["status"] == "disabled"
+    groups = call("/api/v2/alerts/groups")
+    assert [(g["labels"], g["receiver"], len(g["alerts"])) for g in groups] == [
+        ({"team": "x"}, {"name": "ops"}, 2),
+        ({"team": "y"}, {"name": "ops"}, 1),
+    ]
+    assert set(groups[0]["alerts"][0]) == {
+        "annotations", "endsAt", "fingerprint", "generatorURL", "labels", "receivers", "startsAt", "status", "updatedAt",
+    }
+    wish = {
+        "matchers": [{"name": "team", "value": "x", "isRegex": False, "isEqual": True}],
+        "startsAt": iso(0), "endsAt": iso(7200), "createdBy": "grafana", "comment": "made by hand",
+    }
+    made = call("/api/v2/silences", wish, "POST")
+    query = "/api/v2/alerts?filter=team%3D%22x%22&silenced=true&active=false&inhibited=false"
+    assert [a["status"]["silencedBy"] for a in call(query)] == [[made["silenceID"]]] * 2
+    assert call("/api/v2/alerts/groups?silenced=false&inhibited=false&active=true")[0]["labels"] == {"team": "y"}
+    [silence] = call("/api/v2/silences")
+    assert silence["status"] == {"state": "active"} and silence["id"] == made["silenceID"]
+    changed = call("/api/v2/silences", {**wish, "id": made["silenceID"], "matchers": [{**wish["matchers"][0], "value": "y"}]}, "POST")
+    assert changed["silenceID"] != made["silenceID"]
+    assert call(f"/api/v2/silence/{made['silenceID']}")["status"] == {"state": "expired"}
+    call(f"/api/v2/silence/{changed['silenceID']}", method="DELETE")
+    assert [s["status"]["state"] for s in call("/api/v2/silences")] == ["expired", "expired"]
+    server.stop()
+
+
+def test_objectives_become_rules(tmp_path):
+    (tmp_path / "slos.yml").write_text(
+        "slos:\n- name: api\n  objective: 99.9\n  window: 30d\n"
+        "  sli: {bad: 'sum(rate(bad_total[$window]))', total: 'sum(rate(all_total[$window]))'}\n"
+    )
+    shown = run("check", "slo", tmp_path / "slos.yml")
+    assert "record slo:sli_error:ratio_rate30d: " in shown and "alert SLOErrorBudgetBurn: " in shown
+    server = Alerting(tmp_path, "route: {receiver: n}\nreceivers: [{name: n}]\n", "prometheus: {slo_files: [slos.yml]}\n")
+    groups = server.get("/api/v1/rules", listener="prometheus")["data"]["groups"]
+    burns = [r for g in groups for r in g["rules"] if r["name"] == "SLOErrorBudgetBurn"]
+    assert [g["name"] for g in groups] == ["slo:api", "slo:api:long"]
+    assert [(r["labels"]["long"], r["labels"]["severity"]) for r in burns] == [("1h", "critical"), ("6h", "critical"), ("1d", "warning"), ("3d", "warning")]
+    server.stop()
+    (tmp_path / "slos.yml").write_text("slos: [{name: x, objective: 101, window: 30d, sli: {latency: l, threshold: 1}}]\n")
+    assert "objective is a percentage above 0 and below 100" in run("check", "slo", tmp_path / "slos.yml", code=1)

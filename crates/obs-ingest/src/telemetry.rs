@@ -106,7 +106,8 @@ const NAMED: [Named; 19] = [
     ("alertmanager_notification_requests_failed_total", &["integration"], "Attempts that failed."),
 ];
 
-const NAMED_GAUGES: [Named; 2] = [
+const NAMED_GAUGES: [Named; 3] = [
+    ("alertmanager_alerts_unrouted", &[], "Alerts that fire and whose receivers tell nobody."),
     ("alertmanager_alerts", &["state"], "Alerts that fire."),
     ("alertmanager_silences", &["state"], "Silences by state."),
 ];

@@ -23,7 +23,7 @@ mod silence;
 mod store;
 mod templates;
 
-pub use crate::core::{AlertStatus, Core, GroupView, Job, Listed, Tick};
+pub use crate::core::{AlertCounts, AlertStatus, Core, GroupView, Job, Listed, Tick};
 pub use alert::{Alert, AlertError, NewAlert, fingerprint};
 pub use config::{Config, ConfigProblem};
 pub use data::Notification;

@@ -11,6 +11,7 @@ pub mod group;
 pub mod lint;
 pub mod packs;
 pub mod series_text;
+pub mod slo;
 pub mod template;
 pub mod unit_test;
 

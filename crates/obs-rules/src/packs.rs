@@ -3,13 +3,14 @@
 use crate::file::{RuleGroup, read};
 
 /// Name, file name and text of each pack.
-pub const PACKS: [(&str, &str, &str); 6] = [
+pub const PACKS: [(&str, &str, &str); 7] = [
     ("storage", "storage.yml", include_str!("../packs/storage.yml")),
     ("ai-platform", "ai-platform.yml", include_str!("../packs/ai-platform.yml")),
     ("cost-ops", "cost-ops.yml", include_str!("../packs/cost-ops.yml")),
     ("optimizer", "optimizer.yml", include_str!("../packs/optimizer.yml")),
     ("k8s", "k8s.yml", include_str!("../packs/k8s.yml")),
     ("llm", "llm.yml", include_str!("../packs/llm.yml")),
+    ("observatory", "observatory.yml", include_str!("../packs/observatory.yml")),
 ];
 
 /// Returns the groups of a pack, `None` when there is no such pack.
@@ -41,6 +42,9 @@ mod tests {
         fires: Vec<String>,
         #[serde(default)]
         quiet: Vec<String>,
+        /// Whether it is to fire on any input.
+        #[serde(default)]
+        always: bool,
         #[serde(default)]
         input: Vec<String>,
         #[serde(default)]
@@ -126,6 +130,9 @@ mod tests {
                     assert!(!text.contains("<error") && !text.contains("{{"), "{wanted}: {text}");
                 }
             }
+            if case.always {
+                continue;
+            }
             let quiet = simulate(&group, &split(&case.quiet), at, None);
             assert!(quiet.firing.is_empty(), "{name}: {wanted} fires on quiet input");
         }
@@ -142,6 +149,7 @@ mod tests {
         check("optimizer", include_str!("../packs/optimizer.cases.yml"));
         check("k8s", include_str!("../packs/k8s.cases.yml"));
         check("llm", include_str!("../packs/llm.cases.yml"));
+        check("observatory", include_str!("../packs/observatory.cases.yml"));
     }
 
     #[test]
@@ -164,5 +172,6 @@ mod tests {
         assert_eq!(count("optimizer"), (24, 0));
         assert_eq!(count("k8s"), (14, 17));
         assert_eq!(count("llm"), (7, 0));
+        assert_eq!(count("observatory"), (6, 0));
     }
 }

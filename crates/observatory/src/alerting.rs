@@ -118,7 +118,7 @@ pub(crate) fn publish(dispatcher: &Dispatcher, t: &Telemetry) {
     }
     let now = wall_clock();
     let core = dispatcher.core();
-    let (firing, suppressed) = core.counts(now);
+    let counts = core.counts(now);
     let mut states = [0_i64; 3];
     for s in core.silences() {
         if let Some(n) = states.get_mut(s.state(now) as usize) {
@@ -127,8 +127,9 @@ pub(crate) fn publish(dispatcher: &Dispatcher, t: &Telemetry) {
     }
     drop(core);
     let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-    t.set("alertmanager_alerts", &["active"], number(firing - suppressed));
-    t.set("alertmanager_alerts", &["suppressed"], number(suppressed));
+    t.set("alertmanager_alerts", &["active"], number(counts.active));
+    t.set("alertmanager_alerts", &["suppressed"], number(counts.suppressed));
+    t.set("alertmanager_alerts_unrouted", &[], number(counts.unrouted));
     for (state, n) in ["active", "pending", "expired"].iter().zip(states) {
         t.set("alertmanager_silences", &[state], n);
     }

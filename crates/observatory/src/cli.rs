@@ -174,6 +174,13 @@ pub(crate) enum CheckWhat {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Check files of objectives, and show the rules that watch them.
+    Slo {
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
     /// Check rule files, and look for rules that are valid and still wrong.
     Rules {
         /// Rule files, or pack:NAME for one that is built in.
@@ -226,6 +233,7 @@ pub(crate) enum TestWhat {
 pub(crate) fn check(a: &CheckArgs) -> Result<ExitCode> {
     match &a.what {
         CheckWhat::Config { files, output } => crate::config::check(files, output.output),
+        CheckWhat::Slo { files, output } => crate::rules_cli::check_slos(files, output.output),
         CheckWhat::Alertmanager { files, rules, output } => {
             crate::alert_cli::check(files, rules, output.output)
         }

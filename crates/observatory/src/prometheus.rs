@@ -28,6 +28,8 @@ use tokio_util::sync::CancellationToken;
 pub(crate) struct RawPrometheus {
     config_file: Option<PathBuf>,
     rule_files: Vec<String>,
+    /// Files of objectives.
+    slo_files: Vec<String>,
     external_url: Option<String>,
 }
 
@@ -44,6 +46,7 @@ pub(crate) enum RawProfile {
 pub(crate) struct Settings {
     pub(crate) config_file: Option<PathBuf>,
     rule_files: Vec<String>,
+    slo_files: Vec<String>,
     external_url: Option<String>,
     packs: Vec<String>,
     /// Folder of the configuration that names the files.
@@ -73,6 +76,7 @@ impl Settings {
         Ok(Self {
             config_file: raw.config_file.map(|f| base.join(f)),
             rule_files: raw.rule_files,
+            slo_files: raw.slo_files,
             external_url: raw.external_url,
             packs,
             base: base.to_owned(),
@@ -112,6 +116,14 @@ pub(crate) fn read_rules(file: &Path) -> Result<obs_rules::file::RuleFile, Confi
     Ok(obs_rules::file::read(&text))
 }
 
+/// Reads a file of objectives; one that is wrong stops all of the file.
+pub(crate) fn read_slos(file: &Path) -> Result<obs_rules::file::RuleFile, ConfigError> {
+    let fail =
+        |message: String| ConfigError { file: file.display().to_string(), place: None, message };
+    let text = std::fs::read_to_string(file).map_err(|e| fail(format!("cannot be read: {e}")))?;
+    obs_rules::slo::rules(&text).map_err(fail)
+}
+
 impl Settings {
     /// Returns prometheus.yml as it is, if there is one.
     pub(crate) fn text(&self) -> Option<String> {
@@ -142,6 +154,12 @@ impl Settings {
                 tracing::error!(file = name, error = %e, "rule is left out");
             }
             groups.push((name, file.groups));
+        }
+        for pattern in &self.slo_files {
+            for path in obs_collect::config::expand(&self.base, pattern) {
+                let file = read_slos(&path)?;
+                groups.push((path.display().to_string(), file.groups));
+            }
         }
         for p in &self.packs {
             groups.push((format!("pack:{p}"), packs::pack(p).unwrap_or_default()));

@@ -66,6 +66,39 @@ pub(crate) fn check(
     Ok(if bad { ExitCode::from(1) } else { ExitCode::SUCCESS })
 }
 
+/// Shows the rules that objectives become.
+pub(crate) fn check_slos(files: &[PathBuf], output: Output) -> Result<ExitCode> {
+    let (mut bad, mut report) = (false, Vec::new());
+    for path in files {
+        let shown = path.display().to_string();
+        match crate::prometheus::read_slos(path) {
+            Err(e) => {
+                bad = true;
+                if output == Output::Text {
+                    complain(&format!("FAILED: {e}"));
+                }
+                report.push(json!({"file": shown, "error": e.message}));
+            }
+            Ok(file) => {
+                let rules: Vec<_> = file.groups.iter().flat_map(|g| &g.rules).collect();
+                if output == Output::Text {
+                    say(&format!("{shown}: {} rules", rules.len()));
+                    for r in &rules {
+                        let kind = if r.is_alert() { "alert" } else { "record" };
+                        say(&format!("  {kind} {}: {}", r.name(), r.query_text()));
+                    }
+                }
+                let list: Vec<_> = rules.iter().map(|r| json!({"name": r.name(), "is_alert": r.is_alert(), "query": r.query_text(), "labels": r.labels})).collect();
+                report.push(json!({"file": shown, "rules": list}));
+            }
+        }
+    }
+    if output == Output::Json {
+        say(&json!({"ok": !bad, "files": report}).to_string());
+    }
+    Ok(if bad { ExitCode::from(1) } else { ExitCode::SUCCESS })
+}
+
 pub(crate) fn test(files: &[PathBuf], run: &[String], output: Output) -> Result<ExitCode> {
     let mut bad = false;
     let mut report = Vec::new();

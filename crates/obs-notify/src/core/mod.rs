@@ -13,7 +13,6 @@ use crate::core::deliver::Told;
 use crate::data::Notification;
 use crate::inhibit::Inhibitor;
 use crate::log::Entry;
-use crate::matchers::matcher_text;
 use crate::silence::{Silence, SilenceError, SilenceWish, Silences};
 use crate::store::{Acknowledgement, Change, Owed, Restored};
 use obs_model::{Labels, Matcher, TimestampNs};
@@ -90,6 +89,15 @@ pub struct Listed {
     pub status: AlertStatus,
     pub receivers: Vec<String>,
     pub acknowledged: Option<Acknowledgement>,
+}
+
+/// How many alerts fire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct AlertCounts {
+    pub active: usize,
+    pub suppressed: usize,
+    /// Those whose receivers tell nobody.
+    pub unrouted: usize,
 }
 
 /// A group as the API lists it.
@@ -541,24 +549,24 @@ impl Core {
         out
     }
 
-    /// Returns how many alerts there are: firing, and of these suppressed.
-    pub fn counts(&self, now: TimestampNs) -> (usize, usize) {
-        let firing = self.alerts.values().filter(|a| !a.is_resolved(now));
-        let (mut all, mut suppressed) = (0, 0);
-        for a in firing {
-            all += 1;
+    /// Counts the alerts that fire.
+    pub fn counts(&self, now: TimestampNs) -> AlertCounts {
+        let mut out = AlertCounts::default();
+        // Receivers that tell nobody.
+        let empty = |r: &usize| {
+            let receiver =
+                self.config.routes.get(*r).and_then(|r| self.config.receiver(&r.receiver));
+            receiver.is_none_or(|r| r.integrations.is_empty())
+        };
+        for a in self.alerts.values().filter(|a| !a.is_resolved(now)) {
             let is_silent = !self.silences.muting(&a.labels, now).is_empty()
                 || self.inhibited_by(&a.labels, now).is_some();
-            suppressed += usize::from(is_silent);
+            *(if is_silent { &mut out.suppressed } else { &mut out.active }) += 1;
+            // A watchdog that nobody listens to is no page that nobody gets.
+            let untold = self.config.routes.find(&a.labels).iter().all(empty);
+            out.unrouted += usize::from(untold && a.labels.get("severity") != "none");
         }
-        (all, suppressed)
-    }
-
-    /// Says what becomes of an alert with these labels.
-    pub fn title_of_route(&self, route: usize) -> String {
-        let Some(r) = self.config.routes.get(route) else { return String::new() };
-        let list: Vec<String> = r.matchers.iter().map(matcher_text).collect();
-        list.join(",")
+        out
     }
 }
 
