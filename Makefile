@@ -93,5 +93,6 @@ torture: measured
 	$(MEASURED)/obs-torture replay --bin $(MEASURED)/observatory
 	$(MEASURED)/obs-torture memory --bin $(MEASURED)/observatory
 	$(MEASURED)/obs-torture overload --bin $(MEASURED)/observatory
+	$(MEASURED)/obs-torture alerts --bin $(MEASURED)/observatory
 	$(MEASURED)/obs-torture power --bin $(MEASURED)/observatory
 	$(MEASURED)/obs-torture kill --bin $(MEASURED)/observatory

@@ -5,6 +5,7 @@ import datetime
 import json
 import os
 import pathlib
+import random
 import re
 import shutil
 import signal
@@ -721,3 +722,156 @@ def test_objectives_become_rules(tmp_path):
     server.stop()
     (tmp_path / "slos.yml").write_text("slos: [{name: x, objective: 101, window: 30d, sli: {latency: l, threshold: 1}}]\n")
     assert "objective is a percentage above 0 and below 100" in run("check", "slo", tmp_path / "slos.yml", code=1)
+
+
+def test_slack_messages_of_a_group_are_changed_in_place(tmp_path):
+    """With a bot's token: the first message is posted, later ones change it, the next episode posts anew."""
+    answer = json.dumps({"ok": True, "ts": "17.42", "channel": "C9"}).encode()
+    receiver = Receiver(lambda _p, _n: (200, {"Content-Type": "application/json; charset=utf-8"}, answer))
+    text = (
+        "route: {receiver: s, group_by: [alertname], group_wait: 0s, group_interval: 1s}\nreceivers:\n- name: s\n  slack_configs:\n"
+        f"  - api_url: '{receiver.url}/api/chat.postMessage'\n    channel: '#ops'\n    update_message: true\n    send_resolved: true\n"
+        "    http_config: {authorization: {credentials: xoxb-1}}\n"
+    )
+    server = Alerting(tmp_path, text)
+    post_alerts(server.base, [alert("x", i="1")])
+    receiver.wait("/api/", 1)
+    post_alerts(server.base, [alert("x", i="2")])
+    receiver.wait("/api/", 2)
+    server.kill()
+    (tmp_path / "data/endpoints.json").unlink()
+    server = Alerting(tmp_path, text)
+    post_alerts(server.base, [alert("x", -1, i="1"), alert("x", -1, i="2")])
+    receiver.wait("/api/", 3)
+    time.sleep(1.2)
+    post_alerts(server.base, [alert("x", i="1")])
+    got = receiver.wait("/api/", 4)
+    assert [r["path"].rsplit("/", 1)[1] for r in got] == ["chat.postMessage", "chat.update", "chat.update", "chat.postMessage"]
+    assert [(b.get("ts"), b["channel"]) for b in map(parsed, got)] == [(None, "#ops"), ("17.42", "C9"), ("17.42", "C9"), (None, "#ops")]
+    assert {r["headers"]["authorization"] for r in got} == {"Bearer xoxb-1"}
+    server.stop()
+    receiver.stop()
+
+
+def test_a_receiver_that_hangs_delays_no_other(tmp_path):
+    def script(path, _n):
+        if path == "/slow":
+            time.sleep(30)
+        return 200, {}, b""
+
+    receiver = Receiver(script)
+    text = (
+        "route: {receiver: fast, group_by: [alertname], group_wait: 0s, routes: [{receiver: slow, matchers: [to=slow]}]}\n"
+        f"receivers: [{{name: fast, webhook_configs: [{{url: '{receiver.url}/fast'}}]}}, {{name: slow, webhook_configs: [{{url: '{receiver.url}/slow'}}]}}]\n"
+    )
+    server = Alerting(tmp_path, text)
+    post_alerts(server.base, [alert(f"s{i}", to="slow") for i in range(50)])
+    receiver.wait("/slow", 8)
+    begun = time.time()
+    post_alerts(server.base, [alert(f"f{i}") for i in range(50)])
+    got = receiver.wait("/fast", 50)
+    assert max(r["at"] for r in got) - begun < 1.5
+    # Of one receiver only so many at once.
+    assert len(receiver.at("/slow")) == 8
+    server.kill()
+    receiver.stop()
+
+
+def random_tree(dice, depth, names):
+    route = {"receiver": names(), "continue": dice.random() < 0.3}
+    values = ["x", "y", "z", ""]
+    matchers = []
+    for _ in range(dice.randrange(1, 3)):
+        op = dice.choice(["=", "!=", "=~", "!~"])
+        value = dice.choice(values) if op in ("=", "!=") else dice.choice(["x|y", ".+", "z.*", "[xy]"])
+        matchers.append(f'{dice.choice("abc")}{op}"{value}"')
+    route["matchers"] = matchers
+    if depth:
+        route["routes"] = [random_tree(dice, depth - 1, names) for _ in range(dice.randrange(0, 4))]
+    return route
+
+
+def test_random_routing_trees_route_as_amtool_says(tmp_path):
+    dice, n = random.Random(8), 0
+    for _ in range(40):
+        made = []
+
+        def name():
+            made.append(f"r{len(made)}")
+            return made[-1]
+
+        root = {"receiver": name(), "routes": [random_tree(dice, 2, name) for _ in range(4)]}
+        file = tmp_path / "am.yml"
+        file.write_text(json.dumps({"route": root, "receivers": [{"name": m} for m in made]}))
+        for _ in range(3):
+            labels = [f"{label}={dice.choice('xyz')}" for label in "abc" if dice.random() < 0.7] or ["d=1"]
+            command = ["amtool", "config", "routes", "test", f"--config.file={file}", *labels]
+            want = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+            got = json.loads(run("test", "route", file, *labels, "--output", "json"))
+            assert ",".join(got["receivers"]) == want, (file.read_text(), labels)
+            n += len(got["receivers"])
+    assert n > 100
+
+
+def test_secrets_stay_where_they_are(tmp_path):
+    """Forty-one canaries in every field that holds a secret; what fails, is asked and is logged names none."""
+    receiver = Receiver(lambda _p, _n: (500, {}, b"canaryanswer"))
+    u, count = receiver.url.replace("http://", "http://canaryuser:canarypass@"), iter(range(99))
+
+    def canary():
+        return f"canary{next(count)}"
+
+    (tmp_path / "secret").write_text(canary())
+    http = f"http_config: {{basic_auth: {{username: me, password: {canary()}}}}}"
+    bearer = f"http_config: {{authorization: {{credentials: {canary()}}}}}"
+    oauth = f"http_config: {{oauth2: {{client_id: me, client_secret: {canary()}, token_url: '{u}/{canary()}'}}}}"
+    text = f"""
+global:
+  slack_api_url: '{u}/{canary()}'
+  smtp_smarthost: '127.0.0.1:1'
+  smtp_from: a@x.example
+  smtp_auth_username: me
+  smtp_auth_password: {canary()}
+  opsgenie_api_key: {canary()}
+  victorops_api_key: {canary()}
+route: {{receiver: all, group_wait: 0s, group_interval: 1s}}
+receivers:
+- name: all
+  webhook_configs: [{{url: '{u}/{canary()}?token={canary()}', {http}}}, {{url: '{u}/x', {oauth}}}, {{url_file: secret}}]
+  slack_configs: [{{channel: c}}, {{channel: c, api_url: '{u}/{canary()}', {bearer}}}]
+  pagerduty_configs: [{{routing_key: {canary()}, url: '{u}/{canary()}'}}, {{service_key: {canary()}, url: '{u}/x'}}]
+  opsgenie_configs: [{{api_url: '{u}/x'}}]
+  victorops_configs: [{{routing_key: {canary()}, api_url: '{u}/x'}}]
+  pushover_configs: [{{user_key: {canary()}, token: {canary()}, api_url: '{u}/x'}}]
+  telegram_configs: [{{bot_token: {canary()}, chat_id: 1, api_url: '{u}/x'}}]
+  discord_configs: [{{webhook_url: '{u}/{canary()}'}}]
+  msteams_configs: [{{webhook_url: '{u}/{canary()}'}}]
+  msteamsv2_configs: [{{webhook_url: '{u}/{canary()}'}}]
+  sns_configs: [{{api_url: '{u}/x', phone_number: '1', sigv4: {{region: r, access_key: {canary()}, secret_key: {canary()}}}}}]
+  rocketchat_configs: [{{channel: c, token: {canary()}, token_id: {canary()}, api_url: '{u}/x'}}]
+  email_configs: [{{to: b@x.example, require_tls: false}}]
+"""
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        saved = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            server = Alerting(tmp_path, text)
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+    post_alerts(server.base, [alert("x")])
+    receiver.wait("/", 15)
+    ui = "http://" + server.endpoints["ui"]
+    shown = run("alert", "test", "all", "--url", ui, code=1)
+    for path in ["/alertmanager/api/v2/status", "/api/v1/alerting/receivers", "/alertmanager/api/v2/alerts", "/metrics", "/api/v1/alerting/groups"]:
+        with urllib.request.urlopen(ui + path) as answer:
+            shown += answer.read().decode()
+    with urllib.request.urlopen(f"http://{server.endpoints['prometheus']}/api/v1/status/config") as answer:
+        shown += answer.read().decode()
+    server.stop()
+    shown += log.read_text() + run("check", "alertmanager", tmp_path / "am.yml", "--output", "json")
+    # The configuration is shown, and still one that can be read.
+    assert "smtp_auth_password: <secret>" in shown and "unexpected status code 500" in shown
+    assert not re.findall(r"canary\w*", shown)
+    receiver.stop()

@@ -3,6 +3,7 @@
 //! Everything is seeded; a failure names its seed. Read [`model`] (inside the store) and
 //! [`blackbox`] (around the program) next.
 
+pub mod alerts;
 pub mod bench;
 pub mod blackbox;
 pub mod faults;

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
-use obs_torture::{bench, blackbox, faults, model, overload, state, tail};
+use obs_torture::{alerts, bench, blackbox, faults, model, overload, state, tail};
 use serde_json::Value;
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -49,6 +49,13 @@ enum What {
         program: Program,
         #[arg(long, default_value_t = 200)]
         runs: u64,
+    },
+    /// `kill -9` while alerts fire and their receiver fails now and then (E1, E2).
+    Alerts {
+        #[command(flatten)]
+        program: Program,
+        #[arg(long, default_value_t = 100)]
+        kills: u64,
     },
     /// Power cuts: copies of a mounted disk's image (A2). Needs root.
     Power {
@@ -178,6 +185,9 @@ fn main() -> Result<()> {
         What::Tail { seed, cuts, last } => say(&tail::run(seed, cuts, last)?),
         What::Kill { program: p, runs } => {
             say(&block_on(blackbox::kill(&p.bin, runs, p.seed))?);
+        }
+        What::Alerts { program: p, kills } => {
+            say(&block_on(alerts::alerts(&p.bin, kills, p.seed))?);
         }
         What::Power { program: p, runs } => {
             say(&block_on(blackbox::power(&p.bin, runs, p.seed))?);

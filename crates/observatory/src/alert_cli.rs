@@ -1,9 +1,9 @@
 //! `observatory alert`, `check alertmanager` and `test route`.
 
 use crate::cli::{Output, OutputArgs, UsageError, complain, say};
-use crate::client::block_on;
+use crate::client::{Call, call};
 use crate::prometheus::read_rules;
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::{Args as ClapArgs, Subcommand};
 use obs_model::Labels;
 use obs_rules::file::{RuleFile, RuleKind};
@@ -79,21 +79,11 @@ fn ask(
     a: &AlertArgs,
     method: reqwest::Method,
     path: &str,
-    params: &[(&str, String)],
+    params: &[(String, String)],
     body: Option<Value>,
 ) -> Result<Result<Value, String>> {
-    let url = format!("{}{path}", a.url.trim_end_matches('/'));
-    let (ok, text) = block_on(async {
-        let mut r = obs_objects::http_client().request(method, &url).query(params);
-        if let Some(b) = body {
-            r = r.header("Content-Type", "application/json").body(b.to_string());
-        }
-        let answer = r.send().await;
-        let answer =
-            answer.with_context(|| format!("failed to reach {url}; is the server running?"))?;
-        let ok = answer.status().is_success();
-        Ok((ok, answer.text().await.context("failed to read the answer")?))
-    })?;
+    let body = body.map(|b| ("application/json", b.to_string()));
+    let (ok, text) = call(Call { method, server: &a.url, path, params, tenant: None, body })?;
     let v: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
     if ok {
         return Ok(Ok(v));
@@ -121,8 +111,8 @@ pub(crate) fn run(a: &AlertArgs) -> Result<ExitCode> {
     let post = reqwest::Method::POST;
     let answer = match &a.what {
         What::List { filter } => {
-            let params: Vec<(&str, String)> =
-                filter.iter().map(|f| ("filter", f.clone())).collect();
+            let params: Vec<(String, String)> =
+                filter.iter().map(|f| ("filter".to_owned(), f.clone())).collect();
             ask(a, reqwest::Method::GET, "/api/v1/alerting/alerts", &params, None)?
         }
         What::Test { receiver, labels } => {

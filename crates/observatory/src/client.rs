@@ -15,6 +15,37 @@ pub(crate) fn block_on<T>(f: impl Future<Output = Result<T>>) -> Result<T> {
         .block_on(f)
 }
 
+/// A request to the server.
+pub(crate) struct Call<'a> {
+    pub(crate) method: reqwest::Method,
+    /// Main address of the server.
+    pub(crate) server: &'a str,
+    pub(crate) path: &'a str,
+    pub(crate) params: &'a [(String, String)],
+    pub(crate) tenant: Option<&'a str>,
+    /// Content type and text.
+    pub(crate) body: Option<(&'static str, String)>,
+}
+
+/// Makes a request; returns whether it went well, and the answer.
+pub(crate) fn call(c: Call<'_>) -> Result<(bool, String)> {
+    let url = format!("{}{}", c.server.trim_end_matches('/'), c.path);
+    block_on(async {
+        let mut request = obs_objects::http_client().request(c.method, &url).query(c.params);
+        if let Some(t) = c.tenant {
+            request = request.header("X-Scope-OrgID", t);
+        }
+        if let Some((kind, text)) = c.body {
+            request = request.header("Content-Type", kind).body(text);
+        }
+        let answer = request.send().await;
+        let answer =
+            answer.with_context(|| format!("failed to reach {url}; is the server running?"))?;
+        let ok = answer.status().is_success();
+        Ok((ok, answer.text().await.context("failed to read the answer")?))
+    })
+}
+
 pub(crate) fn query(a: &QueryArgs) -> Result<ExitCode> {
     let is_range = a.start.is_some() || a.step.is_some();
     let mut params: Vec<(&str, String)> = Vec::new();
@@ -51,24 +82,22 @@ pub(crate) fn query(a: &QueryArgs) -> Result<ExitCode> {
             "/api/v1/sql"
         }
     };
-    let url = format!("{}{path}", a.url.trim_end_matches('/'));
-    let (ok, body) = block_on(async {
-        let client = obs_objects::http_client();
-        let mut request = match a.language {
-            Language::Traces => client.get(&url).query(&params),
-            _ => client.post(&url).form(&params),
-        };
-        if let Some(t) = &a.tenant {
-            request = request.header("X-Scope-OrgID", t);
-        }
-        let response = request
-            .send()
-            .await
-            .with_context(|| format!("failed to reach {url}; is the server running?"))?;
-        Ok((
-            response.status().is_success(),
-            response.text().await.context("failed to read the answer")?,
-        ))
+    // Queries may be longer than an address may be.
+    let is_form = !matches!(a.language, Language::Traces);
+    let form = is_form.then(|| {
+        let text =
+            url::form_urlencoded::Serializer::new(String::new()).extend_pairs(&params).finish();
+        ("application/x-www-form-urlencoded", text)
+    });
+    let params: Vec<(String, String)> =
+        params.into_iter().map(|(n, v)| (n.to_owned(), v)).filter(|_| !is_form).collect();
+    let (ok, body) = call(Call {
+        method: if is_form { reqwest::Method::POST } else { reqwest::Method::GET },
+        server: &a.url,
+        path,
+        params: &params,
+        tenant: a.tenant.as_deref(),
+        body: form,
     })?;
     if !ok {
         let json: Option<Value> = serde_json::from_str(&body).ok();

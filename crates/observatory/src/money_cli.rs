@@ -1,7 +1,7 @@
 //! `observatory cost`, `budget` and `drift`: what a running server says of calls.
 
 use crate::cli::{Output, OutputArgs, UsageError, complain, say};
-use crate::client::{block_on, table};
+use crate::client::{Call, call, table};
 use crate::serve::wall_clock;
 use anyhow::{Context as _, Result};
 use clap::{Args as ClapArgs, Subcommand};
@@ -216,23 +216,13 @@ fn ask(
     params: &[(String, String)],
     body: Body,
 ) -> Result<Result<Value, String>> {
-    let url = format!("{}{path}", s.url.trim_end_matches('/'));
-    let (ok, text) = block_on(async {
-        let mut request = obs_objects::http_client().request(method, &url).query(params);
-        if let Some(t) = &s.tenant {
-            request = request.header("X-Scope-OrgID", t);
-        }
-        request = match body {
-            Body::None => request,
-            Body::Json(v) => request.header("Content-Type", "application/json").body(v.to_string()),
-            Body::Csv(text) => request.header("Content-Type", "text/csv").body(text),
-        };
-        let answer = request.send().await;
-        let answer =
-            answer.with_context(|| format!("failed to reach {url}; is the server running?"))?;
-        let ok = answer.status().is_success();
-        Ok((ok, answer.text().await.context("failed to read the answer")?))
-    })?;
+    let body = match body {
+        Body::None => None,
+        Body::Json(v) => Some(("application/json", v.to_string())),
+        Body::Csv(text) => Some(("text/csv", text)),
+    };
+    let tenant = s.tenant.as_deref();
+    let (ok, text) = call(Call { method, server: &s.url, path, params, tenant, body })?;
     let json: Value = if text.is_empty() {
         Value::Null
     } else {

@@ -19,7 +19,8 @@ const config = mkdtempSync(join(tmpdir(), 'observatory-e2e-config-'));
 writeFileSync(join(config, 'rules.yml'), "groups:\n- name: watch\n  interval: 1s\n  rules:\n  - alert: Gone\n    expr: up{job=\"nobody\"} == 0\n    annotations: {summary: '{{ $labels.job }} <b>is</b> gone'}\n");
 writeFileSync(join(config, 'prometheus.yml'), "global: {scrape_interval: 1s}\nrule_files: [rules.yml]\nscrape_configs:\n- job_name: nobody\n  static_configs: [{targets: ['127.0.0.1:1'], labels: {team: x}}]\n");
 writeFileSync(join(config, 'alertmanager.yml'), "route:\n  receiver: ops\n  group_by: [alertname]\n  group_wait: 0s\n  routes: [{receiver: db, matchers: ['team=db']}]\nreceivers: [{name: ops, webhook_configs: [{url: 'http://127.0.0.1:1/hook'}]}, {name: db}, {name: spare}]\n");
-writeFileSync(join(config, 'observatory.yaml'), 'prometheus: {config_file: prometheus.yml}\nalertmanager: {config_file: alertmanager.yml}\nprofile: storage\n');
+writeFileSync(join(config, 'slos.yml'), "slos: [{name: watched, objective: 99, window: 1h, sli: {bad: 'sum(count_over_time(up{job=\"other\"}[$window]))', total: 'sum(count_over_time(up[$window]))'}}]\n");
+writeFileSync(join(config, 'observatory.yaml'), 'prometheus: {config_file: prometheus.yml, slo_files: [slos.yml]}\nalertmanager: {config_file: alertmanager.yml}\nprofile: storage\n');
 const server = spawn(bin, ['serve', '--demo', '--config', join(config, 'observatory.yaml'), '--data', data, '--listen', 'all=127.0.0.1:0'], { stdio: ['ignore', 'ignore', 'inherit'] });
 const wait = (ms) => new Promise((r) => setTimeout(r, ms));
 
@@ -290,9 +291,12 @@ try {
     await page.getByText('test of ops/webhook/0: address 127.0.0.1 is on this machine').waitFor();
     await axe('contacts');
     await shot('contacts');
+    await page.goto(`${base}/slo`);
+    await page.getByText(/No objectives|watched/).first().waitFor();
+    await axe('slo');
     await page.goto(`${base}/rules?state=firing`);
-    await page.getByRole('button', { name: 'Back-test' }).click();
-    await page.getByText(/Would have fired 1 time in this range/).waitFor();
+    await page.getByRole('button', { name: 'Back-test' }).first().click();
+    await page.getByText(/Would have fired 1 time in this range/).first().waitFor();
   });
 
   await step('the keyboard leads through the pages, and dark is as readable as light', async () => {
