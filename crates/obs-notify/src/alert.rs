@@ -79,6 +79,13 @@ pub fn fingerprint(labels: &Labels) -> u64 {
     h
 }
 
+/// Bytes of an alert's texts.
+fn size(labels: &Labels, annotations: &BTreeMap<String, String>, url: &str) -> usize {
+    let labels: usize = labels.iter().map(|(n, v)| n.len() + v.len()).sum();
+    let annotations: usize = annotations.iter().map(|(n, v)| n.len() + v.len()).sum();
+    labels + annotations + url.len()
+}
+
 impl NewAlert {
     /// Fills in what was left out.
     ///
@@ -88,12 +95,7 @@ impl NewAlert {
         if self.labels.is_empty() {
             return Err(AlertError::NoLabels);
         }
-        let size = |pairs: &mut dyn Iterator<Item = (&str, &str)>| -> usize {
-            pairs.map(|(n, v)| n.len() + v.len()).sum()
-        };
-        let bytes = size(&mut self.labels.iter())
-            + size(&mut self.annotations.iter().map(|(n, v)| (n.as_str(), v.as_str())))
-            + self.generator_url.len();
+        let bytes = size(&self.labels, &self.annotations, &self.generator_url);
         if bytes > ALERT_BYTES_MAX {
             return Err(AlertError::TooLarge { bytes, bytes_max: ALERT_BYTES_MAX });
         }
@@ -120,6 +122,11 @@ impl NewAlert {
 impl Alert {
     pub fn name(&self) -> &str {
         self.labels.get("alertname")
+    }
+
+    /// Bytes of its texts.
+    pub fn size(&self) -> usize {
+        size(&self.labels, &self.annotations, &self.generator_url)
     }
 
     pub fn is_resolved(&self, now: TimestampNs) -> bool {

@@ -92,6 +92,8 @@ struct Inner {
     stop: CancellationToken,
     tasks: TaskTracker,
     counts: Counts,
+    /// Changes that are on their way to the disk.
+    open_changes: AtomicU64,
     /// The error of the last attempt of each integration that failed last, for the page.
     troubles: Mutex<BTreeMap<String, (TimestampNs, String)>>,
 }
@@ -150,6 +152,7 @@ impl Dispatcher {
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             counts: Counts::default(),
+            open_changes: AtomicU64::new(0),
             troubles: Mutex::default(),
         })))
     }
@@ -204,35 +207,60 @@ impl Dispatcher {
     pub async fn put(&self, alerts: Vec<NewAlert>) -> Result<(), PutError> {
         let now = self.now();
         let (mut valid, mut bad) = (Vec::with_capacity(alerts.len()), Vec::new());
-        let (changes, refused) = {
+        let (kept, changed, refused) = {
             let mut core = self.core();
             let timeout = core.config().resolve_timeout;
             let timeout_ns = i64::try_from(timeout.as_nanos()).unwrap_or(i64::MAX);
             for a in alerts {
                 match a.admit(now, timeout_ns) {
                     Ok(a) => {
-                        let counter = if a.is_resolved(now) {
-                            &self.0.counts.received_resolved
-                        } else {
-                            &self.0.counts.received_firing
-                        };
-                        counter.fetch_add(1, Ordering::Relaxed);
+                        self.count_received(a.is_resolved(now));
                         valid.push(a);
                     }
                     Err(e) => bad.push(e),
                 }
             }
-            core.put(valid, now)
+            let (changes, changed, refused) = core.put(valid, now);
+            (self.keep(&core, changes), changed, refused)
         };
         self.0.counts.invalid.fetch_add(bad.len() as u64, Ordering::Relaxed);
-        if !changes.is_empty() {
-            self.0.environment.state.put(states(changes)).await?;
+        if let Err(e) = kept.await {
+            // What comes again must not be taken for known.
+            self.core().not_kept(changed);
+            return Err(e.into());
         }
         self.0.wake.notify_one();
         if refused > 0 {
             return Err(PutError::TooMany(refused));
         }
         if bad.is_empty() { Ok(()) } else { Err(PutError::Invalid(bad)) }
+    }
+
+    fn count_received(&self, is_resolved: bool) {
+        let c = &self.0.counts;
+        let counter = if is_resolved { &c.received_resolved } else { &c.received_firing };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Hands changes to the store, in the order in which the state machine made them: that is why
+    /// it must be locked still. Resolves when they are durable, and all changes before them.
+    fn keep(
+        &self,
+        _locked: &MutexGuard<'_, Core>,
+        changes: Vec<Change>,
+    ) -> impl Future<Output = Result<(), StateError>> + '_ {
+        let open = &self.0.open_changes;
+        let nothing = changes.is_empty() && open.load(Ordering::Acquire) == 0;
+        let future = (!nothing).then(|| {
+            open.fetch_add(1, Ordering::AcqRel);
+            self.0.environment.state.put(states(changes))
+        });
+        async move {
+            let Some(future) = future else { return Ok(()) };
+            let done = future.await;
+            open.fetch_sub(1, Ordering::AcqRel);
+            done
+        }
     }
 
     /// Makes or changes a silence; returns its id once it is durable.
@@ -244,14 +272,19 @@ impl Dispatcher {
         w: SilenceWish,
     ) -> Result<Result<String, SilenceError>, StateError> {
         let now = self.now();
-        let made = self.core().set_silence(w, now);
-        match made {
-            Ok((id, changes)) => {
-                self.0.environment.state.put(states(changes)).await?;
-                Ok(Ok(id))
+        let (kept, id, before) = {
+            let mut core = self.core();
+            let before = core.silence(&w.id).cloned();
+            match core.set_silence(w, now) {
+                Ok((id, changes)) => (self.keep(&core, changes), id, before),
+                Err(e) => return Ok(Err(e)),
             }
-            Err(e) => Ok(Err(e)),
+        };
+        if let Err(e) = kept.await {
+            self.core().take_back(&id, before);
+            return Err(e);
         }
+        Ok(Ok(id))
     }
 
     /// Ends a silence.
@@ -260,14 +293,19 @@ impl Dispatcher {
     /// See [`Self::set_silence`].
     pub async fn expire_silence(&self, id: &str) -> Result<Result<(), SilenceError>, StateError> {
         let now = self.now();
-        let done = self.core().expire_silence(id, now);
-        match done {
-            Ok(changes) => {
-                self.0.environment.state.put(states(changes)).await?;
-                Ok(Ok(()))
+        let (kept, before) = {
+            let mut core = self.core();
+            let before = core.silence(id).cloned();
+            match core.expire_silence(id, now) {
+                Ok(changes) => (self.keep(&core, changes), before),
+                Err(e) => return Ok(Err(e)),
             }
-            Err(e) => Ok(Err(e)),
+        };
+        if let Err(e) = kept.await {
+            self.core().take_back(id, before);
+            return Err(e);
         }
+        Ok(Ok(()))
     }
 
     /// Notes who is on an alert, or nobody; `false` when there is no such alert.
@@ -281,14 +319,19 @@ impl Dispatcher {
     ) -> Result<bool, StateError> {
         let at = self.now();
         let a = who.map(|(owner, note)| Acknowledgement { owner, note, at });
-        let changed = self.core().acknowledge(id, a);
-        match changed {
-            Some(changes) => {
-                self.0.environment.state.put(states(changes)).await?;
-                Ok(true)
+        let (kept, before) = {
+            let mut core = self.core();
+            let before = core.acknowledgement(id).cloned();
+            match core.acknowledge(id, a) {
+                Some(changes) => (self.keep(&core, changes), before),
+                None => return Ok(false),
             }
-            None => Ok(false),
+        };
+        if let Err(e) = kept.await {
+            let _ = self.core().acknowledge(id, before);
+            return Err(e);
         }
+        Ok(true)
     }
 
     /// Sends a notification to all integrations of a receiver now, outside of groups and the log.
@@ -335,8 +378,12 @@ impl Dispatcher {
     pub async fn run(self) {
         loop {
             let now = self.now();
-            let tick = self.core().tick(now);
-            self.start(tick).await;
+            let (kept, jobs) = {
+                let mut core = self.core();
+                let Tick { changes, jobs } = core.tick(now);
+                (self.keep(&core, changes), jobs)
+            };
+            self.start(kept.await, jobs);
             let next = self.core().next();
             let wait = next.map_or(1_000_000_000, |t| t.nanos().saturating_sub(self.now().nanos()));
             // The wall clock may jump: it is looked at every second.
@@ -349,15 +396,13 @@ impl Dispatcher {
         }
     }
 
-    /// Makes durable what a tick changed, then starts its deliveries.
-    async fn start(&self, tick: Tick) {
-        if !tick.changes.is_empty()
-            && let Err(e) = self.0.environment.state.put(states(tick.changes)).await
-        {
+    /// Starts the deliveries of a tick once what it changed is durable.
+    fn start(&self, kept: Result<(), StateError>, jobs: Vec<Job>) {
+        if let Err(e) = kept {
             // Pages go out all the same: one too many is better than one too few.
             tracing::error!(error = %e, "the state of alerts could not be kept");
         }
-        for job in tick.jobs {
+        for job in jobs {
             let this = self.clone();
             self.0.tasks.spawn(async move { this.deliver(job).await });
         }
@@ -379,10 +424,12 @@ impl Dispatcher {
             self.0.counts.add(target.kind, 1);
         }
         let now = self.now();
-        let changes = self.core().finish(&job, ended, now);
-        if !changes.is_empty()
-            && let Err(e) = self.0.environment.state.put(states(changes)).await
-        {
+        let kept = {
+            let mut core = self.core();
+            let changes = core.finish(&job, ended, now);
+            self.keep(&core, changes)
+        };
+        if let Err(e) = kept.await {
             tracing::error!(error = %e, "a sent notification could not be noted; it may be sent twice");
         }
         self.0.wake.notify_one();

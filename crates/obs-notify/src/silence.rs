@@ -167,6 +167,15 @@ impl Silences {
         }
     }
 
+    /// Puts a silence back to what it was, or away if it was not.
+    pub(crate) fn take_back(&mut self, id: &str, before: Option<Silence>) {
+        if before.as_ref().is_none_or(|b| b.id != id) {
+            self.forget(id);
+        }
+        // It compiled before.
+        let _ = before.map(|b| self.insert(b));
+    }
+
     pub(crate) fn get(&self, id: &str) -> Option<&Silence> {
         self.all.get(id).map(|s| &s.0)
     }

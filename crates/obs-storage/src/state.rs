@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 
 pub(crate) const STATE_MAGIC: &[u8; 8] = b"OBSSTA\0\x01";
 /// Largest value, and largest sum of all keys and values.
-const VALUE_BYTES_MAX: usize = 1 << 20;
+const VALUE_BYTES_MAX: usize = 4 << 20;
 const BYTES_MAX: usize = 256 << 20;
 /// Edits that may wait for the disk; beyond it callers are refused.
 const WAITING_MAX: usize = 16_384;

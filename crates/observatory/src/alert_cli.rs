@@ -2,12 +2,11 @@
 
 use crate::cli::{Output, OutputArgs, UsageError, complain, say};
 use crate::client::{Call, call};
-use crate::prometheus::read_rules;
+use crate::rules_cli::read_any;
 use anyhow::Result;
 use clap::{Args as ClapArgs, Subcommand};
 use obs_model::Labels;
-use obs_rules::file::{RuleFile, RuleKind};
-use obs_rules::packs;
+use obs_rules::file::RuleKind;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -191,14 +190,7 @@ fn show(what: &What, v: &Value) {
 fn alert_labels(files: &[PathBuf]) -> Result<Vec<Labels>> {
     let mut out = Vec::new();
     for path in files {
-        let shown = path.display().to_string();
-        let file: RuleFile = match shown.strip_prefix("pack:") {
-            Some(name) => match packs::PACKS.iter().find(|p| p.0 == name) {
-                Some((_, _, text)) => obs_rules::file::read(text),
-                None => anyhow::bail!("{name:?} is no rule pack"),
-            },
-            None => read_rules(path)?,
-        };
+        let file = read_any(path)?;
         for r in file.groups.iter().flat_map(|g| &g.rules) {
             if let RuleKind::Alert { name, .. } = &r.kind {
                 let own = r.labels.iter().filter(|(_, v)| !v.contains("{{"));

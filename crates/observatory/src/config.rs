@@ -477,7 +477,7 @@ mod tests {
                 "observatory.yaml:2:8: environment variable UNSET is not set",
             ),
             ("limits:\n  query_concurrency: many\n", "observatory.yaml:2:22: "),
-            ("outbound: {}\n", "observatory.yaml:1:1: section \"outbound\" is not supported yet"),
+            ("grafana: {}\n", "observatory.yaml:1:1: section \"grafana\" is not supported yet"),
             (
                 "retention:\n  logs:\n    max_age: soon\n",
                 "observatory.yaml: retention.logs.max_age: \"soon\" is no duration",

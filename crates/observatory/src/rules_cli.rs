@@ -3,11 +3,22 @@
 use crate::cli::{Output, complain, say};
 use crate::prometheus::read_rules;
 use anyhow::{Context as _, Result};
+use obs_rules::file::RuleFile;
 use obs_rules::{lint, packs, unit_test};
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+/// Reads a rule file, or a built-in pack as `pack:NAME`.
+pub(crate) fn read_any(path: &Path) -> Result<RuleFile> {
+    let name = path.display().to_string();
+    let Some(name) = name.strip_prefix("pack:") else { return Ok(read_rules(path)?) };
+    match packs::PACKS.iter().find(|p| p.0 == name) {
+        Some((_, _, text)) => Ok(obs_rules::file::read(text)),
+        None => anyhow::bail!("{name:?} is no rule pack"),
+    }
+}
 
 /// Files and, beside them, the names of built-in packs as `pack:NAME`.
 pub(crate) fn check(
@@ -28,13 +39,7 @@ pub(crate) fn check(
     let mut report = Vec::new();
     for path in files {
         let shown = path.display().to_string();
-        let file = match shown.strip_prefix("pack:") {
-            Some(name) => match packs::PACKS.iter().find(|p| p.0 == name) {
-                Some((_, _, text)) => obs_rules::file::read(text),
-                None => anyhow::bail!("{name:?} is no rule pack"),
-            },
-            None => read_rules(path)?,
-        };
+        let file = read_any(path)?;
         let found = if no_lint { Vec::new() } else { lint::lint(&file, known.as_ref()) };
         let rules: usize = file.groups.iter().map(|g| g.rules.len()).sum();
         bad |= !file.errors.is_empty() || !found.is_empty();

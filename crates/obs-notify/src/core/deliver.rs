@@ -19,6 +19,10 @@ use std::time::Duration;
 /// An attempt may take this long even where groups are told of more often.
 const DEADLINE_MIN: Duration = Duration::from_secs(10);
 
+/// Text of the alerts that a late notification tells of, bytes; escaped it is within what the store
+/// takes as one value.
+const OWED_BYTES_MAX: usize = 512 << 10;
+
 /// The state that a notification tells of.
 #[derive(Debug, Clone)]
 pub(crate) struct Told {
@@ -103,7 +107,12 @@ impl Core {
             }
             if !job.told.is_late {
                 let first = !self.log.contains_key(&job.log_key);
-                let snapshot = job.notification.alerts.iter().filter(|_| first);
+                let mut room = OWED_BYTES_MAX;
+                let snapshot = job.notification.alerts.iter().filter(|_| first).take_while(|a| {
+                    let fits = a.size() <= room;
+                    room = room.saturating_sub(a.size());
+                    fits
+                });
                 let owed = Owed {
                     at: now,
                     is_unsure: true,

@@ -129,6 +129,8 @@ pub struct Core {
     acknowledged: HashMap<u64, Acknowledgement>,
     /// What receivers were to hear and perhaps did not, by log key.
     owed: HashMap<String, Owed>,
+    /// Alerts that the disk does not have as they are.
+    unkept: BTreeSet<u64>,
     /// (group key, integration) that a delivery is under way for.
     busy: BTreeSet<String>,
     generation: u64,
@@ -167,6 +169,7 @@ impl Core {
             log: restored.log,
             acknowledged: restored.acknowledged,
             owed: restored.owed,
+            unkept: BTreeSet::new(),
             busy: BTreeSet::new(),
             generation: 0,
             collected_at: now,
@@ -215,9 +218,14 @@ impl Core {
         &self.config
     }
 
-    /// Takes alerts; those beyond the limit are left out and counted. Returns what is to be kept.
-    pub(crate) fn put(&mut self, alerts: Vec<Alert>, now: TimestampNs) -> (Vec<Change>, usize) {
-        let (mut changes, mut refused) = (Vec::new(), 0);
+    /// Takes alerts; those beyond the limit are left out and counted. Returns what is to be kept,
+    /// of which alerts, and how many were left out.
+    pub(crate) fn put(
+        &mut self,
+        alerts: Vec<Alert>,
+        now: TimestampNs,
+    ) -> (Vec<Change>, Vec<u64>, usize) {
+        let (mut changes, mut changed, mut refused) = (Vec::new(), Vec::new(), 0);
         for a in alerts {
             let id = fingerprint(&a.labels);
             let old = self.alerts.get(&id).cloned();
@@ -229,8 +237,10 @@ impl Core {
                 Some(o) => Alert::merge(o, a),
                 None => a,
             };
-            if old.as_ref().is_none_or(|o| new.says_more_than(o, now)) {
+            let is_unkept = self.unkept.remove(&id);
+            if is_unkept || old.as_ref().is_none_or(|o| new.says_more_than(o, now)) {
                 changes.push(Change::alert(id, Some(&new)));
+                changed.push(id);
             }
             let new = Arc::new(new);
             self.alerts.insert(id, new.clone());
@@ -241,7 +251,12 @@ impl Core {
             }
             self.assign(id, &new, now, false);
         }
-        (changes, refused)
+        (changes, changed, refused)
+    }
+
+    /// Hears that these alerts could not be kept: they are new when they come again.
+    pub(crate) fn not_kept(&mut self, ids: Vec<u64>) {
+        self.unkept.extend(ids);
     }
 
     /// Puts an alert into the groups of its routes. Groups that are made anew, after a start or
@@ -436,6 +451,11 @@ impl Core {
         Ok(changed.iter().map(|(id, s)| Change::silence(id, s.as_ref())).collect())
     }
 
+    /// Undoes a change of a silence that could not be kept.
+    pub(crate) fn take_back(&mut self, id: &str, before: Option<Silence>) {
+        self.silences.take_back(id, before);
+    }
+
     pub fn silence(&self, id: &str) -> Option<&Silence> {
         self.silences.get(id)
     }
@@ -445,6 +465,10 @@ impl Core {
     }
 
     // Acknowledgements.
+
+    pub(crate) fn acknowledgement(&self, id: u64) -> Option<&Acknowledgement> {
+        self.acknowledged.get(&id)
+    }
 
     pub(crate) fn acknowledge(
         &mut self,

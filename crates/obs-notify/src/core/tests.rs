@@ -53,7 +53,7 @@ impl World {
             generator_url: String::new(),
         };
         let alert = new.admit(at(self.now), 300 * SECOND).unwrap();
-        let (changes, _) = self.core.put(vec![alert], at(self.now));
+        let (changes, _, _) = self.core.put(vec![alert], at(self.now));
         self.keep(changes);
     }
 
@@ -176,6 +176,56 @@ fn an_alert_that_fired_long_ago_does_not_wait() {
     w.send(A1, 50, 1000);
     w.run(102);
     assert_eq!(w.heard(), ["101: r +a1"]);
+}
+
+#[test]
+fn what_could_not_be_kept_is_kept_when_it_comes_again() {
+    let mut w = World::new(ONE);
+    let alert = |w: &World| {
+        let labels = Labels::from_pairs(A1.iter().copied());
+        let new = NewAlert {
+            labels,
+            annotations: BTreeMap::new(),
+            starts_at: Some(at(0)),
+            ends_at: Some(at(900)),
+            generator_url: String::new(),
+        };
+        vec![new.admit(at(w.now), 300 * SECOND).unwrap()]
+    };
+    let (changes, changed, _) = w.core.put(alert(&w), at(0));
+    assert_eq!((changes.len(), changed.len()), (1, 1));
+    // Known: nothing to keep.
+    assert_eq!(w.core.put(alert(&w), at(0)).0, []);
+    w.core.not_kept(changed);
+    assert_eq!(w.core.put(alert(&w), at(0)).0.len(), 1);
+    assert_eq!(w.core.put(alert(&w), at(0)).0, []);
+}
+
+#[test]
+fn a_silence_that_could_not_be_kept_is_taken_back() {
+    let mut w = World::new(ONE);
+    let m = |value: &str| SilenceMatcher {
+        name: "i".into(),
+        value: value.into(),
+        is_regex: false,
+        is_equal: true,
+    };
+    let wish = |id: &str, value: &str| SilenceWish {
+        id: id.into(),
+        matchers: vec![m(value)],
+        starts_at: at(0),
+        ends_at: at(100),
+        created_by: "me".into(),
+        comment: String::new(),
+    };
+    let labels = Labels::from_pairs(A1.iter().copied());
+    let (id, _) = w.core.set_silence(wish("", "1"), at(0)).unwrap();
+    let before = w.core.silence(&id).cloned();
+    let (new, _) = w.core.set_silence(wish(&id, "2"), at(1)).unwrap();
+    assert_ne!(id, new);
+    w.core.take_back(&new, before);
+    assert!(w.core.silence(&new).is_none());
+    assert_eq!(w.core.status(&labels, &[0], at(2)).silenced_by, [id]);
 }
 
 #[test]

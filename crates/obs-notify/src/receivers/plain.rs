@@ -1,16 +1,20 @@
 //! Webhooks and Amazon SNS.
 
 use super::{Attempt, Outcome, Request, hex, sha256};
-use crate::alert::fingerprint;
+use crate::alert::{Alert, fingerprint};
 use crate::config::{Sns, Webhook};
 use obs_model::{Labels, TimestampNs};
 use ring::hmac;
 use serde_json::{Map, Value, json};
+use std::sync::Arc;
 use url::form_urlencoded;
 
 fn object(labels: &Labels) -> Value {
     Value::Object(labels.iter().map(|(n, v)| (n.to_owned(), v.into())).collect::<Map<_, _>>())
 }
+
+/// Text of the alerts of one message, bytes; what is left out is counted in it.
+const ALERTS_BYTES_MAX: usize = 8 << 20;
 
 /// Writes the message of webhooks, version 4.
 pub(super) async fn webhook(a: &Attempt<'_>, c: &Webhook) -> Result<Outcome, Outcome> {
@@ -21,7 +25,15 @@ pub(super) async fn webhook(a: &Attempt<'_>, c: &Webhook) -> Result<Outcome, Out
     if c.max_alerts > 0 {
         n.alerts.truncate(c.max_alerts);
     }
-    let alert = |x: &std::sync::Arc<crate::Alert>| {
+    let mut room = ALERTS_BYTES_MAX;
+    let fits = |a: &&Arc<Alert>| {
+        let fits = a.size() <= room;
+        room = room.saturating_sub(a.size());
+        fits
+    };
+    let fitting = n.alerts.iter().take_while(fits).count();
+    n.alerts.truncate(fitting.max(1));
+    let alert = |x: &Arc<Alert>| {
         let is_resolved = x.is_resolved(n.now);
         let ends = if is_resolved { go_time(x.ends_at) } else { "0001-01-01T00:00:00Z".into() };
         json!({
