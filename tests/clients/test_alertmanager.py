@@ -337,6 +337,8 @@ def test_temporary_refusals_are_tried_again_and_others_not(tmp_path):
     [hook, gone] = server.get("/api/v1/alerting/receivers")["receivers"]
     assert hook["integrations"][0]["trouble"] is None
     assert gone["integrations"][0]["trouble"]["error"] == "unexpected status code 404"
+    sent = {n["integration"]: n["error"] for n in server.get("/api/v1/alerting/receivers")["recent"]}
+    assert sent == {"hook/webhook/0": None, "gone/webhook/0": "unexpected status code 404"}
     server.stop()
     receiver.stop()
 
@@ -660,6 +662,8 @@ def test_routes_that_no_alert_reaches_are_found(tmp_path):
     text = run("check", "alertmanager", file, "--rules", "pack:storage", code=1)
     assert 'unreachable route: route {component="x",severity="info"} to "dead"' in text
     assert 'no rule reaches it: route {component="backup"} to "backup": alert "BackupFailed" matches it and goes to crit' in text
+    file.write_text("route: {receiver: d}\nreceivers: [{name: d, webhook_configs: [{url: 'http://x/', http_config: {basic_aut: {}}}]}]\n")
+    assert 'unknown key "basic_aut"; did you mean "basic_auth"?' in run("check", "alertmanager", file, code=1)
     file.write_text("route: {receiver: nobody}\nreceivers: [{name: d}]\n")
     assert 'undefined receiver "nobody" used in route' in run("check", "alertmanager", file, code=1)
     file.write_text("route:\n  receiver: d\n  group_wiat: 1s\nreceivers: [{name: d}]\n")

@@ -65,6 +65,39 @@ fn yes() -> bool {
     true
 }
 
+/// Keys of [`HttpConfig`]; those that are not fields are known and change nothing.
+const HTTP_KEYS: [&str; 13] = [
+    "basic_auth",
+    "authorization",
+    "bearer_token",
+    "bearer_token_file",
+    "oauth2",
+    "tls_config",
+    "proxy_url",
+    "no_proxy",
+    "proxy_from_environment",
+    "proxy_connect_header",
+    "follow_redirects",
+    "enable_http2",
+    "http_headers",
+];
+
+/// Reads an `http_config` section, whose unknown keys are mistakes: elsewhere these settings stand
+/// among others.
+///
+/// # Errors
+/// With the key that is none, or the value that is wrong.
+pub fn http_section<'de, D: Deserializer<'de>>(d: D) -> Result<Option<HttpConfig>, D::Error> {
+    let Some(raw) = Option::<serde_json::Map<String, serde_json::Value>>::deserialize(d)? else {
+        return Ok(None);
+    };
+    if let Some(key) = raw.keys().find(|k| !HTTP_KEYS.contains(&k.as_str())) {
+        return Err(serde::de::Error::unknown_field(key, &HTTP_KEYS));
+    }
+    let config = serde_json::from_value(serde_json::Value::Object(raw));
+    config.map(Some).map_err(serde::de::Error::custom)
+}
+
 /// Credentials and transport of requests.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(default)]

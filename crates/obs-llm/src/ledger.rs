@@ -30,14 +30,7 @@ pub struct Entry<'a> {
 /// Returns the parts of a call's cost that are not zero.
 pub fn parts(c: &LlmCall) -> Vec<(&'static str, Money)> {
     let Some(cost) = &c.cost else { return Vec::new() };
-    let all = [
-        ("input", cost.input),
-        ("cache_read", cost.cache_read),
-        ("cache_write", cost.cache_write),
-        ("output", cost.output),
-        ("request", cost.request),
-    ];
-    all.into_iter().filter(|(_, m)| !m.is_zero()).collect()
+    cost.parts().into_iter().filter(|(_, m)| !m.is_zero()).collect()
 }
 
 /// Returns the entries of one call from all its rows, in order of revision.

@@ -246,9 +246,20 @@ pub struct CallCost {
 }
 
 impl CallCost {
+    /// Returns the parts by their names.
+    pub const fn parts(&self) -> [(&'static str, Money); 5] {
+        [
+            ("input", self.input),
+            ("cache_read", self.cache_read),
+            ("cache_write", self.cache_write),
+            ("output", self.output),
+            ("request", self.request),
+        ]
+    }
+
     /// Returns the sum of the parts in USD.
     pub fn total(&self) -> Money {
-        self.input + self.cache_read + self.cache_write + self.output + self.request
+        self.parts().into_iter().map(|p| p.1).sum()
     }
 }
 

@@ -9,7 +9,7 @@ use crate::receivers::{Outcome, Sender};
 use crate::silence::{SilenceError, SilenceWish};
 use crate::store::{Acknowledgement, Change, Restored};
 use obs_model::{KeepState, StateChange, StateError, TimestampNs};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -77,6 +77,23 @@ impl Counts {
     }
 }
 
+/// A notification and what became of it.
+#[derive(Debug, Clone)]
+pub struct Sent {
+    pub at: TimestampNs,
+    /// Receiver, kind and place: `ops/slack/0`.
+    pub integration: String,
+    pub group_key: String,
+    /// `firing` or `resolved`.
+    pub status: &'static str,
+    pub alerts: usize,
+    /// Why it was not taken, if it was not.
+    pub error: Option<String>,
+}
+
+/// Notifications that are remembered for the page.
+const RECENT_MAX: usize = 200;
+
 /// An integration that can be sent to.
 struct Target {
     sender: Sender,
@@ -96,6 +113,7 @@ struct Inner {
     open_changes: AtomicU64,
     /// The error of the last attempt of each integration that failed last, for the page.
     troubles: Mutex<BTreeMap<String, (TimestampNs, String)>>,
+    recent: Mutex<VecDeque<Sent>>,
 }
 
 /// The running Alertmanager; cheap to clone.
@@ -154,6 +172,7 @@ impl Dispatcher {
             counts: Counts::default(),
             open_changes: AtomicU64::new(0),
             troubles: Mutex::default(),
+            recent: Mutex::default(),
         })))
     }
 
@@ -198,6 +217,31 @@ impl Dispatcher {
     /// Returns integrations whose last delivery failed: when, and why.
     pub fn troubles(&self) -> BTreeMap<String, (TimestampNs, String)> {
         self.0.troubles.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns the notifications since the start, the newest first; a few hundred at most.
+    pub fn recent(&self) -> Vec<Sent> {
+        let recent = self.0.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.iter().rev().cloned().collect()
+    }
+
+    fn remember(&self, job: &Job, ended: &Ended) {
+        let delivered = matches!(ended, Ended::Delivered(_));
+        let error = || self.troubles().remove(&job.integration).map(|t| t.1).unwrap_or_default();
+        let n = &job.notification;
+        let sent = Sent {
+            at: self.now(),
+            integration: job.integration.clone(),
+            group_key: n.group_key.clone(),
+            status: n.status(),
+            alerts: n.alerts.len(),
+            error: (!delivered).then(error),
+        };
+        let mut recent = self.0.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.len() >= RECENT_MAX {
+            recent.pop_front();
+        }
+        recent.push_back(sent);
     }
 
     /// Takes alerts; when it returns, they are durable.
@@ -418,6 +462,7 @@ impl Dispatcher {
         };
         self.0.counts.add(target.kind, 0);
         let ended = self.attempts(&job, &target).await;
+        self.remember(&job, &ended);
         if matches!(ended, Ended::Delivered(_)) {
             self.0.troubles.lock().unwrap_or_else(PoisonError::into_inner).remove(&job.integration);
         } else {

@@ -27,7 +27,7 @@ pub use crate::core::{AlertCounts, AlertStatus, Core, GroupView, Job, Listed, Ti
 pub use alert::{Alert, AlertError, NewAlert, fingerprint};
 pub use config::{Config, ConfigProblem};
 pub use data::Notification;
-pub use driver::{Counts, Dispatcher, Environment, PutError};
+pub use driver::{Counts, Dispatcher, Environment, PutError, Sent};
 pub use guard::Outbound;
 pub use interval::TimeInterval;
 pub use matchers::{matcher_text, parse_matcher, parse_matchers};

@@ -220,7 +220,7 @@ impl Sums {
 type Group = (Sums, Vec<(u64, u64, Money)>);
 
 /// Nearest-rank quantile; `None` of nothing.
-fn quantile(values: &mut [f64], q: f64) -> Option<f64> {
+pub(crate) fn quantile(values: &mut [f64], q: f64) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let rank = (q * values.len() as f64).ceil() as usize;
     values.get(rank.saturating_sub(1)).copied()

@@ -429,7 +429,7 @@ impl Record for LlmCall {
             None => e.u8(0),
             Some(c) => {
                 e.u8(1);
-                for m in [c.input, c.cache_read, c.cache_write, c.output, c.request] {
+                for (_, m) in c.parts() {
                     put_money(e, m);
                 }
                 e.str(&c.price_id);

@@ -191,13 +191,7 @@ fn calc(book: &PriceBook, a: &CalcArgs, output: Output) -> Result<ExitCode> {
         return Ok(ExitCode::from(1));
     };
     let how = book.explain(&call).map_or("", |m| m.how);
-    let parts = [
-        ("input", cost.input),
-        ("cache_read", cost.cache_read),
-        ("cache_write", cost.cache_write),
-        ("output", cost.output),
-        ("request", cost.request),
-    ];
+    let parts = cost.parts();
     if output == Output::Json {
         let parts: serde_json::Map<String, serde_json::Value> = parts
             .iter()

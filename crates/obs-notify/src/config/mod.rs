@@ -15,7 +15,7 @@ use crate::interval::{RawInterval, TimeInterval};
 use crate::route::Routes;
 use crate::templates::Templates;
 use fill::RawReceiver;
-use obs_collect::config::{HttpConfig, Span};
+use obs_collect::config::{HttpConfig, Span, http_section};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -98,6 +98,7 @@ pub(crate) struct RawInhibit {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Global {
     resolve_timeout: Option<Span>,
+    #[serde(deserialize_with = "http_section")]
     http_config: Option<HttpConfig>,
     pub(crate) smtp_from: Option<String>,
     pub(crate) smtp_hello: Option<String>,

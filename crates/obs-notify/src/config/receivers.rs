@@ -1,6 +1,6 @@
 //! The kinds of receivers and their settings; texts are templates.
 
-use obs_collect::config::{HttpConfig, Span, TlsConfig};
+use obs_collect::config::{HttpConfig, Span, TlsConfig, http_section};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -67,6 +67,7 @@ macro_rules! settings {
         #[serde(deny_unknown_fields, default)]
         pub struct $name {
             pub(super) send_resolved: Option<bool>,
+            #[serde(deserialize_with = "http_section")]
             pub(super) http_config: Option<HttpConfig>,
             $(pub $field: $type,)*
         }

@@ -277,13 +277,14 @@ fn what_was_not_delivered_is_owed_even_when_it_has_ended() {
     w.end(A1);
     w.run(200);
     w.crash();
-    w.run(20_000);
+    // A day and more.
+    w.run(90_000);
     w.up = true;
-    w.run(20_100);
+    w.run(90_100);
     let heard = w.heard();
     assert_eq!(heard.len(), 2, "{heard:?}");
     assert!(heard[0].ends_with("r +a1") && heard[1].ends_with("r -a1"), "{heard:?}");
-    w.run(30_000);
+    w.run(92_000);
     assert_eq!(w.heard(), [""; 0]);
     assert!(w.stored.keys().all(|k| k.0 == "notifications"), "{:?}", w.stored.keys());
 }

@@ -233,9 +233,17 @@ async fn receivers(State(state): State<AppState>) -> Response {
             .collect();
         json!({"name": r.name, "integrations": integrations, "routes": routes})
     };
+    let sent = |n: &obs_notify::Sent| {
+        json!({
+            "at_ms": ms(n.at), "integration": n.integration, "group": n.group_key, "status": n.status,
+            "alerts": n.alerts, "error": n.error,
+        })
+    };
+    let recent: Vec<Value> = state.alerting.recent().iter().map(sent).collect();
     Json(json!({
         "receivers": config.receivers.iter().map(one).collect::<Vec<_>>(),
         "routes": tree(&config), "findings": findings_json(&findings),
+        "recent": recent,
     }))
     .into_response()
 }

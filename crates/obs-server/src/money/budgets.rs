@@ -154,28 +154,19 @@ async fn gate(State(state): State<AppState>, Path(id): Path<String>, p: Params) 
     Ok(Json(json!({"decision": decision, "budget": show(&s, now)})).into_response())
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 struct Request {
-    #[serde(default)]
     id: String,
-    #[serde(default)]
     scope: BTreeMap<String, String>,
-    #[serde(default)]
     provider: String,
-    #[serde(default)]
     model: String,
-    #[serde(default)]
     input_tokens: u64,
-    #[serde(default)]
     max_output_tokens: u64,
-    #[serde(default)]
     service_tier: String,
     /// Instead of tokens and a price: an amount in USD.
-    #[serde(default)]
     amount_usd: Option<Money>,
     /// How long the reservation holds when nobody settles it.
-    #[serde(default)]
     ttl_seconds: Option<u32>,
 }
 
@@ -338,11 +329,7 @@ async fn settle(State(state): State<AppState>, headers: HeaderMap, bytes: Bytes)
             scope: r.ask.scope.clone(),
             provider: r.provider.clone(),
             model: r.model.clone(),
-            input_tokens: 0,
-            max_output_tokens: 0,
-            service_tier: String::new(),
-            amount_usd: None,
-            ttl_seconds: None,
+            ..Request::default()
         },
         // Expired, or settled before. What was used is told by the call itself, if it was booked.
         None => {
@@ -496,16 +483,14 @@ fn authorize(state: &AppState, request: envoy::CheckRequest) -> envoy::CheckResp
     let number = |keys: [&str; 3]| keys.iter().find_map(|k| told.get(k)?.as_u64()).unwrap_or(0);
     let provider = scope.remove("provider").unwrap_or_default();
     let asked = Request {
-        id: String::new(),
         provider,
         model: scope.remove("model").unwrap_or_else(|| text("model")),
         // Four bytes a token is few: the estimate is on the high side for text.
         input_tokens: (http.body.len() as u64).div_ceil(4),
         max_output_tokens: number(["max_completion_tokens", "max_output_tokens", "max_tokens"]),
         service_tier: text("service_tier"),
-        amount_usd: None,
-        ttl_seconds: None,
         scope,
+        ..Request::default()
     };
     let now = state.now();
     // Without a model there is nothing to price: what is spent already decides.

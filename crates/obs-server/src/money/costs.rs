@@ -1,5 +1,6 @@
 //! Reports of cost: sums, summary, attribution, forecast, anomalies, analytics.
 
+use crate::llm::quantile;
 use crate::money::{Answer, Fault, Query, change, data, query, read, totals, usd};
 use crate::params::Params;
 use crate::state::AppState;
@@ -443,11 +444,7 @@ impl Speed {
 
     fn json(&mut self) -> Value {
         fn quantiles(v: &mut [f64]) -> Value {
-            v.sort_by(f64::total_cmp);
-            let at = |q: f64| {
-                let rank = (q * v.len() as f64).ceil() as usize;
-                v.get(rank.saturating_sub(1)).copied()
-            };
+            let mut at = |q: f64| quantile(v, q);
             json!({"p50": at(0.5), "p90": at(0.9), "p95": at(0.95), "p99": at(0.99)})
         }
         let t = &self.totals;

@@ -47,7 +47,7 @@ fn texts(c: &LlmCall) -> [&str; TEXTS] {
 fn put_costs(e: &mut Encoder, c: &LlmCall) {
     e.u8(u8::from(c.cost.is_some()) | (u8::from(c.reported_cost.is_some()) << 1));
     if let Some(cost) = &c.cost {
-        for m in [cost.input, cost.cache_read, cost.cache_write, cost.output, cost.request] {
+        for (_, m) in cost.parts() {
             put_amount(e, m);
         }
     }

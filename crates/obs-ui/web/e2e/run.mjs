@@ -289,6 +289,7 @@ try {
     page.once('dialog', (d) => d.accept());
     await page.getByRole('button', { name: 'Send a test' }).first().click();
     await page.getByText('test of ops/webhook/0: address 127.0.0.1 is on this machine').waitFor();
+    await page.getByRole('region', { name: 'Notifications' }).getByText('ops/webhook/0').first().waitFor();
     await axe('contacts');
     await shot('contacts');
     await page.goto(`${base}/slo`);

@@ -7,6 +7,9 @@ export class ApiError extends Error {
   }
 }
 
+/** Returns what an error says. */
+export const errorText = (x: unknown) => (x instanceof Error ? x.message : String(x));
+
 /** Fetches JSON; throws ApiError with the server's message. */
 export async function get<T>(path: string, params: Record<string, string | number | string[] | undefined> = {}, signal?: AbortSignal, headers: Record<string, string> = {}): Promise<T> {
   const query = new URLSearchParams();

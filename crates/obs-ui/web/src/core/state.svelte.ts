@@ -1,5 +1,6 @@
 // The URL is the state: path, range and every page's settings live in it.
 
+import { errorText } from './api';
 import { range, shift, type Range } from './range';
 
 class Location {
@@ -103,7 +104,7 @@ export class Loader<T> {
         })
         .catch((e: unknown) => {
           if (abort.signal.aborted) return;
-          this.error = e instanceof Error ? e.message : String(e);
+          this.error = errorText(e);
           this.loading = false;
         });
       return () => abort.abort();
