@@ -879,3 +879,72 @@ receivers:
     assert "smtp_auth_password: <secret>" in shown and "unexpected status code 500" in shown
     assert not re.findall(r"canary\w*", shown)
     receiver.stop()
+
+
+POLICY = """
+route:
+  receiver: hook
+  group_by: [g]
+  group_wait: 500ms
+  group_interval: 1s
+  repeat_interval: 1h
+  routes:
+  - {receiver: quiet, matchers: ['kind=q'], continue: true}
+receivers:
+- name: hook
+  webhook_configs: [{url: 'URL/hook'}]
+- name: quiet
+  webhook_configs: [{url: 'URL/quiet', send_resolved: false}]
+inhibit_rules:
+- {source_matchers: [severity=critical], target_matchers: [severity=warning], equal: [g]}
+"""
+
+
+def test_forty_groups_are_told_the_same_in_the_same_order(tmp_path):
+    """Alerts come and go at random, inhibit each other and are silenced for a while, here and there."""
+    dice = random.Random(5)
+    receivers = [Receiver(), Receiver()]
+    debian = Debian(tmp_path / "debian", POLICY.replace("URL", receivers[0].url))
+    server = Alerting(tmp_path / "ours", POLICY.replace("URL", receivers[1].url))
+    bases, fires, silences = [debian.base, server.base], {}, []
+
+    def call(base, path, body, method):
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(base + path, data=data, method=method)
+        request.add_header("Content-Type", "application/json")
+        with urllib.request.urlopen(request) as answer:
+            return answer.read()
+
+    for step in range(6):
+        batch = []
+        for g in range(40):
+            for name, severity in [("c", "critical"), ("w", "warning"), ("i", "info")]:
+                if dice.random() < 0.35:
+                    fires[g, name] = not fires.get((g, name))
+                    kind = {"kind": "q"} if g % 2 else {}
+                    ends, starts = (600, 0) if fires[g, name] else (-0.01, -0.5)
+                    batch.append(alert(name, ends, starts, g=str(g), severity=severity, **kind))
+        for base in bases:
+            post_alerts(base, batch)
+        if step == 2:
+            matcher = {"name": "g", "value": "1.*", "isRegex": True, "isEqual": True}
+            wish = {"matchers": [matcher], "startsAt": iso(0), "endsAt": iso(600), "createdBy": "a", "comment": "c"}
+            silences = [json.loads(call(b, "/api/v2/silences", wish, "POST"))["silenceID"] for b in bases]
+        if step == 4:
+            for base, silence in zip(bases, silences):
+                call(base, f"/api/v2/silence/{silence}", None, "DELETE")
+        # Longer than any group waits, so that both see each state.
+        time.sleep(3)
+    debian.stop()
+    server.stop()
+    told = []
+    for receiver in receivers:
+        groups = {}
+        for request in receiver.requests:
+            body = parsed(request)
+            alerts = sorted((a["labels"]["alertname"], a["status"]) for a in body["alerts"])
+            groups.setdefault((request["path"], body["groupKey"]), []).append((body["status"], alerts))
+        told.append(groups)
+        receiver.stop()
+    assert told[1] == told[0]
+    assert sum(map(len, told[0].values())) > 90
