@@ -25,6 +25,8 @@ TELEGRAM = b'{"ok":true,"result":{"message_id":1,"date":1,"chat":{"id":-12,"type
 
 
 def answers(path, _n):
+    if path.startswith("/wechat/"):
+        return 200, {"Content-Type": "application/json"}, b'{"errcode":0,"access_token":"wt"}'
     if path.startswith("/telegram"):
         return 200, {"Content-Type": "application/json"}, TELEGRAM
     return 200, {}, b"ok"
@@ -108,6 +110,7 @@ KINDS = """
   sns_configs:
   - {api_url: 'URL/sns', topic_arn: 'arn:aws:sns:us-east-2:1:t', sigv4: {region: us-east-2, access_key: AK, secret_key: SK}, attributes: {k: v}}
   telegram_configs: [{bot_token: tok, api_url: 'URL/telegram', chat_id: -12}]
+  wechat_configs: [{api_url: 'URL/wechat/', api_secret: s, corp_id: '{{ .Status }}', to_user: me, agent_id: '7', send_resolved: true}]
   discord_configs: [{webhook_url: 'URL/discord'}]
   webex_configs: [{api_url: 'URL/webex', room_id: r, http_config: {authorization: {credentials: c}}}]
 - name: texts
@@ -202,7 +205,7 @@ def test_every_request_is_the_one_that_alertmanager_sends(tmp_path):
     server = Alerting(tmp_path / "ours", config(ours.url, text))
     first = pair(300) + pair(300, kind="text")
     ends = [{**a, "endsAt": iso(-1)} for a in first]
-    prefixes = ["/webhook", "/one", "/pagerduty", "/opsgenie", "/slack", "/victorops", "/sns", "/telegram", "/discord", "/webex", "/texts"]
+    prefixes = ["/webhook", "/one", "/pagerduty", "/opsgenie", "/slack", "/victorops", "/sns", "/telegram", "/wechat/message", "/discord", "/webex", "/texts"]
     for alerts, count in [(first, 1), (ends, 2)]:
         for base in [debian.base, server.base]:
             post_alerts(base, alerts)
@@ -212,7 +215,7 @@ def test_every_request_is_the_one_that_alertmanager_sends(tmp_path):
     time.sleep(0.3)
     debian.stop()
     server.stop()
-    for prefix in prefixes:
+    for prefix in [*prefixes, "/wechat/gettoken"]:
         got, want = ours.at(prefix), theirs.at(prefix)
         assert [strip(r) for r in got] == [strip(r) for r in want], prefix
         for r in got:

@@ -3,7 +3,7 @@
 use crate::config::Global;
 use crate::config::receivers::{
     Discord, Email, Integration, Jira, Kind, MsTeams, MsTeamsV2, OpsGenie, PagerDuty, Pushover,
-    RocketChat, Slack, Sns, Telegram, VictorOps, Webex, Webhook,
+    RocketChat, Slack, Sns, Telegram, VictorOps, WeChat, Webex, Webhook,
 };
 use obs_collect::config::HttpConfig;
 use serde::Deserialize;
@@ -28,7 +28,7 @@ pub(crate) struct RawReceiver {
     msteamsv2_configs: Vec<MsTeamsV2>,
     jira_configs: Vec<Jira>,
     rocketchat_configs: Vec<RocketChat>,
-    wechat_configs: Vec<serde_json::Value>,
+    wechat_configs: Vec<WeChat>,
 }
 
 /// Takes a setting of the file, or the global one; of a secret, its file of either.
@@ -86,9 +86,6 @@ fn default_url(url: &mut Option<String>, global: Option<&String>, default: &str)
 impl RawReceiver {
     /// Returns the integrations in Alertmanager's order, with global settings filled in.
     pub(crate) fn integrations(&self, g: &Global) -> Result<Vec<Integration>, String> {
-        if !self.wechat_configs.is_empty() {
-            return Err(format!("receiver {:?}: wechat_configs is not supported", self.name));
-        }
         let mut out = Vec::new();
         self.common(g, &mut out)?;
         self.chats(g, &mut out)?;
@@ -229,6 +226,38 @@ impl RawReceiver {
     }
 
     fn chats(&self, g: &Global, out: &mut Vec<Integration>) -> Result<(), String> {
+        for (i, c) in self.wechat_configs.iter().enumerate() {
+            let mut c = c.clone();
+            fill_secret(
+                (&mut c.api_secret, &mut c.api_secret_file),
+                (g.wechat_api_secret.as_ref(), g.wechat_api_secret_file.as_ref()),
+                "at most one of api_secret & api_secret_file must be configured",
+                "no global Wechat Api Secret set either inline or in a file",
+            )?;
+            fill(&mut c.corp_id, g.wechat_api_corp_id.as_ref());
+            if c.corp_id.is_none() {
+                return Err("no global Wechat CorpID set".into());
+            }
+            if !["", "text", "markdown"].contains(&c.message_type.as_str()) {
+                return Err(format!(
+                    "weChat message type {:?} does not match valid options text|markdown",
+                    c.message_type
+                ));
+            }
+            default_url(
+                &mut c.api_url,
+                g.wechat_api_url.as_ref(),
+                "https://qyapi.weixin.qq.com/cgi-bin/",
+            );
+            with_slash(&mut c.api_url);
+            out.push(integration(
+                i,
+                c.send_resolved.unwrap_or(false),
+                c.http_config.as_ref(),
+                g,
+                Kind::WeChat(Box::new(c.clone())),
+            ));
+        }
         for (i, c) in self.slack_configs.iter().enumerate() {
             let mut c = c.clone();
             fill_secret(

@@ -7,7 +7,7 @@ mod redact;
 pub use receivers::{
     Discord, Email, Integration, Jira, Kind, MsTeams, MsTeamsV2, OpsGenie, OpsGenieResponder,
     PagerDuty, PagerDutyImage, PagerDutyLink, Pushover, RocketAction, RocketChat, RocketField,
-    Slack, SlackAction, SlackField, Sns, Telegram, VictorOps, Webex, Webhook,
+    Slack, SlackAction, SlackField, Sns, Telegram, VictorOps, WeChat, Webex, Webhook,
 };
 
 use crate::inhibit::InhibitRule;
@@ -116,9 +116,10 @@ pub(crate) struct Global {
     pub(crate) opsgenie_api_url: Option<String>,
     pub(crate) opsgenie_api_key: Option<String>,
     pub(crate) opsgenie_api_key_file: Option<PathBuf>,
-    wechat_api_url: Option<String>,
-    wechat_api_secret: Option<String>,
-    wechat_api_corp_id: Option<String>,
+    pub(crate) wechat_api_url: Option<String>,
+    pub(crate) wechat_api_secret: Option<String>,
+    pub(crate) wechat_api_secret_file: Option<PathBuf>,
+    pub(crate) wechat_api_corp_id: Option<String>,
     pub(crate) victorops_api_url: Option<String>,
     pub(crate) victorops_api_key: Option<String>,
     pub(crate) victorops_api_key_file: Option<PathBuf>,
@@ -173,10 +174,6 @@ impl Config {
 
     fn build(raw: Raw, text: &str, folder: &Path) -> Result<Self, String> {
         let g = &raw.global;
-        let wechat = [&g.wechat_api_url, &g.wechat_api_secret, &g.wechat_api_corp_id];
-        if wechat.iter().any(|w| w.is_some()) {
-            return Err("WeChat is not supported".into());
-        }
         let root = raw.route.as_ref().ok_or("no routes provided")?;
         let routes = Routes::new(root)?;
         let mut receivers = Vec::new();

@@ -22,6 +22,7 @@ pub enum Kind {
     Email(Box<Email>),
     PagerDuty(Box<PagerDuty>),
     OpsGenie(Box<OpsGenie>),
+    WeChat(Box<WeChat>),
     Slack(Box<Slack>),
     VictorOps(VictorOps),
     Pushover(Box<Pushover>),
@@ -43,6 +44,7 @@ impl Kind {
             Self::Email(_) => "email",
             Self::PagerDuty(_) => "pagerduty",
             Self::OpsGenie(_) => "opsgenie",
+            Self::WeChat(_) => "wechat",
             Self::Slack(_) => "slack",
             Self::VictorOps(_) => "victorops",
             Self::Pushover(_) => "pushover",
@@ -224,6 +226,19 @@ settings!(Slack {
     actions: Vec<SlackAction> = Vec::new(),
     timeout: Option<Span> = None,
     update_message: bool = false,
+});
+
+settings!(WeChat {
+    api_secret: Option<String> = None,
+    api_secret_file: Option<PathBuf> = None,
+    api_url: Option<String> = None,
+    corp_id: Option<String> = None,
+    message: String = t("wechat.default.message"),
+    message_type: String = String::new(),
+    to_user: String = t("wechat.default.to_user"),
+    to_party: String = t("wechat.default.to_party"),
+    to_tag: String = t("wechat.default.to_tag"),
+    agent_id: String = t("wechat.default.agent_id"),
 });
 
 settings!(VictorOps {

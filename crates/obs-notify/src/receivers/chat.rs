@@ -1,9 +1,12 @@
-//! Chats: Slack, Discord, Microsoft Teams, Telegram, Webex, RocketChat.
+//! Chats: Slack, WeChat, Discord, Microsoft Teams, Telegram, Webex, RocketChat.
 
 use super::{Attempt, Outcome, Request, compact, truncate};
-use crate::config::{Discord, MsTeams, MsTeamsV2, RocketChat, Slack, SlackAction, Telegram, Webex};
+use crate::config::{
+    Discord, MsTeams, MsTeamsV2, RocketChat, Slack, SlackAction, Telegram, WeChat, Webex,
+};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
+use url::form_urlencoded;
 
 fn extend(into: &mut Value, more: Value) {
     if let (Some(o), Value::Object(m)) = (into.as_object_mut(), more) {
@@ -226,4 +229,62 @@ pub(super) async fn rocketchat(a: &Attempt<'_>, c: &RocketChat) -> Result<Outcom
         return Err(Outcome::failed(format!("error response from Rocket.Chat: {word}")));
     }
     Ok(Outcome::sent())
+}
+
+/// How long a token of WeChat is used, as Alertmanager does.
+const TOKEN_NS: i64 = 2 * 3_600_000_000_000;
+
+/// Returns a token, asking for one when none is known or it is old.
+async fn wechat_token(a: &Attempt<'_>, c: &WeChat) -> Result<String, Outcome> {
+    let mut kept = a.sender.token.lock().await;
+    if let Some((token, since)) = &*kept
+        && a.n.now.nanos() - since.nanos() < TOKEN_NS
+    {
+        return Ok(token.clone());
+    }
+    let secret = a.secret(c.api_secret.as_ref(), c.api_secret_file.as_ref())?;
+    let query = form_urlencoded::Serializer::new(String::new())
+        .append_pair("corpid", &a.text(c.corp_id.as_deref().unwrap_or_default()))
+        .append_pair("corpsecret", &a.text(&secret))
+        .finish();
+    let url = format!("{}gettoken?{query}", c.api_url.as_deref().unwrap_or_default());
+    let r = Request::json(&url, &Value::Null).method(reqwest::Method::GET);
+    let answer = a.ask(r).await?.json();
+    let token = answer.get("access_token").and_then(Value::as_str).unwrap_or_default().to_owned();
+    if token.is_empty() {
+        return Err(Outcome::failed("invalid api_secret for corp_id"));
+    }
+    *kept = Some((token.clone(), a.n.now));
+    Ok(token)
+}
+
+pub(super) async fn wechat(a: &Attempt<'_>, c: &WeChat) -> Result<Outcome, Outcome> {
+    /// The code of an answer to a token that is too old.
+    const EXPIRED: i64 = 42_001;
+    let token = wechat_token(a, c).await?;
+    let is_markdown = c.message_type == "markdown";
+    let content = a.text(&c.message);
+    let of = |mine: bool| json!({"content": if mine { content.as_str() } else { "" }});
+    let mut body = json!({"text": of(!is_markdown)});
+    extend(
+        &mut body,
+        compact(json!({
+            "touser": a.text(&c.to_user), "toparty": a.text(&c.to_party), "totag": a.text(&c.to_tag),
+            "agentid": a.text(&c.agent_id), "safe": "0",
+            "msgtype": if is_markdown { "markdown" } else { "text" },
+        })),
+    );
+    extend(&mut body, json!({"markdown": of(is_markdown)}));
+    let api = c.api_url.as_deref().unwrap_or_default();
+    let url = format!("{api}message/send?access_token={token}");
+    let answer = a.ask(Request::json(&url, &body)).await?.json();
+    match answer.get("errcode").and_then(Value::as_i64) {
+        Some(0) => Ok(Outcome::sent()),
+        Some(EXPIRED) => {
+            *a.sender.token.lock().await = None;
+            Err(Outcome::retry("the token has expired"))
+        }
+        Some(code) => Err(Outcome::failed(format!("error {code} from WeChat"))),
+        None => Err(Outcome::failed("an answer of WeChat holds no errcode")),
+    }
 }

@@ -11,6 +11,7 @@ use crate::data::Notification;
 use crate::guard::{Outbound, Resolver};
 use crate::templates::{Filler, Templates};
 use obs_collect::http::{HttpClient, read_body};
+use obs_model::TimestampNs;
 use ring::digest;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -59,6 +60,8 @@ pub struct Sender {
     client: HttpClient,
     outbound: Arc<Outbound>,
     folder: PathBuf,
+    /// A token that a receiver gave for a while, and since when it is known.
+    token: tokio::sync::Mutex<Option<(String, TimestampNs)>>,
 }
 
 impl std::fmt::Debug for Sender {
@@ -140,7 +143,14 @@ impl Sender {
     ) -> Result<Self, String> {
         let resolver = Arc::new(Resolver(outbound.clone()));
         let client = HttpClient::guarded(&integration.http, folder, resolver)?;
-        Ok(Self { integration, templates, client, outbound, folder: folder.to_owned() })
+        Ok(Self {
+            integration,
+            templates,
+            client,
+            outbound,
+            folder: folder.to_owned(),
+            token: Default::default(),
+        })
     }
 
     /// Makes one attempt. A template that fails is replaced by a plain text: a mistake in it must
@@ -153,6 +163,7 @@ impl Sender {
             Kind::PagerDuty(c) => paging::pagerduty(&attempt, c).await,
             Kind::OpsGenie(c) => paging::opsgenie(&attempt, c).await,
             Kind::Slack(c) => chat::slack(&attempt, c).await,
+            Kind::WeChat(c) => chat::wechat(&attempt, c).await,
             Kind::VictorOps(c) => paging::victorops(&attempt, c).await,
             Kind::Pushover(c) => paging::pushover(&attempt, c).await,
             Kind::Sns(c) => plain::sns(&attempt, c).await,
@@ -215,13 +226,16 @@ impl Attempt<'_> {
         let url = url::Url::parse(r.url)
             .map_err(|e| Outcome::failed(format!("the URL cannot be used: {e}")))?;
         self.sender.outbound.check_url(&url).map_err(Outcome::failed)?;
+        let is_get = r.method == reqwest::Method::GET;
         let mut request =
             self.sender.client.request(r.method, r.url).await.map_err(Outcome::retry)?;
         request = request
-            .header("Content-Type", r.content_type)
             .header("Idempotency-Key", &self.n.idempotency_key)
             .timeout(r.timeout)
-            .body(r.body);
+            .body(if is_get { Vec::new() } else { r.body });
+        if !is_get {
+            request = request.header("Content-Type", r.content_type);
+        }
         for (name, value) in r.headers {
             let mut value = reqwest::header::HeaderValue::try_from(value).map_err(|_| {
                 Outcome::failed(format!("{name} contains characters that no header takes"))
