@@ -371,7 +371,7 @@ fn http_scheme() -> String {
 }
 
 /// Keys of a scrape configuration, to refuse any other.
-const SCRAPE_KEYS: [&str; 44] = [
+const SCRAPE_KEYS: [&str; 31] = [
     "docker_sd_configs",
     "kubernetes_sd_configs",
     "job_name",
@@ -398,19 +398,6 @@ const SCRAPE_KEYS: [&str; 44] = [
     "file_sd_configs",
     "http_sd_configs",
     "dns_sd_configs",
-    "basic_auth",
-    "authorization",
-    "bearer_token",
-    "bearer_token_file",
-    "oauth2",
-    "tls_config",
-    "proxy_url",
-    "no_proxy",
-    "proxy_from_environment",
-    "proxy_connect_header",
-    "follow_redirects",
-    "enable_http2",
-    "http_headers",
     "native_histogram_bucket_limit",
     "native_histogram_min_bucket_factor",
     "keep_dropped_targets",
@@ -594,7 +581,8 @@ fn check_keys(text: &str, warnings: &mut Vec<String>) -> Result<(), ConfigError>
                     "job {name:?}: {key} is not supported; there are static_configs, file_sd_configs, http_sd_configs, dns_sd_configs, docker_sd_configs and kubernetes_sd_configs"
                 ));
             }
-            if !SCRAPE_KEYS.contains(&key.as_str()) && !MORE_SCRAPE_KEYS.contains(&key.as_str()) {
+            let known = [&SCRAPE_KEYS[..], &MORE_SCRAPE_KEYS, &HTTP_KEYS];
+            if !known.iter().any(|keys| keys.contains(&key.as_str())) {
                 return fail(format!(
                     "job {name:?}: field {key} not found in type config.ScrapeConfig"
                 ));

@@ -136,7 +136,7 @@ fn targets(
             let sender =
                 Sender::new(i.clone(), config.templates.clone(), outbound.clone(), &config.folder)
                     .map_err(|e| format!("receiver {:?}: {e}", r.name))?;
-            let key = format!("{}/{}/{}", r.name, i.kind.name(), i.index);
+            let key = i.key(&r.name);
             let places = Arc::new(Semaphore::new(DELIVERIES_EACH));
             out.insert(key, Arc::new(Target { sender, kind: i.kind.name(), places }));
         }
@@ -181,16 +181,14 @@ impl Dispatcher {
     /// # Errors
     /// When a receiver's settings cannot be used; the old configuration stays.
     pub fn reconfigure(&self, config: Config, outbound: Outbound) -> Result<(), String> {
-        if *self.core().config().text == config.text {
-            // Templates may have changed all the same.
-            *self.0.targets.lock().unwrap_or_else(PoisonError::into_inner) =
-                targets(&config, &Arc::new(outbound))?;
-            return Ok(());
-        }
+        // Templates and addresses may have changed even if the text has not.
         let fresh = targets(&config, &Arc::new(outbound))?;
         let now = self.now();
         let mut core = self.core();
         *self.0.targets.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+        if core.config().text == config.text {
+            return Ok(());
+        }
         core.reconfigure(Arc::new(config), now);
         drop(core);
         self.0.wake.notify_one();
@@ -225,9 +223,7 @@ impl Dispatcher {
         recent.iter().rev().cloned().collect()
     }
 
-    fn remember(&self, job: &Job, ended: &Ended) {
-        let delivered = matches!(ended, Ended::Delivered(_));
-        let error = || self.troubles().remove(&job.integration).map(|t| t.1).unwrap_or_default();
+    fn remember(&self, job: &Job, error: Option<String>) {
         let n = &job.notification;
         let sent = Sent {
             at: self.now(),
@@ -235,7 +231,7 @@ impl Dispatcher {
             group_key: n.group_key.clone(),
             status: n.status(),
             alerts: n.alerts.len(),
-            error: (!delivered).then(error),
+            error,
         };
         let mut recent = self.0.recent.lock().unwrap_or_else(PoisonError::into_inner);
         if recent.len() >= RECENT_MAX {
@@ -387,16 +383,10 @@ impl Dispatcher {
     ) -> Option<Vec<(String, Outcome)>> {
         let now = self.now();
         let alert = Arc::new(alert.admit(now, 300_000_000_000).ok()?);
-        let keys: Vec<String> = {
-            let core = self.core();
-            core.config().receiver(receiver)?;
-            core.integrations()
-                .map(|x| x.0)
-                .filter(|k| k.split('/').next() == Some(receiver))
-                .collect()
-        };
+        let config = self.core().config().clone();
+        let integrations = &config.receiver(receiver)?.integrations;
         let mut out = Vec::new();
-        for key in keys {
+        for key in integrations.iter().map(|i| i.key(receiver)) {
             let target = self.target(&key)?;
             let n = crate::Notification {
                 receiver: receiver.to_owned(),
@@ -461,8 +451,8 @@ impl Dispatcher {
             return;
         };
         self.0.counts.add(target.kind, 0);
-        let ended = self.attempts(&job, &target).await;
-        self.remember(&job, &ended);
+        let (ended, error) = self.attempts(&job, &target).await;
+        self.remember(&job, error);
         if matches!(ended, Ended::Delivered(_)) {
             self.0.troubles.lock().unwrap_or_else(PoisonError::into_inner).remove(&job.integration);
         } else {
@@ -480,18 +470,21 @@ impl Dispatcher {
         self.0.wake.notify_one();
     }
 
-    /// Tries until the receiver took or refused it, or there is no time left.
-    async fn attempts(&self, job: &Job, target: &Target) -> Ended {
+    /// Tries until the receiver took or refused it, or there is no time left; tells why it was not
+    /// taken.
+    async fn attempts(&self, job: &Job, target: &Target) -> (Ended, Option<String>) {
         let mut pause = PAUSE_FIRST;
         let mut may_have_arrived = false;
         loop {
             let outcome = {
-                let Ok(_place) = target.places.acquire().await else { return Ended::Unreached };
+                let Ok(_place) = target.places.acquire().await else {
+                    return (Ended::Unreached, None);
+                };
                 self.0.counts.add(target.kind, 2);
                 target.sender.send(&job.notification).await
             };
             let (why, after) = match outcome {
-                Outcome::Sent(memory) => return Ended::Delivered(memory),
+                Outcome::Sent(memory) => return (Ended::Delivered(memory), None),
                 Outcome::Failed { why } => {
                     self.0.counts.add(target.kind, 3);
                     tracing::error!(
@@ -500,8 +493,8 @@ impl Dispatcher {
                         error = why,
                         "a notification was refused"
                     );
-                    self.trouble(&job.integration, why);
-                    return Ended::Refused;
+                    self.trouble(&job.integration, why.clone());
+                    return (Ended::Refused, Some(why));
                 }
                 Outcome::Retry { why, after, may_have_arrived: may } => {
                     may_have_arrived |= may;
@@ -514,16 +507,16 @@ impl Dispatcher {
                 error = why,
                 "a notification was not delivered; it is tried again"
             );
-            self.trouble(&job.integration, why);
+            self.trouble(&job.integration, why.clone());
             let gave_up = if may_have_arrived { Ended::Unknown } else { Ended::Unreached };
             let wait = after.unwrap_or(pause);
             pause = (pause * 3 / 2).min(PAUSE_MAX);
             let left = job.deadline.nanos().saturating_sub(self.now().nanos());
             if i64::try_from(wait.as_nanos()).unwrap_or(i64::MAX) > left {
-                return gave_up;
+                return (gave_up, Some(why));
             }
             tokio::select! {
-                () = self.0.stop.cancelled() => return gave_up,
+                () = self.0.stop.cancelled() => return (gave_up, Some(why)),
                 () = tokio::time::sleep(wait) => {}
             }
         }

@@ -1,7 +1,7 @@
 //! Silences: matchers that mute alerts for a while, who made them and why.
 
 use crate::ns;
-use obs_model::{Labels, MatchOp, Matcher, TimestampNs};
+use obs_model::{Labels, MatchOp, Matcher, MatcherError, TimestampNs};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 
@@ -30,14 +30,21 @@ impl SilenceMatcher {
         }
     }
 
+    /// Returns the matcher itself.
+    ///
+    /// # Errors
+    /// When its regular expression is none.
+    pub fn matcher(&self) -> Result<Matcher, MatcherError> {
+        Matcher::new(&self.name, self.op(), &self.value)
+    }
+
     fn compile(&self) -> Result<Matcher, SilenceError> {
         if self.name.is_empty() {
             return Err(SilenceError::Invalid(
                 "invalid label matcher: invalid label name \"\"".into(),
             ));
         }
-        Matcher::new(&self.name, self.op(), &self.value)
-            .map_err(|e| SilenceError::Invalid(format!("invalid label matcher: {e}")))
+        self.matcher().map_err(|e| SilenceError::Invalid(format!("invalid label matcher: {e}")))
     }
 }
 
@@ -182,6 +189,10 @@ impl Silences {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Silence> {
         self.all.values().map(|s| &s.0)
+    }
+
+    pub(crate) fn compiled(&self) -> impl Iterator<Item = (&Silence, &[Matcher])> {
+        self.all.values().map(|(s, m)| (s, m.as_slice()))
     }
 
     /// Returns the ids of active silences that mute these labels.

@@ -1,6 +1,7 @@
 //! Rule files: what they may say, and where they are wrong.
 
 use crate::{Language, Query};
+use obs_model::Labels;
 use obs_promql::duration::parse_ms;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
@@ -55,6 +56,15 @@ impl Rule {
 
     pub const fn is_alert(&self) -> bool {
         matches!(self.kind, RuleKind::Alert { .. })
+    }
+
+    /// Returns the labels that an alert of this rule has whatever its series are; `None` of a
+    /// recording rule.
+    pub fn alert_labels(&self) -> Option<Labels> {
+        let RuleKind::Alert { name, .. } = &self.kind else { return None };
+        let own = self.labels.iter().filter(|(_, v)| !v.contains("{{"));
+        let own = own.map(|(n, v)| (n.as_str(), v.as_str()));
+        Some(Labels::from_pairs(own.chain([("alertname", name.as_str())])))
     }
 
     /// Returns the expression as it is printed.

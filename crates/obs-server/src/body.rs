@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use obs_codec::compression::{DecompressError, decompress, snappy};
-use obs_model::{AppendError, TenantId};
+use obs_model::{AppendError, StateError, TenantId};
 use std::time::Duration;
 
 /// Why a body or its records were refused, independent of the API's shape.
@@ -60,6 +60,17 @@ impl From<AppendError> for Refusal {
             | AppendError::ReadOnly(_)
             | AppendError::Closed
             | AppendError::Failed(_) => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, e.to_string())
+    }
+}
+
+impl From<StateError> for Refusal {
+    fn from(e: StateError) -> Self {
+        let status = match e {
+            StateError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            StateError::Full { .. } | StateError::Busy => StatusCode::TOO_MANY_REQUESTS,
+            StateError::Io(_) | StateError::Closed => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self::new(status, e.to_string())
     }

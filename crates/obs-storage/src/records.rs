@@ -495,10 +495,7 @@ impl Record for LlmCall {
         };
         let reported_cost = if d.u8()? == 0 { None } else { Some(get_money(d)?) };
         let mut call = Self {
-            start: TimestampNs::from_nanos(start),
             end: TimestampNs::from_nanos(end),
-            trace_id,
-            span_id,
             call_id,
             service,
             environment,
@@ -522,17 +519,8 @@ impl Record for LlmCall {
             cost,
             cost_state,
             reported_cost,
-            dialect,
-            organization: String::new(),
-            service_tier: String::new(),
-            region: String::new(),
-            fingerprint: String::new(),
-            evidence: String::new(),
-            estimated: false,
-            cost_max: None,
-            revision: 0,
             booked_at: TimestampNs::from_nanos(0),
-            reason: String::new(),
+            ..Self::new(TimestampNs::from_nanos(start), trace_id, span_id, dialect)
         };
         // Rows of earlier versions end here.
         if !d.is_done() {

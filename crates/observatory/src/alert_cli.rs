@@ -6,7 +6,7 @@ use crate::rules_cli::read_any;
 use anyhow::Result;
 use clap::{Args as ClapArgs, Subcommand};
 use obs_model::Labels;
-use obs_rules::file::RuleKind;
+use obs_rules::file::Rule;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -191,13 +191,7 @@ fn alert_labels(files: &[PathBuf]) -> Result<Vec<Labels>> {
     let mut out = Vec::new();
     for path in files {
         let file = read_any(path)?;
-        for r in file.groups.iter().flat_map(|g| &g.rules) {
-            if let RuleKind::Alert { name, .. } = &r.kind {
-                let own = r.labels.iter().filter(|(_, v)| !v.contains("{{"));
-                let pairs = own.map(|(n, v)| (n.clone(), v.clone()));
-                out.push(Labels::from_pairs(pairs.chain([("alertname".into(), name.clone())])));
-            }
-        }
+        out.extend(file.groups.iter().flat_map(|g| &g.rules).filter_map(Rule::alert_labels));
     }
     Ok(out)
 }

@@ -132,7 +132,9 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
         .context("failed to load the budgets")?
         .context("failed to load the budgets")?;
     let external_url = external_url(&sockets);
-    let page_url = config.alerting.external_url.clone().unwrap_or_else(|| page_url(&sockets));
+    let page_url =
+        config.alerting.external_url.clone().or_else(|| address_of(&sockets, Listener::Ui));
+    let page_url = page_url.unwrap_or_default();
     let alerting = alerting::start(config.alerting.load()?, control.clone(), &page_url);
     let alerting = alerting.map_err(UsageError)?;
     let engine = RuleEngine {
@@ -261,19 +263,15 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
     Ok(())
 }
 
-/// Address of the page, for links in alerts.
-fn external_url(sockets: &Sockets) -> String {
-    let of = |listener: Listener| {
-        let socket = sockets.iter().find(|s| s.0 == listener)?;
-        socket.1.address().ok().map(|a| format!("http://{a}"))
-    };
-    of(Listener::Prometheus).or_else(|| of(Listener::Ui)).unwrap_or_default()
+fn address_of(sockets: &Sockets, listener: Listener) -> Option<String> {
+    let socket = sockets.iter().find(|s| s.0 == listener)?;
+    socket.1.address().ok().map(|a| format!("http://{a}"))
 }
 
-/// Address of the page, for links in messages.
-fn page_url(sockets: &Sockets) -> String {
-    let socket = sockets.iter().find(|s| s.0 == Listener::Ui);
-    socket.and_then(|s| s.1.address().ok()).map(|a| format!("http://{a}")).unwrap_or_default()
+/// Address of the page, for links in alerts.
+fn external_url(sockets: &Sockets) -> String {
+    let of = |listener| address_of(sockets, listener);
+    of(Listener::Prometheus).or_else(|| of(Listener::Ui)).unwrap_or_default()
 }
 
 /// The settings as Prometheus names its flags.

@@ -36,6 +36,13 @@ pub enum Kind {
     RocketChat(Box<RocketChat>),
 }
 
+impl Integration {
+    /// Its name: receiver, kind and place, `ops/slack/0`.
+    pub fn key(&self, receiver: &str) -> String {
+        format!("{receiver}/{}/{}", self.kind.name(), self.index)
+    }
+}
+
 impl Kind {
     /// The name that Alertmanager gives it in metrics.
     pub const fn name(&self) -> &'static str {

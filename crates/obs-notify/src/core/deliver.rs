@@ -4,7 +4,7 @@
 //! that may or may not have arrived. So a receiver hears of every alert that fired even if it was
 //! out of reach while it did, and of the present state whenever it may believe another.
 
-use super::{Core, GroupId, Job, Tick, integration_key, plus};
+use super::{Core, GroupId, Job, Tick, plus};
 use crate::alert::{Alert, fingerprint};
 use crate::config::Integration;
 use crate::data::Notification;
@@ -80,7 +80,7 @@ impl Core {
         let f = Found { id, key, alerts, firing: ids(false), resolved: ids(true), now };
         let mut started = 0;
         for i in &receiver.integrations {
-            let integration = integration_key(&receiver.name, i);
+            let integration = i.key(&receiver.name);
             let log_key = format!("{key}:{integration}");
             if self.busy.contains(&log_key) {
                 continue;

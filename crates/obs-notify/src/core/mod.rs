@@ -137,10 +137,6 @@ pub struct Core {
     collected_at: TimestampNs,
 }
 
-fn integration_key(receiver: &str, i: &Integration) -> String {
-    format!("{receiver}/{}/{}", i.kind.name(), i.index)
-}
-
 fn plus(t: TimestampNs, d: Duration) -> TimestampNs {
     t.add_nanos(i64::try_from(d.as_nanos()).unwrap_or(i64::MAX))
 }
@@ -262,9 +258,10 @@ impl Core {
     /// Puts an alert into the groups of its routes. Groups that are made anew, after a start or
     /// with another configuration, go on where they were.
     fn assign(&mut self, id: u64, a: &Alert, now: TimestampNs, anew: bool) {
-        for route in self.config.routes.find(&a.labels) {
-            let labels = self.config.routes.group_labels(route, &a.labels);
-            let Some(r) = self.config.routes.get(route).cloned() else { continue };
+        let config = self.config.clone();
+        for route in config.routes.find(&a.labels) {
+            let labels = config.routes.group_labels(route, &a.labels);
+            let Some(r) = config.routes.get(route) else { continue };
             let group_id = (route, labels);
             if !self.groups.contains_key(&group_id) {
                 let key = format!("{}:{}", r.key, set_text(&group_id.1));
@@ -295,7 +292,7 @@ impl Core {
     fn log_keys(&self, route: usize, key: &str) -> Vec<String> {
         let Some(r) = self.config.routes.get(route) else { return Vec::new() };
         let Some(receiver) = self.config.receiver(&r.receiver) else { return Vec::new() };
-        let of = |i: &Integration| format!("{key}:{}", integration_key(&receiver.name, i));
+        let of = |i: &Integration| format!("{key}:{}", i.key(&receiver.name));
         receiver.integrations.iter().map(of).collect()
     }
 
@@ -371,9 +368,9 @@ impl Core {
     }
 
     fn flush(&mut self, id: &GroupId, now: TimestampNs, tick: &mut Tick) {
-        let Some(r) = self.config.routes.get(id.0).cloned() else { return };
+        let Some(interval) = self.config.routes.get(id.0).map(|r| r.group_interval) else { return };
         let Some(g) = self.groups.get_mut(id) else { return };
-        g.next = plus(now, r.group_interval);
+        g.next = plus(now, interval);
         g.has_flushed = true;
         let (key, under_way) = (g.key.clone(), g.open > 0);
         let mut alerts: Vec<(u64, Arc<Alert>)> =
@@ -423,14 +420,6 @@ impl Core {
         }
     }
 
-    /// Returns all integrations by their names.
-    pub fn integrations(&self) -> impl Iterator<Item = (String, &Integration)> {
-        self.config
-            .receivers
-            .iter()
-            .flat_map(|r| r.integrations.iter().map(move |i| (integration_key(&r.name, i), i)))
-    }
-
     // Silences.
 
     pub(crate) fn set_silence(
@@ -458,6 +447,11 @@ impl Core {
 
     pub fn silence(&self, id: &str) -> Option<&Silence> {
         self.silences.get(id)
+    }
+
+    /// Returns the silences with their matchers, ready to be held against labels.
+    pub fn silences_compiled(&self) -> impl Iterator<Item = (&Silence, &[Matcher])> {
+        self.silences.compiled()
     }
 
     pub fn silences(&self) -> impl Iterator<Item = &Silence> {
@@ -529,6 +523,11 @@ impl Core {
         }
     }
 
+    /// Returns the alerts that fire, in no order.
+    pub fn firing(&self, now: TimestampNs) -> Vec<Arc<Alert>> {
+        self.alerts.values().filter(|a| !a.is_resolved(now)).cloned().collect()
+    }
+
     /// Returns the alerts that fire and match, by fingerprint.
     pub fn list(&self, matchers: &[Matcher], now: TimestampNs) -> Vec<Listed> {
         let mut ids: Vec<(&u64, &Arc<Alert>)> = self
@@ -538,10 +537,6 @@ impl Core {
             .collect();
         ids.sort_by_key(|x| *x.0);
         ids.into_iter().map(|(id, a)| self.listed(*id, a, now)).collect()
-    }
-
-    pub fn get(&self, id: u64, now: TimestampNs) -> Option<Listed> {
-        self.alerts.get(&id).map(|a| self.listed(id, a, now))
     }
 
     /// Returns the groups and their firing alerts, by labels and receiver.

@@ -2,6 +2,7 @@
 
 mod native;
 
+use crate::body::{RETRY_AFTER_SECONDS, Refusal};
 use crate::health;
 use crate::params::Params;
 use crate::state::AppState;
@@ -60,7 +61,7 @@ impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let mut r = (self.0, Json(self.1)).into_response();
         if matches!(self.0, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            let after = http::HeaderValue::from(crate::body::RETRY_AFTER_SECONDS);
+            let after = http::HeaderValue::from(RETRY_AFTER_SECONDS);
             r.headers_mut().insert(header::RETRY_AFTER, after);
         }
         r
@@ -76,13 +77,9 @@ fn refuse(status: StatusCode, message: impl Into<String>) -> Response {
     refused(status, message).into_response()
 }
 
-fn state_failed(e: &StateError) -> Response {
-    let status = match e {
-        StateError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-        StateError::Full { .. } | StateError::Busy => StatusCode::TOO_MANY_REQUESTS,
-        StateError::Io(_) | StateError::Closed => StatusCode::SERVICE_UNAVAILABLE,
-    };
-    refuse(status, e.to_string())
+fn state_failed(e: StateError) -> Response {
+    let r = Refusal::from(e);
+    refuse(r.status, r.message)
 }
 
 /// Refuses bodies that a form of another site's page could send.
@@ -318,7 +315,7 @@ async fn post_alerts(State(state): State<AppState>, headers: HeaderMap, bytes: B
         Ok(()) => StatusCode::OK.into_response(),
         Err(e @ PutError::Invalid(_)) => refuse(StatusCode::BAD_REQUEST, e.to_string()),
         Err(e @ PutError::TooMany(_)) => refuse(StatusCode::TOO_MANY_REQUESTS, e.to_string()),
-        Err(PutError::State(e)) => state_failed(&e),
+        Err(PutError::State(e)) => state_failed(e),
     }
 }
 
@@ -451,7 +448,7 @@ async fn post_silence(State(state): State<AppState>, headers: HeaderMap, bytes: 
     match state.alerting.set_silence(wish).await {
         Ok(Ok(id)) => Json(json!({"silenceID": id})).into_response(),
         Ok(Err(e)) => silence_failed(&e),
-        Err(e) => state_failed(&e),
+        Err(e) => state_failed(e),
     }
 }
 
@@ -470,7 +467,7 @@ async fn delete_silence(State(state): State<AppState>, Path(id): Path<String>) -
         Ok(Ok(())) => StatusCode::OK.into_response(),
         Ok(Err(SilenceError::NotFound)) => StatusCode::NOT_FOUND.into_response(),
         Ok(Err(e)) => silence_failed(&e),
-        Err(e) => state_failed(&e),
+        Err(e) => state_failed(e),
     }
 }
 

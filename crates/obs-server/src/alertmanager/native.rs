@@ -17,7 +17,6 @@ use obs_notify::receivers::Outcome;
 use obs_notify::{Config, Finding, Listed, NewAlert, Silence, SilenceMatcher};
 use obs_promql::{Output, QueryOptions, evaluate_range};
 use obs_rules::alert::{Alerts, Found, State as AlertState};
-use obs_rules::file::RuleKind;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
@@ -97,22 +96,17 @@ async fn groups(State(state): State<AppState>, p: Params) -> Response {
     Json(json!({"groups": views.iter().map(one).collect::<Vec<_>>()})).into_response()
 }
 
-fn compiled(list: &[SilenceMatcher]) -> Result<Vec<Matcher>, String> {
-    let one =
-        |m: &SilenceMatcher| Matcher::new(&m.name, m.op(), &m.value).map_err(|e| e.to_string());
-    list.iter().map(one).collect()
-}
-
 /// Silences with their history and how many alerts each matches now.
 async fn silences(State(state): State<AppState>) -> Response {
     let now = state.now();
-    let core = state.alerting.core();
-    let all: Vec<Silence> = core.silences().cloned().collect();
-    let firing = core.list(&[], now);
-    drop(core);
-    let one = |s: &Silence| {
-        let m = compiled(&s.matchers).unwrap_or_default();
-        let matched = firing.iter().filter(|l| Matcher::all_match(&m, &l.alert.labels)).count();
+    let (all, firing) = {
+        let core = state.alerting.core();
+        let all: Vec<(Silence, Vec<Matcher>)> =
+            core.silences_compiled().map(|(s, m)| (s.clone(), m.to_vec())).collect();
+        (all, core.firing(now))
+    };
+    let one = |(s, m): &(Silence, Vec<Matcher>)| {
+        let matched = firing.iter().filter(|a| Matcher::all_match(m, &a.labels)).count();
         json!({
             "id": s.id, "state": s.state(now).as_str(), "matchers": s.matchers,
             "starts_at_ms": ms(s.starts_at), "ends_at_ms": ms(s.ends_at), "updated_at_ms": ms(s.updated_at),
@@ -134,9 +128,10 @@ async fn preview(State(state): State<AppState>, headers: HeaderMap, bytes: Bytes
         Ok(p) => p,
         Err(r) => return r.into_response(),
     };
-    let m = match compiled(&p.matchers) {
+    let m: Result<Vec<Matcher>, _> = p.matchers.iter().map(SilenceMatcher::matcher).collect();
+    let m = match m {
         Ok(m) => m,
-        Err(e) => return native_error(StatusCode::BAD_REQUEST, &e),
+        Err(e) => return native_error(StatusCode::BAD_REQUEST, &e.to_string()),
     };
     if m.iter().all(|m| m.matches("")) {
         return native_error(
@@ -167,7 +162,7 @@ async fn set_acknowledged(state: &AppState, id: &str, who: Option<(String, Strin
     match state.alerting.acknowledge(id, who).await {
         Ok(true) => StatusCode::OK.into_response(),
         Ok(false) => native_error(StatusCode::NOT_FOUND, "no such alert"),
-        Err(e) => state_failed(&e),
+        Err(e) => state_failed(e),
     }
 }
 
@@ -190,17 +185,9 @@ async fn unacknowledge(State(state): State<AppState>, Path(id): Path<String>) ->
 
 /// Returns the labels that alert rules give their alerts, as far as the rules say.
 fn rule_labels(state: &AppState) -> Vec<Labels> {
-    let mut out = Vec::new();
-    for g in state.workers.rules.groups() {
-        for r in &g.rules {
-            if let RuleKind::Alert { .. } = r.rule.kind {
-                let own = r.rule.labels.iter().filter(|(_, v)| !v.contains("{{"));
-                let name = [("alertname".to_owned(), r.rule.name().to_owned())];
-                out.push(Labels::from_pairs(own.map(|(n, v)| (n.clone(), v.clone())).chain(name)));
-            }
-        }
-    }
-    out
+    let groups = state.workers.rules.groups();
+    let rules = groups.iter().flat_map(|g| &g.rules);
+    rules.filter_map(|r| r.rule.alert_labels()).collect()
 }
 
 fn findings_json(list: &[Finding]) -> Value {
@@ -217,7 +204,7 @@ async fn receivers(State(state): State<AppState>) -> Response {
             .integrations
             .iter()
             .map(|i| {
-                let key = format!("{}/{}/{}", r.name, i.kind.name(), i.index);
+                let key = i.key(&r.name);
                 let trouble = troubles.get(&key).map(|(at, why)| json!({"at_ms": ms(*at), "error": why}));
                 json!({"kind": i.kind.name(), "index": i.index, "send_resolved": i.send_resolved, "trouble": trouble})
             })

@@ -99,12 +99,8 @@ impl From<AppendError> for Fault {
 
 impl From<StateError> for Fault {
     fn from(e: StateError) -> Self {
-        let status = match e {
-            StateError::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            StateError::Full { .. } | StateError::Busy => StatusCode::TOO_MANY_REQUESTS,
-            StateError::Io(_) | StateError::Closed => StatusCode::SERVICE_UNAVAILABLE,
-        };
-        Self::new(status, "NOT_STORED", e.to_string())
+        let r = Refusal::from(e);
+        Self::new(r.status, "NOT_STORED", r.message)
     }
 }
 

@@ -210,11 +210,12 @@ impl Row for LlmCall {
                 tag_list.push(tag_bytes.string()?);
             }
             let ttft = *ttft.get(i).ok_or(bad)?;
+            let at = TimestampNs::from_nanos(*start);
+            let trace_id = TraceId::from_slice(trace).ok_or(bad)?;
+            let span_id = ids.get(i).and_then(|s| SpanId::from_slice(s)).ok_or(bad)?;
+            let dialect = Dialect::parse(&text(16)?).ok_or(bad)?;
             let mut call = Self {
-                start: TimestampNs::from_nanos(*start),
                 end: TimestampNs::from_nanos(start.wrapping_add(*durations.get(i).ok_or(bad)?)),
-                trace_id: TraceId::from_slice(trace).ok_or(bad)?,
-                span_id: ids.get(i).and_then(|s| SpanId::from_slice(s)).ok_or(bad)?,
                 call_id: text(0)?,
                 service: text(1)?,
                 environment: text(2)?,
@@ -231,7 +232,6 @@ impl Row for LlmCall {
                 prompt_name: text(13)?,
                 prompt_version: text(14)?,
                 operation: Operation::parse(&text(15)?).ok_or(bad)?,
-                dialect: Dialect::parse(&text(16)?).ok_or(bad)?,
                 cost_state: CostState::parse(&text(17)?).ok_or(bad)?,
                 status: if errors.get(i) == Some(&0) { CallStatus::Ok } else { CallStatus::Error },
                 tags: tag_list,
@@ -249,16 +249,8 @@ impl Row for LlmCall {
                 time_to_first_token_ms: (!ttft.is_nan()).then_some(ttft),
                 cost,
                 reported_cost,
-                organization: String::new(),
-                service_tier: String::new(),
-                region: String::new(),
-                fingerprint: String::new(),
-                evidence: String::new(),
-                estimated: false,
-                cost_max: None,
-                revision: 0,
                 booked_at: TimestampNs::from_nanos(0),
-                reason: String::new(),
+                ..Self::new(at, trace_id, span_id, dialect)
             };
             if let Some(later) = &later {
                 later.fill(i, &mut call)?;
