@@ -66,6 +66,8 @@ prometheus)
   # What rotates files and sends syslog.
   command -v logrotate >/dev/null || debian logrotate
   command -v rsyslogd >/dev/null || debian rsyslog
+  # The control store that instances share.
+  [ -n "$(ls /usr/lib/postgresql/*/bin/initdb 2>/dev/null)" ] || debian postgresql
   ;;
 *)
   echo "usage: deps.sh build | python VENV | node WEB_DIR | chromium | prometheus" >&2

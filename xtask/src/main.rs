@@ -14,6 +14,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("obs-codec", 1),
     ("obs-storage", 1),
     ("obs-objects", 1),
+    ("obs-control", 1),
     ("obs-llm", 1),
     ("obs-promql", 1),
     ("obs-ui", 1),

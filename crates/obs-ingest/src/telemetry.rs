@@ -72,7 +72,7 @@ impl Handles {
 type Named = (&'static str, &'static [&'static str], &'static str);
 
 /// What rules, remote write, the collection of lines and notifications count.
-const NAMED: [Named; 19] = [
+const NAMED: [Named; 21] = [
     ("promtail_read_lines_total", &[], "Lines collected."),
     ("promtail_read_bytes_total", &[], "Bytes collected."),
     ("promtail_dropped_entries_total", &[], "Collected lines that the store refused for good."),
@@ -104,12 +104,24 @@ const NAMED: [Named; 19] = [
     ("alertmanager_notifications_failed_total", &["integration"], "Notifications given up."),
     ("alertmanager_notification_requests_total", &["integration"], "Attempts to deliver one."),
     ("alertmanager_notification_requests_failed_total", &["integration"], "Attempts that failed."),
+    (
+        "alertmanager_notifications_left_to_others_total",
+        &[],
+        "Notifications that another instance was at, or had sent.",
+    ),
+    (
+        "observatory_shared_store_failures_total",
+        &[],
+        "Exchanges over the shared store that failed.",
+    ),
 ];
 
-const NAMED_GAUGES: [Named; 3] = [
+const NAMED_GAUGES: [Named; 5] = [
     ("alertmanager_alerts_unrouted", &[], "Alerts that fire and whose receivers tell nobody."),
     ("alertmanager_alerts", &["state"], "Alerts that fire."),
     ("alertmanager_silences", &["state"], "Silences by state."),
+    ("alertmanager_cluster_members", &[], "Instances that share a store, this one among them."),
+    ("observatory_shared_store_up", &[], "Whether the store that instances share is in reach."),
 ];
 
 impl std::ops::Deref for Telemetry {

@@ -17,6 +17,7 @@ mod matcher;
 mod memory;
 mod metric;
 pub mod ports;
+mod share;
 mod span;
 mod span_field;
 mod time;
@@ -43,6 +44,7 @@ pub use ports::{
     SelectLogs, SelectSeries, SelectSpans, SeriesSelection, SnapshotFile, SpanScan, SpanSelection,
     Visit, VisitSpans, WriteBatch,
 };
+pub use share::{Claim, News, ShareError, ShareFuture, ShareState, Shared};
 pub use span::{
     Span, SpanEvent, SpanKind, SpanLink, SpanStatus, sampling_weight, set_sampling_weight,
 };

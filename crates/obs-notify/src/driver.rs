@@ -1,5 +1,9 @@
 //! Drives the state machine: a task that ticks it, one that delivers per notification, and the
 //! handles by which alerts and silences come in.
+//!
+//! Where instances share a store, a delivery is claimed there first: of several that are to tell a
+//! receiver the same thing one does. While the store is out of reach each tells by itself, since a
+//! page too many is better than one too few.
 
 use crate::alert::{AlertError, NewAlert};
 use crate::config::Config;
@@ -7,8 +11,9 @@ use crate::core::{Core, Ended, Job, Tick};
 use crate::guard::Outbound;
 use crate::receivers::{Outcome, Sender};
 use crate::silence::{SilenceError, SilenceWish};
-use crate::store::{Acknowledgement, Change, Restored};
-use obs_model::{KeepState, StateChange, StateError, TimestampNs};
+use crate::store::{Acknowledgement, Change, LOG, Restored};
+use crate::together::{Members, Together};
+use obs_model::{Claim, KeepState, ShareState, Shared, StateChange, StateError, TimestampNs};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,11 +28,17 @@ const DELIVERIES_EACH: usize = 8;
 /// First and longest pause between attempts.
 const PAUSE_FIRST: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// How long a start waits to hear what other instances said.
+const FIRST_NEWS: Duration = Duration::from_secs(5);
+/// When to look again at a delivery that another instance has claimed.
+const LOOK_AGAIN_NS: i64 = 5_000_000_000;
 
 /// What the dispatcher runs in.
 #[derive(Clone)]
 pub struct Environment {
     pub state: Arc<dyn KeepState>,
+    /// What this instance shares with others.
+    pub shared: Option<Arc<dyn ShareState>>,
     /// Wall clock.
     pub clock: Arc<dyn Fn() -> TimestampNs + Send + Sync>,
     /// Where links in messages lead.
@@ -66,6 +77,8 @@ pub struct Counts {
     pub invalid: AtomicU64,
     /// Kind → (notifications, failed ones, attempts, failed attempts).
     pub sent: Mutex<BTreeMap<&'static str, [u64; 4]>>,
+    /// Notifications that another instance sent.
+    pub left_to_others: AtomicU64,
 }
 
 impl Counts {
@@ -114,6 +127,7 @@ struct Inner {
     /// The error of the last attempt of each integration that failed last, for the page.
     troubles: Mutex<BTreeMap<String, (TimestampNs, String)>>,
     recent: Mutex<VecDeque<Sent>>,
+    together: Option<Together>,
 }
 
 /// The running Alertmanager; cheap to clone.
@@ -145,7 +159,7 @@ fn targets(
 }
 
 fn states(changes: Vec<Change>) -> Vec<StateChange> {
-    changes.into_iter().map(|c| c.0).collect()
+    changes.into_iter().filter(|c| c.is_kept).map(|c| c.state).collect()
 }
 
 impl Dispatcher {
@@ -161,7 +175,11 @@ impl Dispatcher {
         let targets = targets(&config, &Arc::new(outbound))?;
         let restored = Restored::read(&*environment.state);
         let now = (environment.clock)();
-        let core = Core::restore(Arc::new(config), &environment.external_url, restored, now);
+        let mut core = Core::restore(Arc::new(config), &environment.external_url, restored, now);
+        let together = environment.shared.clone().map(Together::new);
+        if together.is_some() {
+            core.share();
+        }
         Ok(Self(Arc::new(Inner {
             core: Mutex::new(core),
             targets: Mutex::new(targets),
@@ -173,6 +191,7 @@ impl Dispatcher {
             open_changes: AtomicU64::new(0),
             troubles: Mutex::default(),
             recent: Mutex::default(),
+            together,
         })))
     }
 
@@ -289,11 +308,15 @@ impl Dispatcher {
         _locked: &MutexGuard<'_, Core>,
         changes: Vec<Change>,
     ) -> impl Future<Output = Result<(), StateError>> + '_ {
+        if let Some(t) = &self.0.together {
+            t.say(changes.iter().filter_map(Change::to_shared));
+        }
         let open = &self.0.open_changes;
-        let nothing = changes.is_empty() && open.load(Ordering::Acquire) == 0;
+        let states = states(changes);
+        let nothing = states.is_empty() && open.load(Ordering::Acquire) == 0;
         let future = (!nothing).then(|| {
             open.fetch_add(1, Ordering::AcqRel);
-            self.0.environment.state.put(states(changes))
+            self.0.environment.state.put(states)
         });
         async move {
             let Some(future) = future else { return Ok(()) };
@@ -362,13 +385,13 @@ impl Dispatcher {
         let (kept, before) = {
             let mut core = self.core();
             let before = core.acknowledgement(id).cloned();
-            match core.acknowledge(id, a) {
+            match core.acknowledge(id, a, at) {
                 Some(changes) => (self.keep(&core, changes), before),
                 None => return Ok(false),
             }
         };
         if let Err(e) = kept.await {
-            let _ = self.core().acknowledge(id, before);
+            let _ = self.core().acknowledge(id, before, at);
             return Err(e);
         }
         Ok(true)
@@ -410,6 +433,12 @@ impl Dispatcher {
 
     /// Ticks until it is stopped.
     pub async fn run(self) {
+        if let Some(t) = &self.0.together {
+            // What others have told already is not told again.
+            let _ = tokio::time::timeout(FIRST_NEWS, t.exchange(&self)).await;
+            let this = self.clone();
+            self.0.tasks.spawn(async move { this.listen().await });
+        }
         loop {
             let now = self.now();
             let (kept, jobs) = {
@@ -450,6 +479,21 @@ impl Dispatcher {
             let _ = self.core().finish(&job, Ended::Refused, now);
             return;
         };
+        if let Some((ended, said)) = self.claimed_elsewhere(&job).await {
+            self.0.counts.left_to_others.fetch_add(1, Ordering::Relaxed);
+            let now = self.now();
+            let kept = {
+                let mut core = self.core();
+                let mut changes = core.merge(said.as_slice(), now);
+                changes.extend(core.finish(&job, ended, now));
+                self.keep(&core, changes)
+            };
+            if let Err(e) = kept.await {
+                tracing::error!(error = %e, "the state of alerts could not be kept");
+            }
+            self.0.wake.notify_one();
+            return;
+        }
         self.0.counts.add(target.kind, 0);
         let (ended, error) = self.attempts(&job, &target).await;
         self.remember(&job, error);
@@ -467,7 +511,65 @@ impl Dispatcher {
         if let Err(e) = kept.await {
             tracing::error!(error = %e, "a sent notification could not be noted; it may be sent twice");
         }
+        if let Some(t) = &self.0.together {
+            // In the transaction that says what was told, or after it.
+            t.release(job.log_key());
+        }
         self.0.wake.notify_one();
+    }
+
+    /// Claims a delivery; returns how it ended here if another instance does it or did, and what
+    /// that one said.
+    async fn claimed_elsewhere(&self, job: &Job) -> Option<(Ended, Option<Shared>)> {
+        let together = self.0.together.as_ref()?;
+        let claim = tokio::select! {
+            c = together.claim(LOG, job.log_key(), job.known()) => c?,
+            () = self.0.stop.cancelled() => return Some((Ended::Unreached, None)),
+        };
+        match claim {
+            Claim::Ours => None,
+            Claim::Theirs => Some((Ended::Elsewhere(self.now().add_nanos(LOOK_AGAIN_NS)), None)),
+            Claim::Done(said) => Some((Ended::Elsewhere(self.now()), Some(said))),
+        }
+    }
+
+    /// Exchanges news with other instances until it is stopped.
+    async fn listen(&self) {
+        let Some(t) = &self.0.together else { return };
+        while !self.0.stop.is_cancelled() {
+            t.exchange(self).await;
+            tokio::select! {
+                () = self.0.stop.cancelled() => {}
+                () = t.pause() => {}
+            }
+        }
+    }
+
+    /// Takes what others said.
+    pub(crate) async fn hear(&self, values: &[Shared], abandoned: &[String]) {
+        let now = self.now();
+        let kept = {
+            let mut core = self.core();
+            let mut changes = core.merge(values, now);
+            changes.extend(abandoned.iter().map(|key| core.adopt(key, now)));
+            self.keep(&core, changes)
+        };
+        if let Err(e) = kept.await {
+            tracing::error!(error = %e, "what another instance said could not be kept");
+        }
+        self.0.wake.notify_one();
+    }
+
+    /// Others cannot be heard.
+    pub(crate) fn hear_nothing(&self) {
+        let now = self.now();
+        self.core().wait_for_peers(now);
+    }
+
+    /// Returns the instances that share a store, and whether it is within reach; `None` without
+    /// such a store.
+    pub fn together(&self) -> Option<Members> {
+        self.0.together.as_ref().map(Together::members)
     }
 
     /// Tries until the receiver took or refused it, or there is no time left; tells why it was not
@@ -533,5 +635,8 @@ impl Dispatcher {
         self.0.stop.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;
+        if let Some(t) = &self.0.together {
+            t.leave(self).await;
+        }
     }
 }

@@ -22,6 +22,7 @@ mod route;
 mod silence;
 mod store;
 mod templates;
+mod together;
 
 pub use crate::core::{AlertCounts, AlertStatus, Core, GroupView, Job, Listed, Tick};
 pub use alert::{Alert, AlertError, NewAlert, fingerprint};
@@ -36,6 +37,7 @@ pub use route::{Finding, Route, Routes, Step};
 pub use silence::{Silence, SilenceError, SilenceMatcher, SilenceState, SilenceWish};
 pub use store::Acknowledgement;
 pub use templates::Templates;
+pub use together::Members;
 
 /// Writes times as nanoseconds since 1970.
 mod ns {

@@ -126,7 +126,7 @@ const SILENCES_MAX: usize = 10_000;
 /// Text of one silence, bytes.
 const SILENCE_BYTES_MAX: usize = 64 << 10;
 /// How long an expired silence is remembered, as Alertmanager's `--data.retention`.
-const RETENTION_NS: i64 = 120 * 3_600_000_000_000;
+pub(crate) const RETENTION_NS: i64 = 120 * 3_600_000_000_000;
 
 /// All silences, and which may match an alert.
 #[derive(Debug, Default)]
@@ -259,7 +259,10 @@ impl Silences {
         }
         let mut changes = Vec::new();
         match before {
-            Some(old) if can_update(&old, &s, now) => s.replaces = old.replaces,
+            Some(old) if can_update(&old, &s, now) => {
+                s.updated_at = now.max(old.updated_at.add_nanos(1));
+                s.replaces = old.replaces;
+            }
             old => {
                 let live = self.iter().filter(|s| s.state(now) != SilenceState::Expired).count();
                 if live >= SILENCES_MAX {
@@ -292,7 +295,8 @@ impl Silences {
             SilenceState::Active => s.ends_at = now,
             SilenceState::Pending => (s.starts_at, s.ends_at) = (now, now),
         }
-        s.updated_at = now;
+        // Another instance's clock may be ahead.
+        s.updated_at = now.max(s.updated_at.add_nanos(1));
         Ok(vec![(id.to_owned(), Some(s.clone()))])
     }
 

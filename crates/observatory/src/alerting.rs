@@ -3,7 +3,7 @@
 use crate::config::{ConfigError, environment, expand, explain};
 use crate::serve::wall_clock;
 use obs_ingest::Telemetry;
-use obs_model::KeepState;
+use obs_model::{KeepState, ShareState};
 use obs_notify::{Config, Counts, Dispatcher, Environment, Outbound, profile};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -91,10 +91,15 @@ impl AlertingSettings {
 pub(crate) fn start(
     (config, outbound): (Config, Outbound),
     state: Arc<dyn KeepState>,
+    shared: Option<Arc<dyn ShareState>>,
     external_url: &str,
 ) -> Result<Dispatcher, String> {
-    let environment =
-        Environment { state, clock: Arc::new(wall_clock), external_url: external_url.to_owned() };
+    let environment = Environment {
+        state,
+        shared,
+        clock: Arc::new(wall_clock),
+        external_url: external_url.to_owned(),
+    };
     Dispatcher::new(config, outbound, environment)
 }
 
@@ -116,6 +121,14 @@ pub(crate) fn publish(dispatcher: &Dispatcher, t: &Telemetry) {
             t.raise(name, &[kind], *n);
         }
     }
+    let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+    if let Some(m) = dispatcher.together() {
+        t.set("alertmanager_cluster_members", &[], number(m.names.len()));
+        t.set("observatory_shared_store_up", &[], i64::from(m.is_reachable));
+        t.raise("observatory_shared_store_failures_total", &[], m.failures);
+        let left = c.left_to_others.load(Ordering::Relaxed);
+        t.raise("alertmanager_notifications_left_to_others_total", &[], left);
+    }
     let now = wall_clock();
     let core = dispatcher.core();
     let counts = core.counts(now);
@@ -126,7 +139,6 @@ pub(crate) fn publish(dispatcher: &Dispatcher, t: &Telemetry) {
         }
     }
     drop(core);
-    let number = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     t.set("alertmanager_alerts", &["active"], number(counts.active));
     t.set("alertmanager_alerts", &["suppressed"], number(counts.suppressed));
     t.set("alertmanager_alerts_unrouted", &[], number(counts.unrouted));

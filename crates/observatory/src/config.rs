@@ -2,6 +2,7 @@
 
 use crate::alerting::{AlertingSettings, RawAlertmanager, RawOutbound};
 use crate::cli::{Output, complain, say};
+use crate::control::{ControlSettings, RawControl};
 use crate::limits::{self, RawLimits};
 use crate::prometheus::{RawProfile, RawPrometheus, Settings};
 use crate::retention::{self, RawRetention};
@@ -14,6 +15,7 @@ use obs_llm::PriceBook;
 use obs_server::{Listener, ServerLimits};
 use obs_storage::StoreConfig;
 use serde::Deserialize;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -40,6 +42,7 @@ struct Raw {
     retention: RawRetention,
     prometheus: RawPrometheus,
     alertmanager: RawAlertmanager,
+    control: RawControl,
     outbound: RawOutbound,
     promtail: RawTailing,
     sampling: RawSampling,
@@ -91,6 +94,7 @@ pub(crate) struct Config {
     pub(crate) tier: Option<TierSettings>,
     pub(crate) prometheus: Settings,
     pub(crate) alerting: AlertingSettings,
+    pub(crate) control: ControlSettings,
     pub(crate) tailing: TailSettings,
     pub(crate) sampling: SamplingSettings,
     /// The file as it was read, for the API that shows it.
@@ -155,11 +159,24 @@ pub(crate) fn redact(text: &str) -> String {
         });
         match hidden {
             Some((key, _)) => out.push_str(&format!("{key}: <secret>")),
-            None => out.push_str(line),
+            None => out.push_str(&without_password(line)),
         }
         out.push('\n');
     }
     out
+}
+
+/// Hides the password of an address: `scheme://user:password@host`.
+fn without_password(line: &str) -> Cow<'_, str> {
+    let address = line.split_once("://").and_then(|(_, rest)| {
+        let authority = rest.split(['/', ' ', '"', '\'']).next()?;
+        let (user, _) = authority.rsplit_once('@')?;
+        user.split_once(':').map(|(_, password)| password)
+    });
+    match address {
+        Some(p) if !p.is_empty() => Cow::Owned(line.replacen(&format!(":{p}@"), ":<secret>@", 1)),
+        _ => Cow::Borrowed(line),
+    }
 }
 
 /// Edits between two words, for suggestions.
@@ -324,6 +341,7 @@ pub(crate) fn load(
     let tier = raw.data.tier.map(TierSettings::read).transpose().map_err(&fail)?;
     let prometheus = Settings::read(raw.prometheus, raw.profile, &base).map_err(&fail)?;
     let alerting = AlertingSettings::read(raw.alertmanager, &raw.outbound, &base).map_err(&fail)?;
+    let control = ControlSettings::read(raw.control, &base).map_err(&fail)?;
     let tailing = TailSettings::read(raw.promtail, &base);
     let sampling = SamplingSettings::read(raw.sampling, &base).map_err(&fail)?;
     let config = Config {
@@ -336,6 +354,7 @@ pub(crate) fn load(
         tier,
         prometheus,
         alerting,
+        control,
         tailing,
         sampling,
         text,
@@ -450,8 +469,9 @@ mod tests {
 
     #[test]
     fn secrets_are_not_shown() {
-        let text = "a: 1\nbasic_auth:\n  username: u\n  password: p\n  password_file: /x\n- {bearer_token: t, a: b}\n";
+        let text = "a: 1\nbasic_auth:\n  username: u\n  password: p\n  password_file: /x\n- {bearer_token: t, a: b}\npostgres: 'postgres://u:hun:ter@h/db'\nurl: http://u@h:80/\n";
         let shown = redact(text);
+        assert!(shown.contains("postgres://u:<secret>@h/db'\nurl: http://u@h:80/\n"), "{shown}");
         assert!(!shown.contains(" p\n") && !shown.contains(" t,"), "{shown}");
         assert!(shown.contains("username: u") && shown.contains("password_file: /x"));
     }

@@ -6,6 +6,7 @@ mod backup;
 mod cli;
 mod client;
 mod config;
+mod control;
 mod demo;
 mod limits;
 mod memory;

@@ -135,7 +135,8 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
     let page_url =
         config.alerting.external_url.clone().or_else(|| address_of(&sockets, Listener::Ui));
     let page_url = page_url.unwrap_or_default();
-    let alerting = alerting::start(config.alerting.load()?, control.clone(), &page_url);
+    let shared = config.control.open();
+    let alerting = alerting::start(config.alerting.load()?, control.clone(), shared, &page_url);
     let alerting = alerting.map_err(UsageError)?;
     let engine = RuleEngine {
         source: Arc::new(store.clone()),

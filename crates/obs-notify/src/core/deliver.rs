@@ -4,7 +4,7 @@
 //! that may or may not have arrived. So a receiver hears of every alert that fired even if it was
 //! out of reach while it did, and of the present state whenever it may believe another.
 
-use super::{Core, GroupId, Job, Tick, plus};
+use super::{Core, GroupId, Job, Tick, after, plus};
 use crate::alert::{Alert, fingerprint};
 use crate::config::Integration;
 use crate::data::Notification;
@@ -46,6 +46,8 @@ pub(crate) enum Ended {
     Unknown,
     /// It did not arrive and never will.
     Refused,
+    /// Another instance does it, or did; when to look again.
+    Elsewhere(TimestampNs),
 }
 
 /// What a flush found.
@@ -94,6 +96,7 @@ impl Core {
                 integration,
                 notification,
                 deadline: plus(now, r.group_interval.max(DEADLINE_MIN)),
+                known: self.log.get(&log_key).map_or(TimestampNs::MIN, |e| e.at),
                 log_key,
                 group: id.clone(),
                 told,
@@ -198,7 +201,7 @@ impl Core {
         now: TimestampNs,
     ) -> Vec<Change> {
         let entry = Entry {
-            at: now,
+            at: after(self.log.get(&job.log_key).map(|e| e.at), now),
             firing: job.told.firing.clone(),
             resolved: job.told.resolved.clone(),
             expires_at: plus(now, job.repeat.saturating_mul(2)),
@@ -211,18 +214,31 @@ impl Core {
         changes
     }
 
-    fn settled(&mut self, log_key: &str) -> Option<Change> {
+    pub(super) fn settled(&mut self, log_key: &str) -> Option<Change> {
         self.owed.remove(log_key).map(|_| Change::owed(log_key, None))
     }
 
     /// Notes how a delivery ended. Returns what is to be kept.
     pub(crate) fn finish(&mut self, job: &Job, ended: Ended, now: TimestampNs) -> Vec<Change> {
         let delivered = matches!(ended, Ended::Delivered(_));
+        let again = match ended {
+            Ended::Elsewhere(t) => Some(t),
+            _ => None,
+        };
         let mut changes = match ended {
             Ended::Delivered(memory) => self.note(job, memory, now),
             Ended::Refused => self.settled(&job.log_key).into_iter().collect(),
             Ended::Unknown => Vec::new(),
-            Ended::Unreached => match self.owed.get_mut(&job.log_key) {
+            // What another instance told after all that is known here is what the receiver knows.
+            Ended::Elsewhere(_)
+                if self
+                    .log
+                    .get(&job.log_key)
+                    .is_some_and(|e| e.at > job.known || !job.told.was_unsure) =>
+            {
+                self.settled(&job.log_key).into_iter().collect()
+            }
+            Ended::Unreached | Ended::Elsewhere(_) => match self.owed.get_mut(&job.log_key) {
                 Some(o) if o.alerts.is_empty() && !job.told.was_unsure => {
                     self.settled(&job.log_key).into_iter().collect()
                 }
@@ -244,6 +260,7 @@ impl Core {
             if delivered && job.told.is_late {
                 g.next = now;
             }
+            g.next = again.map_or(g.next, |t| t.min(g.next));
             if g.open == 0 {
                 self.settle(&job.group, &mut changes);
             }
@@ -266,9 +283,12 @@ impl Core {
                     if *n == 0 {
                         self.memberships.remove(&alert);
                         self.alerts.remove(&alert);
+                        if let Some(p) = &mut self.peers {
+                            p.forget(alert);
+                        }
                         changes.push(Change::alert(alert, None));
                         if self.acknowledged.remove(&alert).is_some() {
-                            changes.push(Change::acknowledgement(alert, None));
+                            changes.push(Change::acknowledgement(alert, None, None));
                         }
                     }
                 }

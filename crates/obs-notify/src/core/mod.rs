@@ -4,12 +4,14 @@
 //! it durable before it acts on the rest.
 
 mod deliver;
+mod peers;
 
 pub(crate) use deliver::Ended;
 
 use crate::alert::{Alert, fingerprint};
 use crate::config::{Config, Integration};
 use crate::core::deliver::Told;
+use crate::core::peers::Peers;
 use crate::data::Notification;
 use crate::inhibit::Inhibitor;
 use crate::log::Entry;
@@ -52,11 +54,24 @@ pub struct Job {
     /// When to give up; the group's next flush tries again.
     pub deadline: TimestampNs,
     log_key: String,
+    /// When the receiver was told last, as far as this instance knew.
+    known: TimestampNs,
     group: GroupId,
     told: Told,
     repeat: Duration,
     /// Configurations are numbered: a job of an old one says nothing about groups of the new.
     generation: u64,
+}
+
+impl Job {
+    /// The key of the notification log, and of the claim.
+    pub(crate) fn log_key(&self) -> &str {
+        &self.log_key
+    }
+
+    pub(crate) const fn known(&self) -> TimestampNs {
+        self.known
+    }
 }
 
 /// What a moment calls for.
@@ -135,10 +150,18 @@ pub struct Core {
     busy: BTreeSet<String>,
     generation: u64,
     collected_at: TimestampNs,
+    /// What is known of other instances, if there are any.
+    peers: Option<Peers>,
 }
 
 fn plus(t: TimestampNs, d: Duration) -> TimestampNs {
     t.add_nanos(i64::try_from(d.as_nanos()).unwrap_or(i64::MAX))
+}
+
+/// Returns now, or the moment after what was said before: another instance's clock may be ahead, and
+/// what is said later must hold.
+fn after(before: Option<TimestampNs>, now: TimestampNs) -> TimestampNs {
+    before.map_or(now, |t| now.max(t.add_nanos(1)))
 }
 
 /// Writes labels as Prometheus' `LabelSet` prints.
@@ -169,6 +192,7 @@ impl Core {
             busy: BTreeSet::new(),
             generation: 0,
             collected_at: now,
+            peers: None,
             config,
         };
         for s in restored.silences {
@@ -237,17 +261,26 @@ impl Core {
             if is_unkept || old.as_ref().is_none_or(|o| new.says_more_than(o, now)) {
                 changes.push(Change::alert(id, Some(&new)));
                 changed.push(id);
+                self.told_peers(id, &new);
+            } else if self.must_tell_peers(id, &new, now) {
+                changes.push(Change::alert(id, Some(&new)).shared_only());
+                self.told_peers(id, &new);
             }
-            let new = Arc::new(new);
-            self.alerts.insert(id, new.clone());
-            if new.is_resolved(now) {
-                self.inhibitor.remove(id, &new.labels);
-            } else {
-                self.inhibitor.add(id, &new.labels);
-            }
-            self.assign(id, &new, now, false);
+            self.take(id, new, now, false);
         }
         (changes, changed, refused)
+    }
+
+    /// Takes an alert as it is from now on.
+    fn take(&mut self, id: u64, new: Alert, now: TimestampNs, anew: bool) {
+        let new = Arc::new(new);
+        self.alerts.insert(id, new.clone());
+        if new.is_resolved(now) {
+            self.inhibitor.remove(id, &new.labels);
+        } else {
+            self.inhibitor.add(id, &new.labels);
+        }
+        self.assign(id, &new, now, anew);
     }
 
     /// Hears that these alerts could not be kept: they are new when they come again.
@@ -345,7 +378,7 @@ impl Core {
             self.acknowledged.keys().filter(|id| !self.alerts.contains_key(id)).copied().collect();
         for id in gone {
             self.acknowledged.remove(&id);
-            tick.changes.push(Change::acknowledgement(id, None));
+            tick.changes.push(Change::acknowledgement(id, None, None));
         }
     }
 
@@ -468,11 +501,14 @@ impl Core {
         &mut self,
         id: u64,
         a: Option<Acknowledgement>,
+        now: TimestampNs,
     ) -> Option<Vec<Change>> {
         if !self.alerts.contains_key(&id) {
             return None;
         }
-        let change = Change::acknowledgement(id, a.as_ref());
+        let now = after(self.acknowledged.get(&id).map(|a| a.at), now);
+        let a = a.map(|a| Acknowledgement { at: now, ..a });
+        let change = Change::acknowledgement(id, a.as_ref(), Some(now));
         match a {
             Some(a) => self.acknowledged.insert(id, a),
             None => self.acknowledged.remove(&id),

@@ -4,9 +4,12 @@
 use super::*;
 use crate::NewAlert;
 use crate::silence::SilenceMatcher;
+use obs_model::Shared;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;
+
+mod pair;
 
 const SECOND: i64 = 1_000_000_000;
 
@@ -26,17 +29,32 @@ struct World {
     now: i64,
     heard: Vec<String>,
     up: bool,
+    /// What other instances are to hear.
+    said: Vec<Shared>,
 }
 
 impl World {
     fn new(yaml: &str) -> Self {
         let config = config(yaml);
         let core = Core::restore(config.clone(), "http://x", Restored::default(), at(0));
-        Self { core, config, stored: HashMap::new(), now: 0, heard: Vec::new(), up: true }
+        Self {
+            core,
+            config,
+            stored: HashMap::new(),
+            now: 0,
+            heard: Vec::new(),
+            up: true,
+            said: Vec::new(),
+        }
     }
 
     fn keep(&mut self, changes: Vec<Change>) {
-        for Change(c) in changes {
+        for c in changes {
+            self.said.extend(c.to_shared());
+            if !c.is_kept {
+                continue;
+            }
+            let c = c.state;
             match c.value {
                 Some(v) => self.stored.insert((c.space, c.key), v),
                 None => self.stored.remove(&(c.space, c.key)),
@@ -120,7 +138,12 @@ impl World {
                 }
             }
         }
+        let shares = self.core.shares();
         self.core = Core::restore(self.config.clone(), "http://x", restored, at(self.now));
+        if shares {
+            self.core.share();
+            self.said = self.core.everything();
+        }
     }
 
     fn heard(&mut self) -> Vec<String> {
@@ -419,6 +442,31 @@ fn routes_are_found_explained_and_checked() {
     );
 }
 
+/// What a receiver believes to fire: the last thing that it heard of each alert.
+fn believed(heard: &[String]) -> BTreeSet<String> {
+    let mut known: BTreeMap<String, bool> = BTreeMap::new();
+    for word in heard.iter().flat_map(|h| h.split(' ').skip(2)) {
+        let (mark, name) = word.split_at(1);
+        known.insert(name.to_owned(), mark == "+");
+    }
+    known.into_iter().filter(|k| k.1).map(|k| k.0).collect()
+}
+
+/// How often a firing group was told of twice in a row within less than a repeat interval.
+fn repeats(heard: &[String]) -> usize {
+    let mut last: HashMap<&str, (i64, &str)> = HashMap::new();
+    let mut twice = 0;
+    for h in heard {
+        let (time, said) = h.split_once(": ").unwrap();
+        let time: i64 = time.parse().unwrap();
+        let group = if said.contains('a') { "a" } else { "b" };
+        if let Some((before, same)) = last.insert(group, (time, said)) {
+            twice += usize::from(same == said && time - before < 3600 && said.contains('+'));
+        }
+    }
+    twice
+}
+
 #[derive(Debug, Clone)]
 enum Event {
     Fire(u8),
@@ -475,29 +523,11 @@ proptest! {
         }
         w.up = true;
         w.run(w.now + 200);
-        // What the receiver believes: the last thing it heard of each alert.
-        let mut known: BTreeMap<String, bool> = BTreeMap::new();
-        for h in &w.heard {
-            for word in h.split(' ').skip(2) {
-                let (mark, name) = word.split_at(1);
-                known.insert(name.to_owned(), mark == "+");
-            }
-        }
-        let believed: BTreeSet<String> = known.iter().filter(|k| *k.1).map(|k| k.0.clone()).collect();
+        let believed = believed(&w.heard);
         let real: BTreeSet<String> =
             truth.iter().map(|i| format!("{}{i}", names[usize::from(i % 2)])).collect();
         prop_assert_eq!(believed, real, "heard {:#?}", w.heard);
-        // The same thing twice in a row, within less than a repeat interval.
-        let mut last: HashMap<&str, (i64, &str)> = HashMap::new();
-        let mut twice = 0;
-        for h in &w.heard {
-            let (time, said) = h.split_once(": ").unwrap();
-            let time: i64 = time.parse().unwrap();
-            let group = if said.contains('a') { "a" } else { "b" };
-            if let Some((before, same)) = last.insert(group, (time, said)) {
-                twice += usize::from(same == said && time - before < 3600 && said.contains('+'));
-            }
-        }
+        let twice = repeats(&w.heard);
         prop_assert!(twice <= 2 * deaths, "{} repeats, {} deaths: {:#?}", twice, deaths, w.heard);
     }
 }

@@ -479,8 +479,17 @@ async fn receivers(State(state): State<AppState>) -> Response {
 
 async fn status(State(state): State<AppState>) -> Response {
     let config = state.alerting.core().config().clone();
+    let cluster = state.alerting.together().map_or_else(
+        || json!({"name": "", "peers": [], "status": "disabled"}),
+        |m| {
+            let peer = |name: &String| json!({"name": name, "address": name});
+            let status = if m.is_reachable { "ready" } else { "settling" };
+            let peers: Vec<_> = m.names.iter().map(peer).collect();
+            json!({"name": m.name, "peers": peers, "status": status})
+        },
+    );
     Json(json!({
-        "cluster": {"name": "", "peers": [], "status": "disabled"},
+        "cluster": cluster,
         "config": {"original": config.shown()},
         "uptime": time(state.started),
         "versionInfo": {

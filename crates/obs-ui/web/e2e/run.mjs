@@ -64,6 +64,8 @@ try {
   await page.route('**', (route) => (route.request().url().startsWith(base) ? route.continue() : (problems.push(`foreign request ${route.request().url()}`), route.abort())));
   const shot = async (name) => shots && page.screenshot({ path: join(shots, `${name}.png`) });
   const axe = async (where) => {
+    // Results that wait for newer ones are dimmed meanwhile.
+    await page.waitForFunction(() => !document.querySelector('.stale'));
     const { violations } = await new AxeBuilder({ page }).withTags(['wcag2a', 'wcag2aa', 'wcag21aa']).analyze();
     const serious = violations.filter((v) => ['serious', 'critical'].includes(v.impact));
     assert.deepEqual(serious.map((v) => `${where}: ${v.id}: ${v.nodes[0]?.html}`), []);
