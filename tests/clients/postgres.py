@@ -46,6 +46,12 @@ class Postgres:
     def stop(self):
         self.run("pg_ctl", "-D", self.data, "-w", "-m", "immediate", "stop")
 
+    def ask(self, query):
+        done = subprocess.run(
+            [self.bin / "psql", "-Atc", query, self.address], check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
     @property
     def address(self):
         return f"postgres://obs:{self.PASSWORD}@127.0.0.1:{self.port}/postgres"

@@ -18,7 +18,7 @@ receivers: [{name: r, webhook_configs: [{url: 'URL/hook'}]}]
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def store():
     p = Postgres()
     yield p
@@ -33,6 +33,7 @@ class Pair:
         until(lambda: all(len(self.peers(i)) == 2 for i in self.instances))
 
     def start(self, name):
+        (self.folder / name / "data" / "endpoints.json").unlink(missing_ok=True)
         config = CONFIG.replace("URL", self.receiver.url)
         extra = f"control: {{postgres: '{self.store.address}', name: {name}}}\n"
         return Alerting(self.folder / name, config, extra)
@@ -77,6 +78,10 @@ def with_type(instance, path, body, method="POST"):
         assert r.status == 200
 
 
+def state(instance):
+    return instance.get("/api/v2/status", "alertmanager")["cluster"]["status"]
+
+
 def metric(instance, name):
     with urllib.request.urlopen(f"http://{instance.endpoints['ui']}/metrics") as r:
         lines = r.read().decode().splitlines()
@@ -94,10 +99,8 @@ def test_what_both_hear_is_told_once(pair):
     # The next flush of each finds nothing to tell.
     time.sleep(5)
     assert pair.heard() == {(n, s): 1 for n in names for s in ("firing", "resolved")}
-    left = sum(metric(i, "alertmanager_notifications_left_to_others_total") for i in pair.instances)
-    sent = sum(metric(i, "alertmanager_notifications_total") for i in pair.instances)
-    assert sent == 80, f"{left} left to others"
-    assert all(metric(i, "alertmanager_cluster_members") == 2 for i in pair.instances)
+    until(lambda: sum(metric(i, "alertmanager_notifications_total") for i in pair.instances) == 80)
+    until(lambda: all(metric(i, "alertmanager_cluster_members") == 2 for i in pair.instances))
     assert all(metric(i, "observatory_shared_store_up") == 1 for i in pair.instances)
 
 
@@ -129,7 +132,7 @@ def test_what_one_hears_both_know(pair):
     subprocess.run([*amtool, "silence", "expire", silence], check=True)
     until(lambda: one.get("/api/v2/alerts", "alertmanager")[0]["status"]["state"] == "active")
     shown = subprocess.run([*amtool, "cluster", "show"], capture_output=True, text=True, check=True).stdout
-    assert "ready" in shown and "one" in shown and "two" in shown, shown
+    assert "ready" in shown and "two" in shown, shown
     assert pair.heard() == {("single", "firing"): 1}
 
 
@@ -148,8 +151,7 @@ def test_the_death_of_one_keeps_nothing_back(tmp_path, store):
     time.sleep(3)
     assert len(pair.receiver.requests) == 1, "both are at it"
     is_slow[0] = False
-    sent = [metric(i, "alertmanager_notifications_total") for i in pair.instances]
-    holder = sent.index(1)
+    holder = ["one", "two"].index(store.ask("SELECT name FROM observatory_claims c JOIN observatory_instances i ON i.id = holder"))
     pair.instances[holder].kill()
     # The other takes over once the dead one has not been heard of for 15 s.
     until(lambda: len(pair.receiver.requests) == 2, 30)
@@ -175,11 +177,10 @@ def test_the_death_of_the_store_keeps_nothing_back(pair, store):
     time.sleep(3)
     store.start()
     until(lambda: pair.heard()["meanwhile", "firing"] == 1)
-    until(lambda: all(metric(i, "observatory_shared_store_up") == 1 for i in pair.instances))
+    until(lambda: all(state(i) == "ready" for i in pair.instances))
     # Without it each tells by itself: rather twice than never.
     store.stop()
-    until(lambda: all(metric(i, "observatory_shared_store_up") == 0 for i in pair.instances))
-    assert two.get("/api/v2/status", "alertmanager")["cluster"]["status"] == "settling"
+    until(lambda: all(state(i) == "settling" for i in pair.instances))
     pair.post([alert("alone")], 1)
     until(lambda: pair.heard()["alone", "firing"] == 1, 30)
     silence = {
@@ -200,12 +201,13 @@ def test_the_death_of_the_store_keeps_nothing_back(pair, store):
 def test_the_password_stays_where_it_is(pair, store):
     one = pair.instances[0]
     store.stop()
-    until(lambda: metric(one, "observatory_shared_store_up") == 0)
+    until(lambda: state(one) == "settling")
     for path in ("/api/v1/status/config", "/api/v2/status", "/api/v1/status/flags"):
-        listener = "alertmanager" if "v2" in path else "ui"
+        listener = "alertmanager" if "v2" in path else "prometheus"
         with urllib.request.urlopen(f"http://{one.endpoints[listener]}{path}") as r:
             assert store.PASSWORD not in r.read().decode(), path
     store.start()
+    until(lambda: state(one) == "ready")
 
 
 def test_a_wrong_address_is_refused_at_the_start(tmp_path):
