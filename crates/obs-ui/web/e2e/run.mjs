@@ -300,6 +300,20 @@ try {
     await page.goto(`${base}/rules?state=firing`);
     await page.getByRole('button', { name: 'Back-test' }).first().click();
     await page.getByText(/Would have fired 1 time in this range/).first().waitFor();
+    // A rule is written, tried, and taken along as YAML.
+    await page.getByRole('link', { name: 'Edit' }).first().click();
+    const editor = page.getByRole('region', { name: 'Rule editor' });
+    await editor.getByText(/Would have fired 1 time in this range/).waitFor();
+    await editor.getByRole('img', { name: /1 firings/ }).first().waitFor();
+    await editor.getByLabel('Severity').fill('page');
+    await page.keyboard.press('Enter');
+    await editor.getByText('severity: page').waitFor();
+    await page.keyboard.press('Escape');
+    await editor.getByLabel('For').fill('1000d');
+    await page.keyboard.press('Enter');
+    await editor.getByText(/Would have fired 0 times/).waitFor();
+    await axe('rule editor');
+    await shot('rule-editor');
   });
 
   await step('the keyboard leads through the pages, and dark is as readable as light', async () => {

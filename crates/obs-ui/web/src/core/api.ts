@@ -37,9 +37,9 @@ async function read<T>(response: Response): Promise<T> {
 }
 
 /** Sends JSON; throws ApiError with the server's message. */
-export async function send<T>(path: string, method: 'POST' | 'PUT' | 'DELETE', body?: unknown): Promise<T> {
+export async function send<T>(path: string, method: 'POST' | 'PUT' | 'DELETE', body?: unknown, signal?: AbortSignal): Promise<T> {
   const content = body === undefined ? {} : { body: JSON.stringify(body) };
-  return read<T>(await fetch(path, { method, headers: { 'Content-Type': 'application/json' }, ...content }));
+  return read<T>(await fetch(path, { method, signal, headers: { 'Content-Type': 'application/json' }, ...content }));
 }
 
 /** What a set of calls amounts to; amounts are decimal texts in USD. */

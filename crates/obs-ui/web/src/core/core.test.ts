@@ -1,3 +1,4 @@
+import { ruleYaml } from './rules';
 import { describe, expect, it } from 'vitest';
 import { ago, count, duration, percent, usd } from './format';
 import { range, resolve, shift, step } from './range';
@@ -92,5 +93,12 @@ describe('matchers', () => {
     expect(fromHash('#/silences/12-ab')).toBe('/silences?id=12-ab');
     expect(fromHash('#/status')).toBe('/contacts');
     expect(fromHash('#top')).toBe(null);
+  });
+});
+
+describe('rules', () => {
+  it('are written as rule files have them', () => {
+    expect(ruleYaml({ name: 'Down', expr: 'up == 0', hold: '5m', severity: 'critical' })).toBe('- alert: Down\n  expr: |-\n    up == 0\n  for: "5m"\n  labels:\n    severity: critical\n');
+    expect(ruleYaml({ name: 'no', expr: 'a\n  > b', hold: '', severity: '' })).toBe('- alert: "no"\n  expr: |-\n    a\n      > b\n');
   });
 });
