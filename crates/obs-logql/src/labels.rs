@@ -64,6 +64,16 @@ pub(crate) fn metadata(r: &LogRecord) -> Vec<(String, String)> {
     out
 }
 
+/// Returns whether a field, or what is inside of it, may become one of these labels.
+pub(crate) fn may_become(wanted: &[String], key: &str, has_inside: bool) -> bool {
+    let is_it = |rest: &str| rest.is_empty() || rest == "_extracted" || has_inside;
+    let is_plain = || {
+        key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+            && !key.starts_with(|c: char| c.is_ascii_digit())
+    };
+    wanted.iter().any(|w| w.strip_prefix(key).is_some_and(is_it)) || !is_plain()
+}
+
 impl<'a> Entry<'a> {
     pub(crate) fn new(record: &'a LogRecord, wanted: Option<&'a [String]>) -> Self {
         let mut entry = Self::of_stream(&record.stream);
@@ -152,13 +162,7 @@ impl<'a> Entry<'a> {
     /// Returns whether a field of a line, or what is inside of it, may become a label that anything
     /// asks for. Quick, as most fields of most lines are for nothing.
     pub(crate) fn may_want(&self, key: &str, has_inside: bool) -> bool {
-        let Some(wanted) = self.wanted else { return true };
-        let is_it = |rest: &str| rest.is_empty() || rest == "_extracted" || has_inside;
-        let is_plain = || {
-            key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-                && !key.starts_with(|c: char| c.is_ascii_digit())
-        };
-        wanted.iter().any(|w| w.strip_prefix(key).is_some_and(is_it)) || !is_plain()
+        self.wanted.is_none_or(|wanted| may_become(wanted, key, has_inside))
     }
 
     /// Returns whether everything that anything asks for was found.

@@ -10,6 +10,7 @@ mod forms;
 mod ip;
 mod labels;
 mod lexer;
+mod members;
 mod metric;
 mod parse;
 mod parser;

@@ -2,11 +2,13 @@
 
 use crate::ast::{Groups, LabelFilter, RangeAggregation, RangeOp, Stage};
 use crate::labels::{ERROR, Entry};
+use crate::members::Read;
 use crate::pipeline::{Pipeline, unwrap};
 use crate::query::QueryError;
 use obs_model::{
-    Budget, Direction, Labels, LabelsBuilder, LogRecord, LogScan, LogSelection, MatchOp, Sample,
-    SelectError, SelectLogs, Series, TenantId, TimestampNs,
+    Budget, Direction, Labels, LabelsBuilder, LineMembers, LogRecord, LogRows, LogScan,
+    LogSelection, MatchOp, NumberMember, Sample, SelectError, SelectLogs, Series, TenantId,
+    TimestampNs,
 };
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -92,20 +94,33 @@ impl Gathered {
         if is_sum { (steps + 1) * 12 } else { 64 }
     }
 
-    fn add(&mut self, windows: &mut Windows, ns: i64, value: f64) {
+    /// Adds records: their times, less the offset, and the value of each, or of all.
+    fn add(&mut self, windows: &mut Windows, offset: i64, rows: LogRows<'_>, value: f64) {
+        let times = rows.times.iter().map(|t| t.saturating_add(offset));
         match self {
-            Self::Samples(list) => list.push((ns, value)),
+            Self::Samples(list) if rows.values.is_empty() => list.extend(times.map(|t| (t, value))),
+            Self::Samples(list) => list.extend(times.zip(rows.values.iter().copied())),
             Self::Sums { records, sums } => {
-                let (from, to) = windows.of(ns);
-                if from >= to {
-                    return;
-                }
-                for (at, sign) in [(from, 1), (to, -1)] {
-                    if let (Some(r), Some(s)) = (records.get_mut(at), sums.get_mut(at)) {
-                        *r += sign;
-                        *s += f64::from(sign) * value;
+                let mut add = |(from, to): (usize, usize), n: i32| {
+                    for (at, sign) in [(from, n), (to, -n)] {
+                        if from < to
+                            && let (Some(r), Some(s)) = (records.get_mut(at), sums.get_mut(at))
+                        {
+                            *r += sign;
+                            *s += f64::from(sign) * value;
+                        }
                     }
+                };
+                let (mut run, mut n) = ((0, 0), 0);
+                for t in times {
+                    let of = windows.of(t);
+                    if of != run {
+                        add(run, n);
+                        (run, n) = (of, 0);
+                    }
+                    n += 1;
                 }
+                add(run, n);
             }
         }
     }
@@ -340,7 +355,7 @@ pub(crate) fn run(
     let mut windows = Windows::new(steps, range_ns);
     // The series of the stream before, which mostly is the stream of the next record too.
     let mut last: Option<(Labels, usize)> = None;
-    let mut take = |record: &LogRecord| {
+    let mut take = |record: &LogRecord, rows: LogRows<'_>| {
         let mut entry = Entry::new(record, wanted.as_deref());
         if names_ids {
             entry = entry.with_ids(record);
@@ -382,19 +397,21 @@ pub(crate) fn run(
             }
             gathered.push(Gathered::new(is_sum, steps.count));
         }
-        if !is_sum && budget.take(1, 16).is_err() {
+        let n = rows.times.len();
+        if !is_sum && budget.take(n, 16 * n).is_err() {
             failure = Some(too_much());
             return ControlFlow::Break(());
         }
         if let Some(g) = gathered.get_mut(at) {
-            let ns = record.timestamp.nanos().saturating_add(offset_ns);
-            g.add(&mut windows, ns, value);
+            g.add(&mut windows, offset_ns, rows, value);
         }
         ControlFlow::Continue(())
     };
     let ordered = r.expr.stages.iter().any(|s| matches!(s, Stage::Distinct(_)));
     if ordered {
-        source.select_logs(tenant, &selection, budget, &mut |r| take(r))?;
+        source.select_logs(tenant, &selection, budget, &mut |r| {
+            take(r, LogRows::one(&r.timestamp.nanos()))
+        })?;
     } else {
         let skips_parsers = wanted.as_ref().is_some_and(Vec::is_empty);
         let reads_line = |s: &Stage| match s {
@@ -406,13 +423,20 @@ pub(crate) fn run(
         };
         let line = is_bytes || r.expr.stages.iter().any(reads_line);
         let accept = |stream: &Labels| may_pass(&r.expr.stages, stream);
-        source.scan_logs(
-            tenant,
-            &selection,
-            LogScan { accept: &accept, line },
-            budget,
-            &mut take,
-        )?;
+        let read = Read::new(r, groups, wanted.as_deref());
+        let of = |stream: &Labels| read.number.as_ref().is_some_and(|n| n.is_of(stream));
+        let holds = |v: f64| read.number.as_ref().is_none_or(|n| n.holds(v));
+        let wants = |key: &str, has_inside: bool| read.wants(key, has_inside);
+        let number = read.number.as_ref().map(|n| NumberMember {
+            key: n.name,
+            holds: &holds,
+            is_value: !is_sum,
+            of: &of,
+        });
+        let members = read.is_json.then_some(LineMembers { wants: &wants, number });
+        let members = members.filter(|_| !is_bytes);
+        let scan = LogScan { accept: &accept, line, ids: names_ids, members };
+        source.scan_logs(tenant, &selection, scan, budget, &mut take)?;
         for g in &mut gathered {
             if let Gathered::Samples(list) = g {
                 list.sort_by_key(|s| s.0);

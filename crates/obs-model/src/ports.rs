@@ -273,11 +273,72 @@ pub struct LogScan<'a> {
     pub accept: &'a dyn Fn(&Labels) -> bool,
     /// Whether the line is looked at; it may be empty otherwise.
     pub line: bool,
+    /// Whether the ids of trace and span are looked at.
+    pub ids: bool,
+    /// Given if lines are only read as JSON objects: what is looked at of them.
+    pub members: Option<LineMembers<'a>>,
 }
+
+/// What is looked at of a JSON line. Members that nobody wants may be missing in it, and a line
+/// that does not begin with `{` may be empty.
+#[derive(Clone, Copy)]
+pub struct LineMembers<'a> {
+    /// Whether a member is wanted: by its key as it stands there, and whether its value is an
+    /// object or array.
+    pub wants: &'a dyn Fn(&str, bool) -> bool,
+    /// A member of which nothing but its number is looked at, if there is one.
+    pub number: Option<NumberMember<'a>>,
+}
+
+/// A member that is looked at as a number only.
+#[derive(Clone, Copy)]
+pub struct NumberMember<'a> {
+    pub key: &'a str,
+    /// Whether a record with this number is wanted. Those with the same answer are the same to the
+    /// scan, which may leave out those that are not wanted.
+    pub holds: &'a dyn Fn(f64) -> bool,
+    /// Whether the numbers themselves are wanted, as [`LogRows::values`].
+    pub is_value: bool,
+    /// The streams of which this is so.
+    pub of: &'a dyn Fn(&Labels) -> bool,
+}
+
+/// The records that a visited one stands for.
+#[derive(Debug, Clone, Copy)]
+pub struct LogRows<'a> {
+    /// Their times, nanoseconds, not in order.
+    pub times: &'a [i64],
+    /// The number of each, if numbers are wanted and not to be read in the line.
+    pub values: &'a [f64],
+}
+
+impl<'a> LogRows<'a> {
+    /// A record that stands for itself.
+    pub const fn one(time: &'a i64) -> Self {
+        Self { times: std::slice::from_ref(time), values: &[] }
+    }
+}
+
+/// What the visitor of a counting scan says: go on or stop.
+pub type VisitScan<'a> = &'a mut dyn FnMut(&LogRecord, LogRows<'_>) -> ControlFlow<()>;
 
 impl std::fmt::Debug for LogScan<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LogScan").field("line", &self.line).finish_non_exhaustive()
+        let mut out = f.debug_struct("LogScan");
+        out.field("line", &self.line).field("ids", &self.ids).field("members", &self.members);
+        out.finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for LineMembers<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LineMembers").field("number", &self.number).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for NumberMember<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NumberMember").field("key", &self.key).finish_non_exhaustive()
     }
 }
 
@@ -298,8 +359,9 @@ pub trait SelectLogs: Send + Sync {
         visit: Visit<'_, LogRecord>,
     ) -> Result<(), SelectError>;
 
-    /// Visits matching records, each once, in no order, until the visitor breaks. Level and event
-    /// name are set only of records that have a resource, the observed time never.
+    /// Visits matching records, each once, in no order, until the visitor breaks. Records that the
+    /// scan cannot tell apart may come as one. Level and event name are set only of records that
+    /// have a resource, the observed time never.
     ///
     /// # Errors
     /// See [`SelectError`].
@@ -309,10 +371,13 @@ pub trait SelectLogs: Send + Sync {
         selection: &LogSelection<'_>,
         scan: LogScan<'_>,
         budget: &Budget,
-        visit: &mut dyn FnMut(&LogRecord) -> ControlFlow<()>,
+        visit: VisitScan<'_>,
     ) -> Result<(), SelectError> {
         self.select_logs(tenant, selection, budget, &mut |r| {
-            if (scan.accept)(&r.stream) { visit(r) } else { ControlFlow::Continue(()) }
+            if !(scan.accept)(&r.stream) {
+                return ControlFlow::Continue(());
+            }
+            visit(r, LogRows::one(&r.timestamp.nanos()))
         })
     }
 

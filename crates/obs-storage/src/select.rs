@@ -11,8 +11,9 @@ use crate::segments::{OpenSegment, Tombstones, wanted};
 use crate::store::{Store, View};
 use foldhash::{HashMap, HashSet};
 use obs_model::{
-    Budget, Direction, Labels, LogRecord, LogScan, LogSelection, Matcher, MetricMetadata, Sample,
-    SelectError, SelectLogs, SelectSeries, Series, SeriesSelection, TenantId, Visit,
+    Budget, Direction, Labels, LogRecord, LogRows, LogScan, LogSelection, Matcher, MetricMetadata,
+    Sample, SelectError, SelectLogs, SelectSeries, Series, SeriesSelection, TenantId, Visit,
+    VisitScan,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -387,7 +388,7 @@ impl Store {
         filter: &RowFilter<'_>,
         scan: LogScan<'_>,
         budget: &Budget,
-        visit: &mut dyn FnMut(&LogRecord) -> ControlFlow<()>,
+        visit: VisitScan<'_>,
     ) -> Result<ControlFlow<()>, SelectError> {
         let hidden = tombstones.of(&s.meta);
         let mut damaged =
@@ -407,14 +408,19 @@ impl Store {
             rows.each_block(0..rows.blocks.len(), filter, &mut damaged, &mut |bytes, source| {
                 budget.check()?;
                 let mut seen = 0;
-                let mut one = |r: &LogRecord| {
-                    seen += 1;
-                    Ok(visit(r))
+                let mut one = |r: &LogRecord, rows: LogRows<'_>| {
+                    seen += rows.times.len();
+                    Ok(visit(r, rows))
                 };
                 let flow = if by_trace {
                     LogRecord::get_block(bytes, filter, source, &mut |r| {
                         let is_wanted = !hidden.hides_trace(r.trace_id) && (scan.accept)(&r.stream);
-                        if is_wanted { one(&r) } else { Ok(ControlFlow::Continue(())) }
+                        let time = r.timestamp.nanos();
+                        if is_wanted {
+                            one(&r, LogRows::one(&time))
+                        } else {
+                            Ok(ControlFlow::Continue(()))
+                        }
                     })?
                 } else {
                     visit_rows(bytes, filter, scan, source, &mut one)?
@@ -536,7 +542,7 @@ impl SelectLogs for Store {
         selection: &LogSelection<'_>,
         scan: LogScan<'_>,
         budget: &Budget,
-        visit: &mut dyn FnMut(&LogRecord) -> ControlFlow<()>,
+        visit: VisitScan<'_>,
     ) -> Result<(), SelectError> {
         let (start, end) = (selection.start.nanos(), selection.end.nanos());
         let snapshot = self.log_snapshot(tenant, start, end);
@@ -544,7 +550,10 @@ impl SelectLogs for Store {
             let Some(s) = stretch.alone.and_then(|i| snapshot.segments.get(i)) else {
                 let range = (stretch.start, stretch.end);
                 let mut accepted = |r: &Arc<LogRecord>| {
-                    if (scan.accept)(&r.stream) { visit(r) } else { ControlFlow::Continue(()) }
+                    if !(scan.accept)(&r.stream) {
+                        return ControlFlow::Continue(());
+                    }
+                    visit(r, LogRows::one(&r.timestamp.nanos()))
                 };
                 if self.each_window(&snapshot, selection, range, budget, &mut accepted)?.is_break()
                 {

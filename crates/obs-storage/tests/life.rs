@@ -478,11 +478,12 @@ async fn a_scan_finds_what_a_select_finds_each_once() {
             {
                 for line in [true, false] {
                     let mut got = Vec::new();
-                    let scan = LogScan { accept, line };
-                    let scanned = store.scan_logs(&tenant, &selection, scan, &budget, &mut |r| {
-                        got.push(told(r));
-                        ControlFlow::Continue(())
-                    });
+                    let scan = LogScan { accept, line, ids: true, members: None };
+                    let scanned =
+                        store.scan_logs(&tenant, &selection, scan, &budget, &mut |r, _| {
+                            got.push(told(r));
+                            ControlFlow::Continue(())
+                        });
                     scanned.unwrap();
                     let mut want: Vec<_> =
                         want.iter().filter(|w| !some || w.0.get("app") != "db").cloned().collect();

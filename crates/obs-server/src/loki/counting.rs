@@ -2,8 +2,8 @@
 
 use obs_model::{
     Budget, Labels, LogRecord, LogScan, LogSelection, SelectError, SelectLogs, TenantId, Visit,
+    VisitScan,
 };
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -56,13 +56,14 @@ impl SelectLogs for Counting<'_> {
         selection: &LogSelection<'_>,
         scan: LogScan<'_>,
         budget: &Budget,
-        visit: &mut dyn FnMut(&LogRecord) -> ControlFlow<()>,
+        visit: VisitScan<'_>,
     ) -> Result<(), SelectError> {
         let (mut lines, mut bytes) = (0, 0);
-        let out = self.inner.scan_logs(tenant, selection, scan, budget, &mut |r| {
-            lines += 1;
-            bytes += r.line.len() as u64;
-            visit(r)
+        let out = self.inner.scan_logs(tenant, selection, scan, budget, &mut |r, rows| {
+            let n = rows.times.len() as u64;
+            lines += n;
+            bytes += n * r.line.len() as u64;
+            visit(r, rows)
         });
         self.lines.fetch_add(lines, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);

@@ -107,8 +107,8 @@ fn each_line(
     let (tenant, matchers, range) = p;
     let mut failed = None;
     let selection = selection(matchers, range);
-    let scan = LogScan { accept: &|_| true, line: true };
-    state.source.scan_logs(tenant, &selection, scan, budget, &mut |r| match visit(
+    let scan = LogScan { accept: &|_| true, line: true, ids: false, members: None };
+    state.source.scan_logs(tenant, &selection, scan, budget, &mut |r, _| match visit(
         &r.stream,
         r.timestamp,
         r.line.len(),

@@ -645,6 +645,21 @@ impl Strings {
         Some(())
     }
 
+    /// Returns the integers of a column of plain numbers, and what to divide them by.
+    pub(crate) fn numbers(&self) -> Option<(&[i64], f64)> {
+        let Self::Number { prefix, suffix, form, values } = self else { return None };
+        if !prefix.is_empty() || !suffix.is_empty() {
+            return None;
+        }
+        let divisor = match form {
+            Form::Decimal | Form::Padded(_) => 1.0,
+            // Powers of ten are exact this far.
+            Form::Point(places) if *places <= 22 => 10_f64.powi(*places as i32),
+            Form::Point(_) => return None,
+        };
+        Some((values, divisor))
+    }
+
     /// Returns value `i` where it lies as it is.
     pub(crate) fn lent(&self, i: usize) -> Option<&[u8]> {
         match self {

@@ -11,7 +11,8 @@
 
 use crate::bin::{Decoder, Encoder, Malformed};
 use crate::segment::columns::{
-    Context, RowIds, Strings, get_ints, get_strings, get_texts, put_ints, put_strings, put_texts,
+    Context, Head, RowIds, Strings, get_ints, get_strings, get_texts, head, put_ints, put_strings,
+    put_texts,
 };
 use foldhash::HashMap;
 use std::cell::OnceCell;
@@ -19,7 +20,7 @@ use std::hash::{DefaultHasher, Hasher};
 use std::ops::Range;
 
 /// Stands for a variable in a template; lines that contain it are kept whole.
-const HOLE: u8 = 0;
+pub(crate) const HOLE: u8 = 0;
 
 /// What a byte is to [`split_text`].
 const CLASS: [u8; 256] = {
@@ -216,11 +217,13 @@ fn put_column(e: &mut Encoder, c: &Column<'_>, rows: Context<'_>) {
 }
 
 #[derive(Debug)]
-struct Template {
+pub(crate) struct Template {
     /// Fixed text before each variable, and behind the last.
     texts: Vec<Range<usize>>,
-    all: Vec<u8>,
-    columns: Vec<usize>,
+    /// All text, with a mark for each variable.
+    pub(crate) all: Vec<u8>,
+    /// The column of each variable.
+    pub(crate) columns: Vec<usize>,
 }
 
 /// Takes a row's number and line.
@@ -229,10 +232,10 @@ pub(crate) type VisitLine<'a> = &'a mut dyn FnMut(usize, &[u8]) -> Result<(), Ma
 /// The lines of a block, built on demand.
 #[derive(Debug)]
 pub(crate) struct Lines<'a> {
-    templates: Vec<Template>,
+    pub(crate) templates: Vec<Template>,
     ids: Vec<i64>,
     packed: Vec<&'a [u8]>,
-    columns: Vec<OnceCell<Strings>>,
+    pub(crate) columns: Vec<OnceCell<Strings>>,
 }
 
 impl<'a> Lines<'a> {
@@ -264,7 +267,7 @@ impl<'a> Lines<'a> {
         Ok(Self { templates, ids, packed, columns })
     }
 
-    fn column(&self, i: usize) -> Result<&Strings, Malformed> {
+    pub(crate) fn column(&self, i: usize) -> Result<&Strings, Malformed> {
         let cell = self.columns.get(i).ok_or(Malformed(i))?;
         if let Some(c) = cell.get() {
             return Ok(c);
@@ -274,9 +277,32 @@ impl<'a> Lines<'a> {
         Ok(cell.get_or_init(|| column))
     }
 
+    /// Returns the number of a row's template.
+    pub(crate) fn template_of(&self, row: usize) -> Result<usize, Malformed> {
+        self.ids.get(row).and_then(|id| usize::try_from(*id).ok()).ok_or(Malformed(row))
+    }
+
     fn template(&self, row: usize) -> Result<&Template, Malformed> {
-        let id = self.ids.get(row).and_then(|id| usize::try_from(*id).ok());
-        id.and_then(|id| self.templates.get(id)).ok_or(Malformed(row))
+        self.templates.get(self.template_of(row)?).ok_or(Malformed(row))
+    }
+
+    /// Returns whether all values of a column are what JSON has outside of quotes: numbers, as far
+    /// as their beginning tells, `true`, `false` or `null`.
+    pub(crate) fn are_literals(&self, i: usize) -> Result<bool, Malformed> {
+        let bytes = self.packed.get(i).ok_or(Malformed(i))?;
+        let is_one = |v: &[u8]| {
+            matches!(v, b"true" | b"false" | b"null")
+                || v.first().is_some_and(|b| b.is_ascii_digit() || *b == b'-')
+        };
+        Ok(match head(bytes)? {
+            Head::Digits { prefix: b"", .. } => true,
+            Head::Any => match self.column(i)? {
+                Strings::Const(v) => is_one(v),
+                Strings::Dict { entries, .. } => entries.iter().all(is_one),
+                _ => false,
+            },
+            _ => false,
+        })
     }
 
     /// Calls `visit` with every wanted row's line, in order.
@@ -452,7 +478,6 @@ fn unhex(digits: &[u8]) -> Option<Vec<u8>> {
 
 /// Tells from a column's head alone whether any value may hold a run.
 fn may_contain(bytes: &[u8], run: &[u8]) -> Result<bool, Malformed> {
-    use crate::segment::columns::{Head, head};
     Ok(match head(bytes)? {
         Head::Empty => false,
         Head::Any => true,

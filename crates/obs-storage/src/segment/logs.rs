@@ -9,11 +9,14 @@ use crate::segment::columns::{
 };
 use crate::segment::ids::{get_ids, put_ids, text_of};
 use crate::segment::lines::{Lines, RowText, put_lines};
+use crate::segment::log_groups;
 use crate::segment::rows::{Row, RowFilter, VisitRow};
 use crate::segment::{SegmentError, Signal};
 use foldhash::HashMap;
 use memchr::memmem;
-use obs_model::{Labels, LogRecord, LogScan, Matcher, Resource, SpanId, TimestampNs, TraceId};
+use obs_model::{
+    Labels, LogRecord, LogRows, LogScan, Matcher, Resource, SpanId, TimestampNs, TraceId,
+};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -310,6 +313,27 @@ impl<'a> Prepared<'a> {
     }
 }
 
+/// Returns a record with nothing in it.
+pub(crate) fn blank() -> LogRecord {
+    LogRecord {
+        stream: Labels::default(),
+        timestamp: TimestampNs::from_nanos(0),
+        observed: TimestampNs::from_nanos(0),
+        line: String::new(),
+        severity_number: 0,
+        severity_text: String::new(),
+        event_name: String::new(),
+        trace_id: None,
+        span_id: None,
+        attributes: obs_model::Attributes::default(),
+        resource: Arc::default(),
+    }
+}
+
+/// Takes a record and the rows that it stands for.
+pub(crate) type VisitRows<'a> =
+    &'a mut dyn FnMut(&LogRecord, LogRows<'_>) -> Result<ControlFlow<()>, SegmentError>;
+
 /// Visits the wanted rows of a block with one record for all of them, for those who keep none: see
 /// `SelectLogs::scan_logs` for what is set of it.
 pub(crate) fn visit_rows(
@@ -317,8 +341,11 @@ pub(crate) fn visit_rows(
     filter: &RowFilter<'_>,
     scan: LogScan<'_>,
     source: &mut Source<'_>,
-    visit: &mut dyn FnMut(&LogRecord) -> Result<ControlFlow<()>, SegmentError>,
+    visit: VisitRows<'_>,
 ) -> Result<ControlFlow<()>, SegmentError> {
+    if let Some(flow) = log_groups::visit(block, filter, scan, visit)? {
+        return Ok(flow);
+    }
     let Some(mut p) = Prepared::read(block, filter, scan.accept)? else {
         return Ok(ControlFlow::Continue(()));
     };
@@ -336,19 +363,7 @@ pub(crate) fn visit_rows(
     let (resources, resource_of) = get_resources(&mut d)?;
     let mut attributes = AttributesReader::read(&mut d)?;
     let has_resources = resources.iter().any(|r| !r.attributes.is_empty());
-    let mut record = LogRecord {
-        stream: Labels::default(),
-        timestamp: TimestampNs::from_nanos(0),
-        observed: TimestampNs::from_nanos(0),
-        line: String::new(),
-        severity_number: 0,
-        severity_text: String::new(),
-        event_name: String::new(),
-        trace_id: None,
-        span_id: None,
-        attributes: obs_model::Attributes::default(),
-        resource: Arc::default(),
-    };
+    let mut record = blank();
     let (mut stream, mut next) = (usize::MAX, 0);
     let bad = Malformed(0);
     let finders: Vec<_> =
@@ -384,7 +399,7 @@ pub(crate) fn visit_rows(
         }
         record.trace_id = traces.get(i).and_then(|t| TraceId::from_slice(t));
         record.span_id = spans.get(i).and_then(|s| SpanId::from_slice(s));
-        visit(&record)
+        visit(&record, LogRows::one(&record.timestamp.nanos()))
     };
     let Some(lines) = lines else {
         for i in wanted.iter().enumerate().filter(|(_, w)| **w).map(|(i, _)| i) {
