@@ -14,7 +14,7 @@ use crate::tail::TailConfig;
 use crate::tails::Tails;
 use crate::telemetry::Telemetry;
 use crate::watch::{Watch, Watchers};
-use obs_llm::{Kin, PriceBook};
+use obs_llm::{Kin, PriceBook, Scored};
 use obs_model::{
     Append, AppendError, Appended, Labels, LlmCall, LogRecord, MetricMetadata, Sample, Series,
     Span, SpanId, TenantId, TimestampMs, TimestampNs, TraceId, WriteBatch,
@@ -231,6 +231,8 @@ impl Ingest {
         let links = obs_llm::links(&batch.spans);
         let bookings = self.bookings(tenant, &batch.spans, &links, now);
         batch.calls = bookings.iter().map(|b| LlmCall::clone(&b.call)).collect();
+        let scores = batch.spans.iter().flat_map(Scored::of_span).map(|s| s.record());
+        batch.logs = scores.filter(|r| limits.log(r, now).is_ok()).collect();
         outcome.accepted = batch.spans.len() as u64;
         self.count_rejected("traces", &outcome);
         let facts = Facts::of(&batch.spans);
@@ -270,17 +272,17 @@ impl Ingest {
     ) -> Result<(), AppendError> {
         let tails = || self.tails.lock().unwrap_or_else(PoisonError::into_inner);
         let (waiting, late) = tails().part(tenant, batch.spans);
-        let calls = batch.calls;
+        let (calls, logs) = (batch.calls, batch.logs);
         if !waiting.is_empty() {
             let n = waiting.len() as u64;
             let spans = waiting.clone();
             let batch = WriteBatch { spans, ..WriteBatch::default() };
             self.append(undecided, "trace", ("undecided_spans", n), batch).await?;
         }
-        if !late.is_empty() || !calls.is_empty() {
+        if !late.is_empty() || !calls.is_empty() || !logs.is_empty() {
             let n = late.len() as u64;
             let (spans, calls) = (late, calls.clone());
-            let batch = WriteBatch { spans, calls, ..WriteBatch::default() };
+            let batch = WriteBatch { spans, calls, logs, ..WriteBatch::default() };
             self.append(tenant, "trace", ("spans", n), batch).await?;
         }
         tails().add(tenant, waiting, &calls, now);
@@ -348,16 +350,20 @@ impl Ingest {
         let mut outcome = Outcome::default();
         let mut batch = WriteBatch::default();
         let limits = self.limits.of(tenant);
+        let mut scores = Vec::new();
         for mut r in logs {
             match limits.log(&r, now) {
                 Ok(()) => {
                     correlate(&mut r);
+                    let score = Scored::of_log(&r).map(|s| s.record());
                     batch.logs.push(r);
+                    scores.extend(score.filter(|r| limits.log(r, now).is_ok()));
                 }
                 Err(reason) => outcome.refuse(reason),
             }
         }
         outcome.accepted = batch.logs.len() as u64;
+        batch.logs.extend(scores);
         self.count_rejected("logs", &outcome);
         let watchers = self.watchers.all();
         let seen = if watchers.is_empty() { Vec::new() } else { batch.logs.clone() };

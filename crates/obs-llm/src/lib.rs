@@ -16,6 +16,7 @@ mod messages;
 mod price;
 mod provider;
 pub mod report;
+mod score;
 mod tokens;
 mod usage;
 
@@ -26,4 +27,5 @@ pub use price::{
     BookFile, Discount, Imported, Match, Mode, PriceBook, PriceBookError, PriceRecord, Rate, Rates,
     Tier, Volume, import_csv, import_litellm, import_origin,
 };
+pub use score::{Mean, SCORE_EVENT, SCORE_NAME, Score, Scored};
 pub use usage::{price_call, usage_call, usage_id};

@@ -24,6 +24,7 @@ pub mod router;
 pub mod rule_engine;
 mod run;
 mod sampling;
+mod scores;
 mod sql;
 pub mod state;
 mod tempo;

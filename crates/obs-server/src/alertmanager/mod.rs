@@ -55,7 +55,7 @@ async fn page(State(state): State<AppState>) -> Response {
 
 /// An error: status and JSON body.
 #[derive(Debug)]
-struct Refused(StatusCode, Value);
+pub(crate) struct Refused(StatusCode, Value);
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
@@ -83,7 +83,7 @@ fn state_failed(e: StateError) -> Response {
 }
 
 /// Refuses bodies that a form of another site's page could send.
-fn json_body<T: serde::de::DeserializeOwned>(
+pub(crate) fn json_body<T: serde::de::DeserializeOwned>(
     headers: &HeaderMap,
     bytes: &[u8],
 ) -> Result<T, Refused> {

@@ -114,6 +114,22 @@ try {
     await axe('trace');
   });
 
+  await step('a call is rated, and the rating is summed up', async () => {
+    const scores = page.getByRole('group', { name: 'Scores' });
+    await scores.getByRole('button', { name: 'Good' }).click();
+    await scores.getByText('user_feedback').first().waitFor();
+    page.once('dialog', (d) => d.accept('too <i>long</i>'));
+    await scores.getByRole('button', { name: 'Bad' }).click();
+    await scores.getByTitle(/too <i>long/).waitFor();
+    const trace = page.url();
+    await page.goto(`${base}/llm/quality?scores_by=service`);
+    const row = page.getByRole('region', { name: 'Scores' }).getByRole('row', { name: /user_feedback/ });
+    await row.getByRole('cell', { name: '0.000', exact: true }).waitFor();
+    await axe('scores');
+    await shot('scores');
+    await page.goto(trace);
+  });
+
   await step('the trace leads to its logs and back', async () => {
     await page.getByRole('tab', { name: 'Logs' }).click();
     await page.getByRole('table', { name: 'Logs of the trace' }).getByText('request finished').waitFor();
