@@ -295,10 +295,12 @@ impl<'a> Lines<'a> {
                 || v.first().is_some_and(|b| b.is_ascii_digit() || *b == b'-')
         };
         Ok(match head(bytes)? {
-            Head::Digits { prefix: b"", .. } => true,
+            // What the values have in common before their digits may be digits too.
+            Head::Digits { prefix, .. } => prefix.is_empty() || is_one(prefix),
             Head::Any => match self.column(i)? {
                 Strings::Const(v) => is_one(v),
                 Strings::Dict { entries, .. } => entries.iter().all(is_one),
+                Strings::Raw(t) => t.iter().all(is_one),
                 _ => false,
             },
             _ => false,

@@ -155,23 +155,67 @@ struct Task<'a> {
     numbers: Option<Numbers<'a>>,
 }
 
-/// A column of numbers that are exact as floats.
-#[derive(Debug, Clone, Copy)]
-struct Numbers<'a> {
-    values: &'a [i64],
-    divisor: f64,
+/// A column whose values are all numbers as people write them.
+#[derive(Debug)]
+enum Numbers<'a> {
+    One(f64),
+    /// Integers that are exact as floats, and what to divide them by, which is exact too.
+    Ints {
+        values: &'a [i64],
+        divisor: f64,
+    },
+    Dict {
+        ids: &'a [i64],
+        floats: Vec<f64>,
+    },
+    Each(Vec<f64>),
+}
+
+/// Reads digits with a sign and a point, if that is all there is: every language reads the same float.
+fn decimal(v: &[u8]) -> Option<f64> {
+    let digits = v.strip_prefix(b"-").unwrap_or(v);
+    let ends = [digits.first()?, digits.last()?].into_iter().all(u8::is_ascii_digit);
+    let points = digits.iter().filter(|b| **b == b'.').count();
+    let plain = digits.iter().all(|b| b.is_ascii_digit() || *b == b'.');
+    let text = std::str::from_utf8(v).ok().filter(|_| ends && plain && points <= 1)?;
+    text.parse().ok()
 }
 
 impl<'a> Numbers<'a> {
     fn of(column: &'a Strings) -> Option<Self> {
-        let exact = 1_i64 << 53;
-        let (values, divisor) = column.numbers()?;
-        values.iter().all(|v| (-exact..=exact).contains(v)).then_some(Self { values, divisor })
+        const EXACT: i64 = 1 << 53;
+        if let Some((values, divisor)) = column.numbers()
+            && values.iter().all(|v| (-EXACT..=EXACT).contains(v))
+        {
+            return Some(Self::Ints { values, divisor });
+        }
+        match column {
+            Strings::Const(v) => decimal(v).map(Self::One),
+            Strings::Dict { entries, ids } => {
+                let floats = entries.iter().map(decimal).collect::<Option<_>>()?;
+                Some(Self::Dict { ids, floats })
+            }
+            Strings::Raw(t) => t.iter().map(decimal).collect::<Option<_>>().map(Self::Each),
+            Strings::Number { values, .. } => {
+                let mut text = Vec::new();
+                let one = |i| {
+                    text.clear();
+                    column.append(i, RowIds::default(), &mut text)?;
+                    decimal(&text)
+                };
+                (0..values.len()).map(one).collect::<Option<_>>().map(Self::Each)
+            }
+            _ => None,
+        }
     }
 
-    /// The float nearest to the text: both parts of the quotient are exact.
     fn get(&self, i: usize) -> Option<f64> {
-        Some(*self.values.get(i)? as f64 / self.divisor)
+        Some(match self {
+            Self::One(v) => *v,
+            Self::Ints { values, divisor } => *values.get(i)? as f64 / divisor,
+            Self::Dict { ids, floats } => *floats.get(usize::try_from(*ids.get(i)?).ok()?)?,
+            Self::Each(floats) => *floats.get(i)?,
+        })
     }
 }
 
@@ -319,7 +363,7 @@ impl Rows<'_> {
                 *cursor += 1;
             }
             let Some((stream, time)) = self.wanted(i, filter) else { continue };
-            let numbers = task.numbers.filter(|_| counts.get(stream) == Some(&true));
+            let numbers = task.numbers.as_ref().filter(|_| counts.get(stream) == Some(&true));
             let mut value = None;
             if let (Some(list), Some(n), Some(p)) = (numbers, number, task.plan.number) {
                 let v = list.get(*at.get(p).ok_or(bad)?).ok_or(bad)?;
