@@ -117,3 +117,37 @@ def test_the_api_takes_scores_and_feedback_and_refuses_nonsense(server):
         status, answer = post(server, path, body)
         assert status == 400 and why in answer["error"], (body, status, answer)
     assert post(server, "/api/v1/scores", [{"name": "x"}] * 1001)[0] == 413
+
+
+def test_sessions_span_traces(server):
+    provider = TracerProvider(resource=Resource.create({"service.name": "bot"}))
+    exporter = OTLPSpanExporter(f"http://{server.endpoints['otlp-http']}/v1/traces")
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = provider.get_tracer("t")
+    traces = []
+    for i in range(3):
+        # An agent's span that sums up its call: one call, not two.
+        with tracer.start_as_current_span("invoke_agent helper") as agent:
+            agent.set_attribute("gen_ai.operation.name", "invoke_agent")
+            agent.set_attribute("gen_ai.conversation.id", "talk-1")
+            agent.set_attribute("gen_ai.usage.input_tokens", 1000)
+            agent.set_attribute("gen_ai.usage.output_tokens", 100)
+            with tracer.start_as_current_span("chat gpt-4o") as span:
+                span.set_attribute("gen_ai.operation.name", "chat")
+                span.set_attribute("gen_ai.system", "openai")
+                span.set_attribute("gen_ai.request.model", "gpt-4o")
+                span.set_attribute("gen_ai.conversation.id", "talk-1")
+                span.set_attribute("user.id", "ann")
+                span.set_attribute("gen_ai.usage.input_tokens", 1000)
+                span.set_attribute("gen_ai.usage.output_tokens", 100)
+            traces.append(f"{span.get_span_context().trace_id:032x}")
+    assert post(server, "/api/v1/feedback", {"rating": 1, "trace_id": traces[0]})[0] == 201
+    assert post(server, "/api/v1/feedback", {"rating": -1, "session_id": "talk-1"})[0] == 201
+    found = server.get("/api/v1/llm/sessions", sort="cost")
+    (session,) = [s for s in found["sessions"] if s["session_id"] == "talk-1"]
+    assert [t["trace_id"] for t in session["traces"]] == traces and session["users"] == ["ann"]
+    assert session["sums"]["requests"] == 3 and session["sums"]["input_tokens"] == 3000
+    # 3 × (1,000 × $2.50 + 100 × $10) per million.
+    assert session["sums"]["cost_usd"] == "0.0105", session["sums"]
+    assert session["scores"]["user_feedback"]["n"] == 2 and session["scores"]["user_feedback"]["mean"] == 0
+    assert server.get("/api/v1/llm/sessions", user="nobody")["sessions"] == []

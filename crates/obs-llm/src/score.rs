@@ -16,6 +16,9 @@ pub const SCORE_EVENT: &str = "gen_ai.evaluation.result";
 /// The label that the streams of scores have.
 pub const SCORE_NAME: &str = "score_name";
 
+/// What streams have for a service that nobody named, as OpenTelemetry says.
+const NO_SERVICE: &str = "unknown_service";
+
 /// Bytes of one score's texts.
 const SCORE_BYTES_MAX: usize = 16 << 10;
 
@@ -202,7 +205,7 @@ impl Scored {
 
     /// Writes the score as it is kept.
     pub fn record(&self) -> LogRecord {
-        let service = if self.service.is_empty() { "unknown_service" } else { &self.service };
+        let service = if self.service.is_empty() { NO_SERVICE } else { &self.service };
         LogRecord {
             stream: Labels::from_pairs([
                 (SCORE_NAME, self.score.name.as_str()),
@@ -227,7 +230,10 @@ impl Scored {
         Some(Self {
             score: serde_json::from_str(&r.line).ok()?,
             at: r.timestamp,
-            service: r.stream.get("service_name").to_owned(),
+            service: Some(r.stream.get("service_name"))
+                .filter(|s| *s != NO_SERVICE)
+                .unwrap_or_default()
+                .to_owned(),
             trace_id: r.trace_id,
             span_id: r.span_id,
         })

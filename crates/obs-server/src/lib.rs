@@ -25,6 +25,7 @@ pub mod rule_engine;
 mod run;
 mod sampling;
 mod scores;
+mod sessions;
 mod sql;
 pub mod state;
 mod tempo;

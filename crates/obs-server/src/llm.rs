@@ -72,12 +72,12 @@ fn dimension<'a>(c: &'a LlmCall, name: &str) -> &'a str {
 }
 
 /// A request's range and filters.
-struct CallQuery {
-    selection: CallSelection,
+pub(crate) struct CallQuery {
+    pub(crate) selection: CallSelection,
     filters: Vec<(&'static str, Vec<String>)>,
 }
 
-fn call_query(state: &AppState, p: &Params) -> Result<CallQuery, String> {
+pub(crate) fn call_query(state: &AppState, p: &Params) -> Result<CallQuery, String> {
     let time = |name: &str| -> Result<Option<i64>, String> {
         p.get(name)
             .map(|t| prometheus_time(t).ok_or_else(|| format!("parameter {name:?} is not a time")))
@@ -108,13 +108,13 @@ fn call_query(state: &AppState, p: &Params) -> Result<CallQuery, String> {
 }
 
 impl CallQuery {
-    fn keeps(&self, c: &LlmCall) -> bool {
+    pub(crate) fn keeps(&self, c: &LlmCall) -> bool {
         self.filters.iter().all(|(name, values)| values.iter().any(|v| v == dimension(c, name)))
     }
 }
 
 /// Reads the calls of a range, each once, newest first.
-fn read_calls(
+pub(crate) fn read_calls(
     state: &AppState,
     tenant: &TenantId,
     q: &CallSelection,
@@ -181,20 +181,20 @@ async fn calls(State(state): State<AppState>, p: Params) -> Response {
 
 /// Sums of a set of calls.
 #[derive(Default)]
-struct Sums {
-    requests: u64,
-    errors: u64,
+pub(crate) struct Sums {
+    pub(crate) requests: u64,
+    pub(crate) errors: u64,
     unpriced: u64,
     input: u64,
     output: u64,
     cached: u64,
-    cost: Money,
+    pub(crate) cost: Money,
     durations: Vec<f64>,
     first_tokens: Vec<f64>,
 }
 
 impl Sums {
-    fn add(&mut self, c: &LlmCall) {
+    pub(crate) fn add(&mut self, c: &LlmCall) {
         self.requests += 1;
         self.errors += u64::from(c.status == CallStatus::Error);
         self.unpriced += u64::from(c.cost_state == CostState::Unpriced);
@@ -206,7 +206,7 @@ impl Sums {
         self.first_tokens.extend(c.time_to_first_token_ms);
     }
 
-    fn json(&mut self) -> Value {
+    pub(crate) fn json(&mut self) -> Value {
         json!({
             "requests": self.requests, "errors": self.errors, "unpriced": self.unpriced, "input_tokens": self.input, "output_tokens": self.output,
             "cached_tokens": self.cached, "cost_usd": self.cost.normalize().to_string(),

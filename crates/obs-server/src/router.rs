@@ -3,7 +3,7 @@
 use crate::state::AppState;
 use crate::{
     admin, alertmanager, health, jaeger, llm, loki, money, otlp_http, partial, prometheus,
-    remote_write, sampling, scores, sql, tempo, tempo_grpc, traces, ui, zipkin,
+    remote_write, sampling, scores, sessions, sql, tempo, tempo_grpc, traces, ui, zipkin,
 };
 use axum::Router;
 use axum::extract::{Request, State};
@@ -125,6 +125,7 @@ pub fn router(listener: Listener, state: AppState) -> Router {
             .merge(sql::routes())
             .merge(llm::routes())
             .merge(scores::routes())
+            .merge(sessions::routes())
             .merge(money::routes())
             .merge(traces::routes())
             .merge(otlp_http::routes())

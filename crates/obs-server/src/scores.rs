@@ -171,7 +171,7 @@ async fn feedback(State(state): State<AppState>, headers: HeaderMap, bytes: Byte
 }
 
 /// What is asked for.
-struct Ask {
+pub(crate) struct Ask {
     start: TimestampNs,
     end: TimestampNs,
     trace_id: Option<TraceId>,
@@ -181,7 +181,7 @@ struct Ask {
 }
 
 impl Ask {
-    fn read(state: &AppState, p: &Params) -> Result<Self, String> {
+    pub(crate) fn read(state: &AppState, p: &Params) -> Result<Self, String> {
         let now = state.now().to_millis().millis();
         let time = |name: &str, default: i64| match p.get(name) {
             Some(t) => {
@@ -209,7 +209,7 @@ impl Ask {
     }
 
     /// Reads the scores, newest first, each once.
-    fn find(
+    pub(crate) fn find(
         &self,
         state: &AppState,
         tenant: &TenantId,

@@ -148,9 +148,6 @@ impl<'a> Codes<'a> {
 /// A template with what is done with its rows.
 struct Task<'a> {
     plan: Plan,
-    /// Columns that any task looks at, in the order of this template's variables, with the place in
-    /// `kept` of what this one looks at.
-    steps: Vec<(usize, Option<usize>)>,
     /// The numbers of the column that counts as such.
     numbers: Option<Numbers<'a>>,
 }
@@ -217,6 +214,17 @@ impl<'a> Numbers<'a> {
             Self::Each(floats) => *floats.get(i)?,
         })
     }
+}
+
+/// What is done with the rows of a block.
+struct Tasks<'a> {
+    /// By template; none where no row is wanted.
+    by_template: Vec<Option<Task<'a>>>,
+    /// By template, the columns that any task looks at, in the order of the template's variables, with
+    /// the place in `kept` of what its own task looks at.
+    steps: Vec<Vec<(usize, Option<usize>)>>,
+    /// By column; none where nobody looks at it.
+    codes: Vec<Option<Codes<'a>>>,
 }
 
 /// Rows that a scan cannot tell apart.
@@ -335,7 +343,8 @@ impl Rows<'_> {
         visit: VisitRows<'_>,
     ) -> Result<Option<ControlFlow<()>>, SegmentError> {
         let bad = Malformed(0);
-        let Some((tasks, codes)) = self.tasks(lines, filter, scan)? else { return Ok(None) };
+        let Some(tasks) = self.tasks(lines, filter, scan)? else { return Ok(None) };
+        let Tasks { by_template: tasks, steps, codes } = tasks;
         let number = scan.number;
         let counts: Vec<bool> =
             self.streams.iter().map(|s| number.is_some_and(|n| (n.of)(s))).collect();
@@ -347,22 +356,19 @@ impl Rows<'_> {
         let kinds = (self.streams.len() * tasks.len()) as u64;
         for i in 0..self.times.len() {
             let template = lines.template_of(i)?;
-            let Some(task) = tasks.get(template).ok_or(bad)? else {
-                // Not one row of it is wanted; yet it may use columns that others look at.
-                for c in &lines.templates.get(template).ok_or(bad)?.columns {
-                    *cursors.get_mut(*c).ok_or(bad)? += 1;
-                }
-                continue;
-            };
-            at.resize(task.plan.kept.len(), 0);
-            for (column, place) in &task.steps {
+            let task = tasks.get(template).ok_or(bad)?.as_ref();
+            at.resize(task.map_or(0, |t| t.plan.kept.len()), 0);
+            // Also a template of which no row is wanted may use columns that others look at.
+            for (column, place) in steps.get(template).ok_or(bad)? {
                 let cursor = cursors.get_mut(*column).ok_or(bad)?;
                 if let Some(slot) = place.and_then(|p| at.get_mut(p)) {
                     *slot = *cursor;
                 }
                 *cursor += 1;
             }
-            let Some((stream, time)) = self.wanted(i, filter) else { continue };
+            let (Some(task), Some((stream, time))) = (task, self.wanted(i, filter)) else {
+                continue;
+            };
             let numbers = task.numbers.as_ref().filter(|_| counts.get(stream) == Some(&true));
             let mut value = None;
             if let (Some(list), Some(n), Some(p)) = (numbers, number, task.plan.number) {
@@ -422,13 +428,12 @@ impl Rows<'_> {
 
     /// Plans what to do with each template that a wanted row has; `None` where what is looked at
     /// is derived from the row.
-    #[expect(clippy::type_complexity, reason = "by template, and by column")]
     fn tasks<'l>(
         &self,
         lines: &'l Lines<'_>,
         filter: &RowFilter<'_>,
         scan: &LineMembers<'_>,
-    ) -> Result<Option<(Vec<Option<Task<'l>>>, Vec<Option<Codes<'l>>>)>, SegmentError> {
+    ) -> Result<Option<Tasks<'l>>, SegmentError> {
         let bad = Malformed(0);
         let mut is_used = vec![false; lines.templates.len()];
         for i in 0..self.times.len() {
@@ -458,18 +463,16 @@ impl Rows<'_> {
                 Some(c) => Numbers::of(lines.column(*c)?),
                 None => None,
             };
-            tasks.push(Some(Task { plan, steps: Vec::new(), numbers }));
+            tasks.push(Some(Task { plan, numbers }));
         }
-        for (t, task) in lines.templates.iter().zip(&mut tasks) {
-            let Some(task) = task else { continue };
-            for (hole, column) in t.columns.iter().enumerate() {
-                if codes.get(*column).is_some_and(Option::is_some) {
-                    let place = task.plan.kept.iter().position(|k| *k == hole);
-                    task.steps.push((*column, place));
-                }
-            }
-        }
-        Ok(Some((tasks, codes)))
+        let looked_at = |column: &usize| codes.get(*column).is_some_and(Option::is_some);
+        let steps = lines.templates.iter().zip(&tasks).map(|(t, task)| {
+            let place = |hole: usize| task.as_ref()?.plan.kept.iter().position(|k| *k == hole);
+            let all = t.columns.iter().enumerate().filter(|(_, c)| looked_at(c));
+            all.map(|(hole, c)| (*c, place(hole))).collect()
+        });
+        let steps = steps.collect();
+        Ok(Some(Tasks { by_template: tasks, steps, codes }))
     }
 }
 

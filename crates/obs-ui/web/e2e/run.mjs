@@ -127,6 +127,12 @@ try {
     await row.getByRole('cell', { name: '0.000', exact: true }).waitFor();
     await axe('scores');
     await shot('scores');
+    await page.goto(`${base}/llm/sessions?sort=cost`);
+    const session = page.getByRole('region', { name: 'Sessions' }).locator('tbody tr').first();
+    await session.getByRole('button', { expanded: false }).first().click();
+    await page.getByRole('list', { name: /^Traces of/ }).getByRole('link').first().waitFor();
+    await axe('sessions');
+    await shot('sessions');
     await page.goto(trace);
   });
 
