@@ -71,6 +71,11 @@ def until(holds, seconds=20):
         time.sleep(0.05)
 
 
+def was_told(instance, name):
+    groups = instance.get("/api/v1/alerting/groups")["groups"]
+    return any(g["labels"] == {"alertname": name} and g["notified_ms"] for g in groups)
+
+
 def with_type(instance, path, body, method="POST"):
     url = f"http://{instance.endpoints['ui']}{path}"
     headers = {"Content-Type": "application/json"}
@@ -178,6 +183,8 @@ def test_the_death_of_the_store_keeps_nothing_back(pair, store):
     store.start()
     until(lambda: pair.heard()["meanwhile", "firing"] == 1)
     until(lambda: all(state(i) == "ready" for i in pair.instances))
+    # Both know that it was told.
+    until(lambda: all(was_told(i, "meanwhile") for i in pair.instances))
     # Without it each tells by itself: rather twice than never.
     store.stop()
     until(lambda: all(state(i) == "settling" for i in pair.instances))

@@ -73,8 +73,8 @@ WHERE id = $1 AND stamp > $2 AND value IS NOT NULL";
 
 const NEWS: &str = "
 SELECT space, key, stamp, until, value, number FROM observatory_shared
-WHERE number > $1 AND author <> $2 ORDER BY number LIMIT 2000";
-const NEWS_MAX: usize = 2000;
+WHERE number > $1 AND author <> $2 ORDER BY number LIMIT 500";
+const NEWS_MAX: usize = 500;
 
 const ALIVE: &str = "
 INSERT INTO observatory_instances (id, name, seen) VALUES ($1, $2, now())

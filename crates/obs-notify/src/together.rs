@@ -20,7 +20,7 @@ const ALONE_AFTER: Duration = Duration::from_secs(10);
 /// Values that wait to be said; when there are more, everything is said anew.
 const WAITING_MAX: usize = 50_000;
 /// Values of one transaction.
-const BATCH: usize = 1_000;
+const BATCH: usize = 500;
 
 /// The instances that share a store, for the API and the metrics.
 #[derive(Debug, Clone, PartialEq, Eq)]
