@@ -8,24 +8,17 @@ import os
 import pathlib
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import time
 
 import boto3
 import pytest
-from running import BINARY, Server
+from running import BINARY, Server, free_port
 
 KEYS = {"AWS_ACCESS_KEY_ID": "canary-key", "AWS_SECRET_ACCESS_KEY": "canary-secret", "AWS_REGION": "us-east-1", "AWS_ALLOW_HTTP": "true"}
 HOUR = 3600
 LINES = 20_000
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import http.server
 import json
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -11,15 +10,9 @@ import urllib.error
 import urllib.request
 
 import pytest
-from running import Server
+from running import Server, free_port
 
 needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="Debian's prometheus is not installed")
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def wait_for(what, seconds=40):

@@ -2,7 +2,6 @@
 
 import json
 import time
-import urllib.error
 import urllib.request
 
 import pytest
@@ -22,14 +21,7 @@ def server(tmp_path_factory):
 
 
 def post(server, path, body):
-    request = urllib.request.Request(
-        f"http://{server.endpoints['ui']}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(request) as r:
-            return r.status, json.load(r)
-    except urllib.error.HTTPError as e:
-        return e.code, json.load(e)
+    return server.post(path, json.dumps(body).encode())
 
 
 def summary(server, **params):

@@ -61,7 +61,9 @@ INSERT INTO observatory_claims (id, key, holder) VALUES ($1, $2, $3)
 ON CONFLICT (id) DO UPDATE SET since = now()
 WHERE observatory_claims.holder = excluded.holder";
 
-/// A holder that has not been heard of for this long holds nothing.
+/// A holder that has not been heard of for this long holds nothing. Only who has been in touch with
+/// the store for as long says so: after an outage of the store nobody has been heard of.
+const ABANDONED_AFTER: Duration = Duration::from_secs(15);
 const ABANDONED: &str = "
 DELETE FROM observatory_claims WHERE holder NOT IN (
     SELECT id FROM observatory_instances WHERE seen > now() - interval '15 seconds')
@@ -100,6 +102,8 @@ fn id(space: &str, key: &str) -> Vec<u8> {
 /// What is done from time to time.
 #[derive(Debug, Default)]
 struct Rhythm {
+    /// Since when every exchange with the store has gone well.
+    steady: Option<Instant>,
     alive: Option<Instant>,
     forgot: Option<Instant>,
     members: Vec<String>,
@@ -245,43 +249,64 @@ impl Postgres {
 
     async fn hear(&self, position: i64) -> Result<News, ShareError> {
         let mut guard = self.saying.lock().await;
-        let client = self.living(guard.take()).await?;
-        let (says_alive, forgets) = {
-            let r = self.rhythm.lock().unwrap_or_else(PoisonError::into_inner);
-            (is_due(r.alive, ALIVE_EVERY), is_due(r.forgot, FORGET_EVERY))
-        };
-        let mut abandoned = Vec::new();
         let heard = async {
-            if says_alive {
-                client.execute(ALIVE, &[&self.id, &self.name]).await?;
-                for r in client.query(ABANDONED, &[]).await? {
-                    abandoned.push(String::from_utf8_lossy(r.try_get(0)?).into_owned());
-                }
-                let members = client.query(MEMBERS, &[]).await?;
-                let names: Result<Vec<String>, _> = members.iter().map(|r| r.try_get(0)).collect();
-                let mut r = self.rhythm.lock().unwrap_or_else(PoisonError::into_inner);
-                (r.alive, r.members) = (Some(Instant::now()), names?);
-            }
-            if forgets {
-                client.execute(FORGET, &[]).await?;
-                let mut r = self.rhythm.lock().unwrap_or_else(PoisonError::into_inner);
-                r.forgot = Some(Instant::now());
-            }
-            client.query(NEWS, &[&position, &self.id]).await
+            let client = self.living(guard.take()).await?;
+            let news = self.exchange(&client, position).await?;
+            *guard = Some(client);
+            Ok(news)
         };
-        let rows = heard.await.map_err(|e| failed(&e))?;
-        *guard = Some(client);
-        drop(guard);
-        let has_more = rows.len() >= NEWS_MAX;
-        let mut news = News { position, has_more, abandoned, ..News::default() };
+        let heard = heard.await;
+        if heard.is_err() {
+            self.rhythm().steady = None;
+        }
+        heard
+    }
+
+    fn rhythm(&self) -> std::sync::MutexGuard<'_, Rhythm> {
+        self.rhythm.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn exchange(&self, client: &Client, position: i64) -> Result<News, ShareError> {
+        let rows = client.query(NEWS, &[&position, &self.id]).await.map_err(|e| failed(&e))?;
+        let mut news = News { position, has_more: rows.len() >= NEWS_MAX, ..News::default() };
         for r in &rows {
             let (shared, number) = value(r)?;
             news.position = number;
             news.values.push(shared);
         }
-        let r = self.rhythm.lock().unwrap_or_else(PoisonError::into_inner);
-        news.members.clone_from(&r.members);
+        // Abandoned claims are told of once: nothing that may fail comes after they are deleted.
+        let abandoned = self.keep_house(client).await.map_err(|e| failed(&e))?;
+        news.abandoned =
+            abandoned.iter().map(|key| String::from_utf8_lossy(key).into_owned()).collect();
+        news.members.clone_from(&self.rhythm().members);
         Ok(news)
+    }
+
+    /// Does what is due from time to time. Returns the keys of claims found abandoned.
+    async fn keep_house(&self, client: &Client) -> Result<Vec<Vec<u8>>, tokio_postgres::Error> {
+        let (says_alive, forgets) = {
+            let r = self.rhythm();
+            (is_due(r.alive, ALIVE_EVERY), is_due(r.forgot, FORGET_EVERY))
+        };
+        if forgets {
+            client.execute(FORGET, &[]).await?;
+            self.rhythm().forgot = Some(Instant::now());
+        }
+        if !says_alive {
+            return Ok(Vec::new());
+        }
+        client.execute(ALIVE, &[&self.id, &self.name]).await?;
+        let members = client.query(MEMBERS, &[]).await?;
+        let names: Result<Vec<String>, _> = members.iter().map(|r| r.try_get(0)).collect();
+        let is_steady = {
+            let mut r = self.rhythm();
+            (r.alive, r.members) = (Some(Instant::now()), names?);
+            r.steady.get_or_insert_with(Instant::now).elapsed() >= ABANDONED_AFTER
+        };
+        if !is_steady {
+            return Ok(Vec::new());
+        }
+        client.query(ABANDONED, &[]).await?.iter().map(|r| r.try_get(0)).collect()
     }
 
     async fn claimer(&self) -> Result<Arc<Client>, ShareError> {

@@ -5,11 +5,11 @@
 //! record of the stream `{score_name="…", service_name="…"}` whose line is the score as JSON, so that
 //! LogQL draws them and alerts on them.
 
+use crate::forecast::z_of;
 use obs_model::{
     AttributeValue, Attributes, Labels, LogRecord, Resource, Span, SpanId, TimestampNs, TraceId,
 };
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
 
 /// The event of OpenTelemetry's conventions.
 pub const SCORE_EVENT: &str = "gen_ai.evaluation.result";
@@ -58,13 +58,9 @@ pub struct Scored {
 
 fn number(v: Option<&AttributeValue>) -> Option<f64> {
     match v? {
-        AttributeValue::Double(f) => Some(*f),
-        AttributeValue::Int(i) => Some(*i as f64),
         AttributeValue::Bool(b) => Some(f64::from(u8::from(*b))),
-        AttributeValue::String(s) => s.trim().parse().ok(),
-        _ => None,
+        other => other.as_f64().filter(|f| f.is_finite()),
     }
-    .filter(|f| f.is_finite())
 }
 
 fn text(a: &Attributes, key: &str) -> String {
@@ -215,13 +211,9 @@ impl Scored {
             observed: self.at,
             // Texts and one number that was checked: nothing that JSON lacks.
             line: serde_json::to_string(&self.score).unwrap_or_default(),
-            severity_number: 0,
-            severity_text: String::new(),
-            event_name: String::new(),
             trace_id: self.trace_id,
             span_id: self.span_id,
-            attributes: Attributes::default(),
-            resource: Arc::default(),
+            ..LogRecord::default()
         }
     }
 
@@ -240,6 +232,9 @@ impl Scored {
     }
 }
 
+/// How often an interval holds the true mean.
+const CONFIDENCE: f64 = 0.95;
+
 /// A mean with the interval that holds the true one in 95 of 100 cases.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Mean {
@@ -251,23 +246,20 @@ pub struct Mean {
     pub positive: f64,
 }
 
-/// The value of the normal distribution that 2.5 % are above.
-const Z: f64 = 1.959_963_984_540_054;
-
 impl Mean {
     /// Computes it: for values of two kinds (0 and 1, -1 and 1) by Wilson's interval, which holds for
     /// few and for one-sided ones too; for others by Student's t with the deviation of the sample.
     pub fn of(values: &[f64]) -> Option<Self> {
-        let n = values.len();
+        let (n, z) = (values.len(), z_of(CONFIDENCE));
         let (first, count) = (*values.first()?, n as f64);
         let mean = values.iter().sum::<f64>() / count;
         let positive = values.iter().filter(|v| **v > 0.0).count() as f64 / count;
         let low_kind = if values.contains(&-1.0) { -1.0 } else { 0.0 };
         if values.iter().all(|v| *v == 1.0 || *v == low_kind) {
             let p = positive;
-            let middle = (p + Z * Z / (2.0 * count)) / (1.0 + Z * Z / count);
-            let half = Z / (1.0 + Z * Z / count)
-                * (p * (1.0 - p) / count + Z * Z / (4.0 * count * count)).sqrt();
+            let middle = (p + z * z / (2.0 * count)) / (1.0 + z * z / count);
+            let half = z / (1.0 + z * z / count)
+                * (p * (1.0 - p) / count + z * z / (4.0 * count * count)).sqrt();
             let scale = |x: f64| low_kind + x.clamp(0.0, 1.0) * (1.0 - low_kind);
             return Some(Self {
                 n,
@@ -300,11 +292,11 @@ fn student(freedom: usize) -> f64 {
         return *t;
     }
     // Expansion by Cornish and Fisher; off by less than 0.001 from here on.
-    let v = freedom as f64;
-    let (z3, z5, z7) = (Z.powi(3), Z.powi(5), Z.powi(7));
-    Z + (z3 + Z) / (4.0 * v)
-        + (5.0 * z5 + 16.0 * z3 + 3.0 * Z) / (96.0 * v * v)
-        + (3.0 * z7 + 19.0 * z5 + 17.0 * z3 - 15.0 * Z) / (384.0 * v.powi(3))
+    let (v, z) = (freedom as f64, z_of(CONFIDENCE));
+    let (z3, z5, z7) = (z.powi(3), z.powi(5), z.powi(7));
+    z + (z3 + z) / (4.0 * v)
+        + (5.0 * z5 + 16.0 * z3 + 3.0 * z) / (96.0 * v * v)
+        + (3.0 * z7 + 19.0 * z5 + 17.0 * z3 - 15.0 * z) / (384.0 * v.powi(3))
 }
 
 #[cfg(test)]

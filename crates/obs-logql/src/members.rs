@@ -37,7 +37,11 @@ impl Number<'_> {
 
 /// Returns the comparison of a filter that all records pass through, and whether there are others
 /// beside it, or filters by address, whose faults may let records pass.
-fn compared(f: &LabelFilter, is_sure: bool, out: &mut Vec<Option<(CompareOp, String, f64)>>) {
+fn compared<'a>(
+    f: &'a LabelFilter,
+    is_sure: bool,
+    out: &mut Vec<Option<(CompareOp, &'a str, f64)>>,
+) {
     match f {
         LabelFilter::Matches(_) => {}
         LabelFilter::And(a, b) => {
@@ -49,7 +53,7 @@ fn compared(f: &LabelFilter, is_sure: bool, out: &mut Vec<Option<(CompareOp, Str
             compared(b, false, out);
         }
         LabelFilter::Compare { name, op, value: Quantity::Number(v), .. } if is_sure => {
-            out.push(Some((*op, name.clone(), *v)));
+            out.push(Some((*op, name, *v)));
         }
         LabelFilter::Compare { .. } | LabelFilter::Ip { .. } => out.push(None),
     }
@@ -108,17 +112,11 @@ fn number<'a>(r: &'a RangeAggregation, groups: Option<&'a Groups>) -> Option<Num
     texts.extend(groups.iter().flat_map(|g| &g.labels).map(String::as_str));
     let test = match compares.as_slice() {
         [] => None,
-        [Some((op, name, v))] => Some((*op, name.as_str(), *v)),
+        [Some(one)] => Some(*one),
         _ => return None,
     };
     let name = match &r.unwrap {
-        None => {
-            let wanted = &test?.1;
-            r.expr.stages.iter().find_map(|s| match s {
-                Stage::Label(f) => named(f, wanted),
-                _ => None,
-            })?
-        }
+        None => test?.1,
         Some(Unwrap { label, conversion: Conversion::Number, filters }) if filters.is_empty() => {
             label
         }
@@ -131,15 +129,4 @@ fn number<'a>(r: &'a RangeAggregation, groups: Option<&'a Groups>) -> Option<Num
         None => None,
     };
     (!texts.contains(&name)).then_some(Number { name, test })
-}
-
-/// Returns a compared name as the filter has it.
-fn named<'a>(f: &'a LabelFilter, wanted: &str) -> Option<&'a str> {
-    match f {
-        LabelFilter::Compare { name, .. } => (name == wanted).then_some(name),
-        LabelFilter::And(a, b) | LabelFilter::Or(a, b) => {
-            named(a, wanted).or_else(|| named(b, wanted))
-        }
-        LabelFilter::Matches(_) | LabelFilter::Ip { .. } => None,
-    }
 }

@@ -6,8 +6,7 @@
 use obs_logql::ast::Query;
 use obs_logql::{parse, run_range};
 use obs_model::{
-    Append as _, Attributes, Budget, Labels, LogRecord, SelectLogs, TenantId, TimestampNs,
-    WriteBatch,
+    Append as _, Budget, Labels, LogRecord, SelectLogs, TenantId, TimestampNs, WriteBatch,
 };
 use obs_promql::Output;
 use obs_storage::vfs::OsVfs;
@@ -108,13 +107,7 @@ proptest! {
                 timestamp: time,
                 observed: time,
                 line,
-                severity_number: 0,
-                severity_text: String::new(),
-                event_name: String::new(),
-                trace_id: None,
-                span_id: None,
-                attributes: Attributes::default(),
-                resource: Arc::default(),
+                ..LogRecord::default()
             });
         }
         let plain = MemoryStore {

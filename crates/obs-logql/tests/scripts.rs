@@ -62,13 +62,8 @@ fn record(stream: &Labels, text: &str) -> LogRecord {
         timestamp: at(time),
         observed: at(time),
         line: line.replace("\\e", "\u{1b}"),
-        severity_number: 0,
-        severity_text: String::new(),
-        event_name: String::new(),
-        trace_id: None,
-        span_id: None,
         attributes,
-        resource: Arc::default(),
+        ..LogRecord::default()
     }
 }
 

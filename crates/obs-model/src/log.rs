@@ -4,7 +4,7 @@ use crate::{Attributes, Labels, Resource, SpanId, TimestampNs, TraceId};
 use std::sync::Arc;
 
 /// One log record (a Loki entry, an OTLP log record).
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct LogRecord {
     /// The stream: few labels of few values, the index of logs.
     pub stream: Labels,

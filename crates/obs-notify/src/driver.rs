@@ -479,43 +479,43 @@ impl Dispatcher {
             let _ = self.core().finish(&job, Ended::Refused, now);
             return;
         };
-        if let Some((ended, said)) = self.claimed_elsewhere(&job).await {
-            self.0.counts.left_to_others.fetch_add(1, Ordering::Relaxed);
-            let now = self.now();
-            let kept = {
-                let mut core = self.core();
-                let mut changes = core.merge(said.as_slice(), now);
-                changes.extend(core.finish(&job, ended, now));
-                self.keep(&core, changes)
-            };
-            if let Err(e) = kept.await {
-                tracing::error!(error = %e, "the state of alerts could not be kept");
+        let elsewhere = self.claimed_elsewhere(&job).await;
+        let is_ours = elsewhere.is_none();
+        let (ended, said) = match elsewhere {
+            Some(x) => {
+                self.0.counts.left_to_others.fetch_add(1, Ordering::Relaxed);
+                x
             }
-            self.0.wake.notify_one();
-            return;
-        }
-        self.0.counts.add(target.kind, 0);
-        let (ended, error) = self.attempts(&job, &target).await;
-        self.remember(&job, error);
-        if matches!(ended, Ended::Delivered(_)) {
-            self.0.troubles.lock().unwrap_or_else(PoisonError::into_inner).remove(&job.integration);
-        } else {
-            self.0.counts.add(target.kind, 1);
-        }
+            None => (self.send(&job, &target).await, None),
+        };
         let now = self.now();
         let kept = {
             let mut core = self.core();
-            let changes = core.finish(&job, ended, now);
+            let mut changes = core.merge(said.as_slice(), now);
+            changes.extend(core.finish(&job, ended, now));
             self.keep(&core, changes)
         };
         if let Err(e) = kept.await {
             tracing::error!(error = %e, "a sent notification could not be noted; it may be sent twice");
         }
-        if let Some(t) = &self.0.together {
+        if let Some(t) = self.0.together.as_ref().filter(|_| is_ours) {
             // In the transaction that says what was told, or after it.
             t.release(job.log_key());
         }
         self.0.wake.notify_one();
+    }
+
+    /// Sends a notification, and counts and remembers what came of it.
+    async fn send(&self, job: &Job, target: &Target) -> Ended {
+        self.0.counts.add(target.kind, 0);
+        let (ended, error) = self.attempts(job, target).await;
+        self.remember(job, error);
+        if matches!(ended, Ended::Delivered(_)) {
+            self.0.troubles.lock().unwrap_or_else(PoisonError::into_inner).remove(&job.integration);
+        } else {
+            self.0.counts.add(target.kind, 1);
+        }
+        ended
     }
 
     /// Claims a delivery; returns how it ended here if another instance does it or did, and what

@@ -64,35 +64,35 @@ struct Feedback {
     /// 1 or -1; `true` and `false` too.
     rating: Value,
     #[serde(flatten)]
-    score: Score,
-    #[serde(flatten)]
-    about: About,
-    #[serde(default)]
-    comment: String,
+    new: NewScore,
 }
 
-impl About {
-    fn of(self, score: Score, now: TimestampNs) -> Result<Scored, String> {
+impl NewScore {
+    fn scored(self, now: TimestampNs) -> Result<Scored, String> {
+        let Self { mut score, about, comment } = self;
+        if score.explanation.is_empty() {
+            score.explanation = comment;
+        }
         score.check()?;
-        let trace_id = match self.trace_id.as_str() {
+        let trace_id = match about.trace_id.as_str() {
             "" => None,
             t => Some(TraceId::parse(t).ok_or("trace_id is not hexadecimal")?),
         };
-        let span_id = match self.span_id.as_str() {
+        let span_id = match about.span_id.as_str() {
             "" => None,
             s => Some(SpanId::parse(s).ok_or("span_id is not hexadecimal")?),
         };
         if trace_id.is_none() && score.response_id.is_empty() && score.session_id.is_empty() {
             return Err("name what is scored: trace_id, response_id or session_id".into());
         }
-        let at = match &self.timestamp {
+        let at = match &about.timestamp {
             Value::Null => Some(now.to_millis().millis()),
             Value::String(s) => prometheus_time(s),
             other => prometheus_time(&other.to_string()),
         };
         let at = at.ok_or("timestamp is not a time")?.saturating_mul(1_000_000);
         let at = TimestampNs::from_nanos(at);
-        Ok(Scored { score, at, service: self.service, trace_id, span_id })
+        Ok(Scored { score, at, service: about.service, trace_id, span_id })
     }
 }
 
@@ -129,11 +129,7 @@ async fn say(State(state): State<AppState>, headers: HeaderMap, bytes: Bytes) ->
     let now = state.now();
     let one = |(i, v): (usize, Value)| {
         let new: NewScore = serde_json::from_value(v).map_err(|e| e.to_string())?;
-        let mut score = new.score;
-        if score.explanation.is_empty() {
-            score.explanation = new.comment;
-        }
-        new.about.of(score, now).map_err(|e| format!("score {i}: {e}"))
+        new.scored(now).map_err(|e| format!("score {i}: {e}"))
     };
     match list.into_iter().enumerate().map(one).collect::<Result<Vec<_>, String>>() {
         Ok(scores) => keep(&state, &headers, scores).await,
@@ -154,17 +150,15 @@ async fn feedback(State(state): State<AppState>, headers: HeaderMap, bytes: Byte
     let Some(rating) = rating else {
         return native_error(StatusCode::BAD_REQUEST, "rating is 1 or -1");
     };
-    let mut score = Score { value: Some(rating), ..f.score };
-    if score.name.is_empty() {
-        score.name = "user_feedback".into();
+    let mut new = f.new;
+    new.score.value = Some(rating);
+    if new.score.name.is_empty() {
+        new.score.name = "user_feedback".into();
     }
-    if score.source.is_empty() {
-        score.source = "human".into();
+    if new.score.source.is_empty() {
+        new.score.source = "human".into();
     }
-    if score.explanation.is_empty() {
-        score.explanation = f.comment;
-    }
-    match f.about.of(score, state.now()) {
+    match new.scored(state.now()) {
         Ok(s) => keep(&state, &headers, vec![s]).await,
         Err(e) => native_error(StatusCode::BAD_REQUEST, &e),
     }

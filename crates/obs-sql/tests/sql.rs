@@ -21,15 +21,9 @@ fn store() -> Arc<MemoryStore> {
         store.logs.push(Arc::new(LogRecord {
             stream: Labels::from_pairs([("service_name", "api")]),
             timestamp: TimestampNs::from_nanos(i * 1_000_000_000),
-            observed: TimestampNs::from_nanos(0),
             line: format!("line {i} 你好"),
             severity_number: 9,
-            severity_text: String::new(),
-            event_name: String::new(),
-            trace_id: None,
-            span_id: None,
-            attributes: Attributes::default(),
-            resource: Arc::default(),
+            ..LogRecord::default()
         }));
     }
     Arc::new(store)

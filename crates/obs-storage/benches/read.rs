@@ -52,12 +52,8 @@ fn log(n: i64) -> LogRecord {
             n % 300
         ),
         severity_number: 9,
-        severity_text: String::new(),
-        event_name: String::new(),
         trace_id: Some(trace(n / 8)),
-        span_id: None,
-        attributes: Attributes::default(),
-        resource: Arc::default(),
+        ..LogRecord::default()
     }
 }
 

@@ -33,12 +33,7 @@ fn log(app: &str, ms: i64, line: &str) -> LogRecord {
         observed: TimestampNs::from_nanos(ms * 1_000_000),
         line: line.into(),
         severity_number: 9,
-        severity_text: String::new(),
-        event_name: String::new(),
-        trace_id: None,
-        span_id: None,
-        attributes: Attributes::default(),
-        resource: Arc::default(),
+        ..LogRecord::default()
     }
 }
 

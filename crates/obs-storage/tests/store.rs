@@ -37,12 +37,7 @@ fn log(t: i64) -> LogRecord {
         observed: TimestampNs::from_nanos(t),
         line: format!("line {t}"),
         severity_number: 9,
-        severity_text: String::new(),
-        event_name: String::new(),
-        trace_id: None,
-        span_id: None,
-        attributes: Attributes::default(),
-        resource: Arc::default(),
+        ..LogRecord::default()
     }
 }
 

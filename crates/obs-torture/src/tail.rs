@@ -3,7 +3,7 @@
 use crate::sim::Rng;
 use anyhow::{Context as _, Result, bail, ensure};
 use obs_model::{
-    Append as _, Attributes, Budget, Labels, LogRecord, LogSelection, Sample, SelectLogs as _,
+    Append as _, Budget, Labels, LogRecord, LogSelection, Sample, SelectLogs as _,
     SelectSeries as _, SeriesSelection, TenantId, TimestampMs, TimestampNs, WriteBatch,
 };
 use obs_storage::vfs::OsVfs;
@@ -36,12 +36,7 @@ fn batch(n: u64) -> WriteBatch {
         observed: TimestampNs::from_nanos(n as i64),
         line: format!("{n} {}", "x".repeat((n * 37 % 900) as usize)),
         severity_number: 9,
-        severity_text: String::new(),
-        event_name: String::new(),
-        trace_id: None,
-        span_id: None,
-        attributes: Attributes::default(),
-        resource: Arc::default(),
+        ..LogRecord::default()
     };
     WriteBatch {
         points: vec![(labels, Sample::float(n as i64, n as f64))],

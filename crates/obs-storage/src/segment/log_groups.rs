@@ -8,14 +8,14 @@ use crate::bin::{Decoder, Malformed};
 use crate::records::get_labels;
 use crate::segment::SegmentError;
 use crate::segment::attrs::AttributesReader;
-use crate::segment::columns::{RowIds, Strings, get_ints, skip_ints, skip_strings};
+use crate::segment::columns::{RowIds, Strings, get_ints, skip_ints, skip_packed, skip_strings};
 use crate::segment::ids::skip_ids;
 use crate::segment::lines::{HOLE, Lines, Template};
-use crate::segment::logs::{VisitRows, blank, get_resources, get_table};
+use crate::segment::logs::{VisitRows, get_resources, get_table};
 use crate::segment::members::{Member, members};
 use crate::segment::rows::RowFilter;
 use foldhash::HashMap;
-use obs_model::{Labels, LineMembers, LogRows, LogScan, Matcher, TimestampNs};
+use obs_model::{Labels, LineMembers, LogRecord, LogRows, LogScan, Matcher, TimestampNs};
 use std::ops::{ControlFlow, Range};
 
 /// A piece of a line that is built.
@@ -237,6 +237,25 @@ struct Group {
     values: Vec<f64>,
 }
 
+/// Returns whether nothing comes with the records of a block beside their lines that may tell one
+/// from another; looked at before anything is unpacked.
+fn is_lines_alone(mut d: Decoder<'_>) -> Result<bool, Malformed> {
+    // Streams and times, ids of traces and spans, lines, observed times and severities.
+    skip_packed(&mut d)?;
+    skip_ints(&mut d)?;
+    skip_ints(&mut d)?;
+    skip_ids(&mut d)?;
+    skip_ids(&mut d)?;
+    d.raw()?;
+    skip_ints(&mut d)?;
+    skip_ints(&mut d)?;
+    skip_strings(&mut d)?;
+    skip_strings(&mut d)?;
+    let (resources, _) = get_resources(&mut d)?;
+    Ok(resources.iter().all(|r| r.attributes.is_empty())
+        && AttributesReader::read(&mut d)?.keys().next().is_none())
+}
+
 /// Visits the wanted rows of a block in groups; `None` where they must be looked at one by one.
 pub(crate) fn visit(
     block: &[u8],
@@ -252,6 +271,9 @@ pub(crate) fn visit(
     }
     let mut d = Decoder::new(block);
     let n = d.len_free()?;
+    if !is_lines_alone(d.clone())? {
+        return Ok(None);
+    }
     let (streams, stream_of) = get_table(&mut d, get_labels)?;
     let admitted = |s: &Labels| Matcher::all_match(filter.matchers, s) && (scan.accept)(s);
     let matching: Vec<bool> = streams.iter().map(admitted).collect();
@@ -262,16 +284,6 @@ pub(crate) fn visit(
     skip_ids(&mut d)?;
     skip_ids(&mut d)?;
     let lines = d.raw()?;
-    skip_ints(&mut d)?;
-    skip_ints(&mut d)?;
-    skip_strings(&mut d)?;
-    skip_strings(&mut d)?;
-    let (resources, _) = get_resources(&mut d)?;
-    let attributes = AttributesReader::read(&mut d)?;
-    // What comes with a record beside its line may tell it from others.
-    if resources.iter().any(|r| !r.attributes.is_empty()) || attributes.keys().next().is_some() {
-        return Ok(None);
-    }
     if [stream_of.len(), times.len()] != [n; 2] {
         return Err(d.bad().into());
     }
@@ -306,7 +318,7 @@ impl Rows<'_> {
         filter: &RowFilter<'_>,
         visit: VisitRows<'_>,
     ) -> Result<ControlFlow<()>, SegmentError> {
-        let mut record = blank();
+        let mut record = LogRecord::default();
         let mut from = 0;
         for run in self.stream_of.chunk_by(|a, b| a == b) {
             let to = from + run.len();
@@ -348,7 +360,8 @@ impl Rows<'_> {
         let number = scan.number;
         let counts: Vec<bool> =
             self.streams.iter().map(|s| number.is_some_and(|n| (n.of)(s))).collect();
-        let mut out = Building { lines, streams: self.streams, record: blank(), line: Vec::new() };
+        let (record, line) = (LogRecord::default(), Vec::new());
+        let mut out = Building { lines, streams: self.streams, record, line };
         let mut cursors = vec![0_usize; lines.columns.len()];
         let mut groups: Vec<Group> = Vec::new();
         let mut known: HashMap<u64, usize> = HashMap::default();
@@ -480,7 +493,7 @@ impl Rows<'_> {
 struct Building<'a> {
     lines: &'a Lines<'a>,
     streams: &'a [Labels],
-    record: obs_model::LogRecord,
+    record: LogRecord,
     line: Vec<u8>,
 }
 

@@ -313,23 +313,6 @@ impl<'a> Prepared<'a> {
     }
 }
 
-/// Returns a record with nothing in it.
-pub(crate) fn blank() -> LogRecord {
-    LogRecord {
-        stream: Labels::default(),
-        timestamp: TimestampNs::from_nanos(0),
-        observed: TimestampNs::from_nanos(0),
-        line: String::new(),
-        severity_number: 0,
-        severity_text: String::new(),
-        event_name: String::new(),
-        trace_id: None,
-        span_id: None,
-        attributes: obs_model::Attributes::default(),
-        resource: Arc::default(),
-    }
-}
-
 /// Takes a record and the rows that it stands for.
 pub(crate) type VisitRows<'a> =
     &'a mut dyn FnMut(&LogRecord, LogRows<'_>) -> Result<ControlFlow<()>, SegmentError>;
@@ -363,7 +346,7 @@ pub(crate) fn visit_rows(
     let (resources, resource_of) = get_resources(&mut d)?;
     let mut attributes = AttributesReader::read(&mut d)?;
     let has_resources = resources.iter().any(|r| !r.attributes.is_empty());
-    let mut record = blank();
+    let mut record = LogRecord::default();
     let (mut stream, mut next) = (usize::MAX, 0);
     let bad = Malformed(0);
     let finders: Vec<_> =
