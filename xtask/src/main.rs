@@ -23,6 +23,7 @@ const LAYERS: &[(&str, u8)] = &[
     ("obs-traceql", 2),
     ("obs-sql", 2),
     ("obs-ingest", 2),
+    ("obs-process", 2),
     ("obs-collect", 2),
     ("obs-rules", 3),
     ("obs-tail", 3),

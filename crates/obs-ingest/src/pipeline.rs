@@ -7,10 +7,10 @@ use crate::derive::Derived;
 use crate::exemplars::Exemplars;
 use crate::identity::Identities;
 use crate::limits::{TenantLimits, Violation};
-use crate::red::{Facts, Red};
+use crate::red::{Facts, Red, SpanDimension};
 use crate::sampling::Sampling;
 use crate::seen::Seen;
-use crate::tail::TailConfig;
+use crate::tail::{TailConfig, keep_share};
 use crate::tails::Tails;
 use crate::telemetry::Telemetry;
 use crate::watch::{Watch, Watchers};
@@ -76,6 +76,22 @@ pub(crate) struct State {
     pub(crate) kin: Kin,
 }
 
+/// What holds for spans beside limits and tail sampling.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SpanRules {
+    /// Share of traces that are stored, from 0 to 1, by their ids. Calls of models, and series of
+    /// spans, are of all.
+    pub share: f64,
+    /// What else tells operations apart in series of spans.
+    pub dimensions: Vec<SpanDimension>,
+}
+
+impl Default for SpanRules {
+    fn default() -> Self {
+        Self { share: 1.0, dimensions: Vec::new() }
+    }
+}
+
 /// The write path. Clone it freely.
 #[derive(Debug, Clone)]
 pub struct Ingest {
@@ -88,6 +104,7 @@ pub struct Ingest {
     watchers: Arc<Watchers>,
     sampling: Arc<Sampling>,
     tails: Arc<Mutex<Tails>>,
+    rules: Arc<RwLock<Arc<SpanRules>>>,
     pub(crate) call_watchers: Arc<CallWatchers>,
     state: Arc<Mutex<State>>,
 }
@@ -137,6 +154,7 @@ impl Ingest {
             watchers: Arc::default(),
             sampling: Arc::default(),
             tails: Arc::default(),
+            rules: Arc::default(),
             call_watchers: Arc::default(),
             state: Arc::new(Mutex::new(state)),
         }
@@ -235,8 +253,10 @@ impl Ingest {
         batch.logs = scores.filter(|r| limits.log(r, now).is_ok()).collect();
         outcome.accepted = batch.spans.len() as u64;
         self.count_rejected("traces", &outcome);
-        let facts = Facts::of(&batch.spans);
+        let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let facts = Facts::of(&batch.spans, &rules.dimensions);
         self.sampling.observe(&batch.spans);
+        keep_share(&mut batch.spans, rules.share);
         let accepted = outcome.accepted;
         match self.undecided(tenant) {
             None => {
@@ -287,6 +307,11 @@ impl Ingest {
         }
         tails().add(tenant, waiting, &calls, now);
         Ok(())
+    }
+
+    /// Replaces the rules for spans.
+    pub fn set_span_rules(&self, rules: SpanRules) {
+        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
     }
 
     /// Replaces the rules of tail sampling, or ends it; what waits is decided by the new ones, or

@@ -116,6 +116,24 @@ struct OfTenant {
     dropped: f64,
 }
 
+/// An attribute that tells operations apart, beside what always does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpanDimension {
+    pub attribute: String,
+    pub label: String,
+    /// The label's value where neither the span nor its resource has the attribute; without one
+    /// there is no label then.
+    pub default: Option<String>,
+}
+
+impl SpanDimension {
+    fn value(&self, s: &Span) -> Option<String> {
+        let own = s.attributes.get(&self.attribute);
+        let v = own.or_else(|| s.resource.attributes.get(&self.attribute));
+        v.map(ToString::to_string).or_else(|| self.default.clone())
+    }
+}
+
 /// Spans of one operation in one request.
 #[derive(Debug)]
 struct Several {
@@ -124,6 +142,8 @@ struct Several {
     name: String,
     kind: SpanKind,
     status: &'static str,
+    /// Labels of the dimensions.
+    more: Vec<(String, String)>,
     latency: Histogram,
     bytes: f64,
     /// The last one.
@@ -138,7 +158,7 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
-    pub(crate) fn of(spans: &[Span]) -> Self {
+    pub(crate) fn of(spans: &[Span], dimensions: &[SpanDimension]) -> Self {
         let mut out = Self::default();
         let mut key = Vec::new();
         for s in spans {
@@ -150,12 +170,21 @@ impl Facts {
             key.push(0);
             key.extend_from_slice(s.name.as_bytes());
             key.extend_from_slice(&[0, s.kind.to_otlp() as u8, StatusCode::from(&s.status) as u8]);
+            let values = dimensions.iter().map(|d| (d, d.value(s)));
+            let more: Vec<_> = values.filter_map(|(d, v)| Some((d.label.clone(), v?))).collect();
+            for (label, value) in &more {
+                key.extend_from_slice(label.as_bytes());
+                key.push(0);
+                key.extend_from_slice(value.as_bytes());
+                key.push(0);
+            }
             if !out.operations.contains_key(key.as_slice()) {
                 let new = Several {
                     service: s.resource.clone(),
                     name: s.name.clone(),
                     kind: s.kind,
                     status,
+                    more,
                     latency: Histogram::new(&LATENCY_BUCKETS),
                     bytes: 0.0,
                     example: (s.trace_id, s.span_id, seconds),
@@ -232,18 +261,13 @@ fn histogram_values(out: &mut Vec<f64>, h: &Histogram, scale: f64) {
 impl Operation {
     fn new(of: &Several, name: &str) -> Self {
         let (service, kind, status) = (of.service.service(), of.kind.otlp_name(), of.status);
-        let tempo = [
-            ("service", service),
-            ("span_name", name),
-            ("span_kind", kind),
-            ("status_code", status),
-        ];
-        let collector = [
-            ("service_name", service),
-            ("span_name", name),
-            ("span_kind", kind),
-            ("status_code", status),
-        ];
+        let own = [("span_name", name), ("span_kind", kind), ("status_code", status)];
+        let more = of.more.iter().map(|(n, v)| (n.as_str(), v.as_str()));
+        let pairs = |first| -> Vec<(&str, &str)> {
+            // What always tells operations apart wins over a dimension of its name.
+            more.clone().chain([(first, service)]).chain(own).collect()
+        };
+        let (tempo, collector) = (pairs("service"), pairs("service_name"));
         let mut series = vec![
             labels("traces_spanmetrics_calls_total", &tempo, None),
             labels("traces_spanmetrics_size_total", &tempo, None),
@@ -639,7 +663,7 @@ mod tests {
         // A quarter was kept.
         sampled.trace_state = "ot=th:c".into();
         let spans = [span(1, 0, "shop", SpanKind::Internal, 3), sampled];
-        red.observe(&t, Facts::of(&spans), at(1_000));
+        red.observe(&t, Facts::of(&spans, &[]), at(1_000));
         let out = red.tick(at(5_000));
         let of = |name: &str, le: &str| value(&out, name, &[("span_name", "op"), ("le", le)]);
         assert_eq!(of("traces_spanmetrics_calls_total", ""), Some(5.0));
@@ -665,7 +689,7 @@ mod tests {
             with(SpanStatus::Ok),
             with(SpanStatus::Unset),
         ];
-        red.observe(&t, Facts::of(&spans), at(1));
+        red.observe(&t, Facts::of(&spans, &[]), at(1));
         let out = red.tick(at(2));
         let calls = |status: &str| {
             value(&out, "traces_spanmetrics_calls_total", &[("status_code", status)])
@@ -694,7 +718,7 @@ mod tests {
             span(7, 3, "pay", SpanKind::Client, 2),
             span(9, 3, "pay", SpanKind::Client, 2),
         ];
-        red.observe(&t, Facts::of(&spans), at(1_000));
+        red.observe(&t, Facts::of(&spans, &[]), at(1_000));
         let out = red.tick(at(20_000));
         let calls = |client: &str, server: &str, connection: &str| {
             let pairs = [("client", client), ("server", server), ("connection_type", connection)];
@@ -734,7 +758,7 @@ mod tests {
         for i in 0..OPERATIONS_MAX + 50 {
             let mut s = span(1, 0, "s", SpanKind::Internal, 1);
             s.name = format!("op {i}");
-            red.observe(&t, Facts::of(&[s]), at(1));
+            red.observe(&t, Facts::of(&[s], &[]), at(1));
         }
         let out = red.tick(at(2));
         let rest = [("span_name", OVERFLOW)];

@@ -59,6 +59,9 @@ struct RawStatus {
 #[serde(deny_unknown_fields)]
 struct RawShare {
     sampling_percentage: f64,
+    /// The luck of a trace is in its id.
+    #[serde(rename = "hash_salt")]
+    _hash_salt: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -72,6 +75,8 @@ struct RawRate {
 struct RawText {
     key: String,
     values: Vec<String>,
+    #[serde(rename = "cache_max_size")]
+    _cache_max_size: Option<usize>,
     #[serde(default)]
     enabled_regex_matching: bool,
     #[serde(default)]
@@ -376,6 +381,17 @@ impl Policy {
 fn luck(id: TraceId) -> f64 {
     let tail = id.as_bytes().iter().skip(9).fold(0_u64, |n, b| n << 8 | u64::from(*b));
     tail as f64 / (1_u64 << 56) as f64
+}
+
+/// Keeps a share of traces, by luck; each span stands for those left out.
+pub(crate) fn keep_share(spans: &mut Vec<Span>, share: f64) {
+    if share >= 1.0 {
+        return;
+    }
+    spans.retain(|s| luck(s.trace_id) < share);
+    for s in spans {
+        set_sampling_weight(&mut s.trace_state, 1.0 / share);
+    }
 }
 
 /// What became of traces.

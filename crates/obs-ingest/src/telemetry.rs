@@ -72,7 +72,23 @@ impl Handles {
 type Named = (&'static str, &'static [&'static str], &'static str);
 
 /// What rules, remote write, the collection of lines and notifications count.
-const NAMED: [Named; 21] = [
+const NAMED: [Named; 25] = [
+    ("otelcol_processor_dropped_spans", &["processor"], "Spans that a processor dropped."),
+    (
+        "otelcol_processor_dropped_metric_points",
+        &["processor"],
+        "Points and samples that a processor dropped.",
+    ),
+    (
+        "otelcol_processor_dropped_log_records",
+        &["processor"],
+        "Log records that a processor dropped.",
+    ),
+    (
+        "otelcol_processor_errors_total",
+        &["processor"],
+        "Statements and conditions that failed over a record, which went on as it was.",
+    ),
     ("promtail_read_lines_total", &[], "Lines collected."),
     ("promtail_read_bytes_total", &[], "Bytes collected."),
     ("promtail_dropped_entries_total", &[], "Collected lines that the store refused for good."),

@@ -180,6 +180,31 @@ impl Attributes {
         self.0.iter()
     }
 
+    pub fn iter_mut(&mut self) -> std::slice::IterMut<'_, (String, AttributeValue)> {
+        self.0.iter_mut()
+    }
+
+    pub fn get_mut(&mut self, key: &str) -> Option<&mut AttributeValue> {
+        self.0.iter_mut().find(|(k, _)| k == key).map(|(_, v)| v)
+    }
+
+    /// Gives a key a value, in place of the one it has.
+    pub fn set(&mut self, key: &str, value: impl Into<AttributeValue>) {
+        match self.get_mut(key) {
+            Some(slot) => *slot = value.into(),
+            None => self.push(key, value),
+        }
+    }
+
+    /// Keeps the pairs that `f` returns true of.
+    pub fn retain(&mut self, mut f: impl FnMut(&str, &AttributeValue) -> bool) {
+        self.0.retain(|(k, v)| f(k, v));
+    }
+
+    pub fn into_pairs(self) -> Vec<(String, AttributeValue)> {
+        self.0
+    }
+
     pub fn len(&self) -> usize {
         self.0.len()
     }

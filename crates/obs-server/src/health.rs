@@ -17,6 +17,25 @@ pub(crate) fn routes() -> Router<AppState> {
         .route("/metrics", get(metrics))
 }
 
+/// What the collector's extension `health_check` serves.
+pub(crate) fn collector_routes() -> Router<AppState> {
+    Router::new().route("/", get(collector_health))
+}
+
+async fn collector_health(State(state): State<AppState>) -> Response {
+    let up = (state.now().nanos() - state.started.nanos()) / 1_000_000_000;
+    let (code, status) = match not_ready(&state) {
+        None => (StatusCode::OK, "Server available"),
+        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "Server not available"),
+    };
+    let body = json!({
+        "status": status,
+        "upSince": state.started.to_string(),
+        "uptime": format!("{up}s"),
+    });
+    (code, Json(body)).into_response()
+}
+
 /// What is served while the log is read at start: the process is alive, and nothing is ready.
 pub fn starting() -> Router {
     let not_yet = || async {

@@ -13,6 +13,7 @@ use obs_codec::otlp::{self, JsonRequest};
 use obs_codec::{DecodeError, Rejected};
 use obs_ingest::Outcome;
 use obs_model::{TenantId, TimestampNs};
+use obs_process::Source;
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
@@ -50,7 +51,8 @@ pub(crate) async fn traces(
 ) -> Result<Partial, Refusal> {
     let decoded = otlp::decode_traces(request);
     count(state, "traces", &decoded.rejected);
-    let outcome = state.ingest.spans(tenant, "otlp", decoded.items, state.now()).await?;
+    let spans = state.processing.get().spans(Source::Otlp, decoded.items);
+    let outcome = state.ingest.spans(tenant, "otlp", spans, state.now()).await?;
     Ok(partial(&decoded.rejected, outcome))
 }
 
@@ -62,7 +64,8 @@ pub(crate) async fn logs(
 ) -> Result<Partial, Refusal> {
     let decoded = otlp::decode_logs(request, state.now());
     count(state, "logs", &decoded.rejected);
-    let outcome = state.ingest.logs(tenant, decoded.items, state.now()).await?;
+    let logs = state.processing.get().logs(Source::Otlp, decoded.items);
+    let outcome = state.ingest.logs(tenant, logs, state.now()).await?;
     Ok(partial(&decoded.rejected, outcome))
 }
 
@@ -70,9 +73,10 @@ pub(crate) async fn logs(
 pub(crate) async fn metrics(
     state: &AppState,
     tenant: &TenantId,
-    request: ExportMetricsServiceRequest,
+    mut request: ExportMetricsServiceRequest,
 ) -> Result<Partial, Refusal> {
     let ingest = &state.ingest;
+    state.processing.get().metrics(Source::Otlp, &mut request);
     let decoded = otlp::decode_metrics(request, &|key, build| ingest.labels(tenant, key, build));
     count(state, "metrics", &decoded.rejected);
     let m = decoded.items;

@@ -29,6 +29,10 @@ pub enum Listener {
     JaegerBinary,
     Zipkin,
     Sampling,
+    /// Health of the collector that this process replaces; off unless configured.
+    CollectorHealth,
+    /// Its own metrics; off unless configured.
+    CollectorMetrics,
 }
 
 /// What a listener speaks.
@@ -40,7 +44,7 @@ pub enum Transport {
 }
 
 impl Listener {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Ui,
         Self::Prometheus,
         Self::Alertmanager,
@@ -56,6 +60,8 @@ impl Listener {
         Self::JaegerBinary,
         Self::Zipkin,
         Self::Sampling,
+        Self::CollectorHealth,
+        Self::CollectorMetrics,
     ];
 
     pub const fn name(self) -> &'static str {
@@ -75,6 +81,8 @@ impl Listener {
             Self::JaegerBinary => "jaeger-binary",
             Self::Zipkin => "zipkin",
             Self::Sampling => "sampling",
+            Self::CollectorHealth => "collector-health",
+            Self::CollectorMetrics => "collector-metrics",
         }
     }
 
@@ -96,7 +104,14 @@ impl Listener {
             Self::JaegerBinary => 6832,
             Self::Zipkin => 9411,
             Self::Sampling => 5778,
+            Self::CollectorHealth => 13133,
+            Self::CollectorMetrics => 8888,
         }
+    }
+
+    /// Whether it listens when nothing says so.
+    pub const fn is_on_by_default(self) -> bool {
+        !matches!(self, Self::CollectorHealth | Self::CollectorMetrics)
     }
 
     pub const fn transport(self) -> Transport {
@@ -149,6 +164,8 @@ pub fn router(listener: Listener, state: AppState) -> Router {
         Listener::JaegerThrift => common.merge(jaeger::receive::routes()),
         Listener::Zipkin => common.merge(zipkin::routes()),
         Listener::Sampling => common.merge(sampling::routes()),
+        Listener::CollectorHealth => common.merge(health::collector_routes()),
+        Listener::CollectorMetrics => common,
         // Not HTTP.
         Listener::OtlpGrpc
         | Listener::JaegerGrpc

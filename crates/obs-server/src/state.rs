@@ -4,6 +4,7 @@ use crate::admission::Admission;
 use obs_ingest::{Drifts, Ingest, Purses};
 use obs_model::{AppendError, KeepState, Maintain, MemoryPool, TenantId, TimestampNs};
 use obs_notify::Dispatcher;
+use obs_process::Processing;
 use obs_sql::Source;
 use std::collections::HashMap;
 use std::fmt;
@@ -97,6 +98,8 @@ pub struct AppState {
     /// Whether data may be deleted over this listener.
     pub admin_api: AdminApi,
     pub ingest: Ingest,
+    /// What records pass through before they are stored.
+    pub processing: Processing,
     /// Budgets in force.
     pub purses: Purses,
     pub drifts: Drifts,
@@ -143,6 +146,7 @@ pub struct Parts {
     pub memory: Arc<MemoryPool>,
     pub admin_api: AdminApi,
     pub ingest: Ingest,
+    pub processing: Processing,
     pub purses: Purses,
     pub drifts: Drifts,
     pub alerting: Dispatcher,
@@ -175,6 +179,7 @@ impl AppState {
             store: p.store,
             admin_api: p.admin_api,
             ingest: p.ingest,
+            processing: p.processing,
             purses: p.purses,
             drifts: p.drifts,
             alerting: p.alerting,

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use http::{HeaderMap, StatusCode};
 use obs_codec::zipkin::{decode_v1_json, decode_v1_thrift, decode_v2_json, decode_v2_proto};
+use obs_process::Source;
 
 pub(crate) fn routes() -> Router<AppState> {
     Router::new().route("/api/v2/spans", post(v2)).route("/api/v1/spans", post(v1))
@@ -28,7 +29,7 @@ async fn receive(state: AppState, headers: HeaderMap, body: Body, version: u8) -
             // Reporters do not always name JSON.
             _ => decode_v2_json(&bytes, now),
         };
-        store(&state, &tenant, "zipkin", decoded).await
+        store(&state, &tenant, Source::Zipkin, decoded).await
     };
     match work.await {
         Ok(()) => StatusCode::ACCEPTED.into_response(),

@@ -2,6 +2,7 @@
 
 use crate::alerting::{AlertingSettings, RawAlertmanager, RawOutbound};
 use crate::cli::{Output, complain, say};
+use crate::collector::{CollectorSettings, RawCollector};
 use crate::control::{ControlSettings, RawControl};
 use crate::limits::{self, RawLimits};
 use crate::prometheus::{RawProfile, RawPrometheus, Settings};
@@ -45,6 +46,7 @@ struct Raw {
     control: RawControl,
     outbound: RawOutbound,
     promtail: RawTailing,
+    collector: RawCollector,
     sampling: RawSampling,
     traces: RawTraces,
     profile: Option<RawProfile>,
@@ -97,6 +99,7 @@ pub(crate) struct Config {
     pub(crate) control: ControlSettings,
     pub(crate) tailing: TailSettings,
     pub(crate) sampling: SamplingSettings,
+    pub(crate) collector: CollectorSettings,
     /// The file as it was read, for the API that shows it.
     pub(crate) text: String,
 }
@@ -295,15 +298,23 @@ pub(crate) fn load(
         None => String::new(),
     };
     let raw = parse_raw(&expand(&text, &name, env)?, &name)?;
-    let mut listen: Vec<(Listener, Address)> = Listener::ALL
-        .iter()
-        .map(|l| (*l, Address::At(SocketAddr::from(([127, 0, 0, 1], l.default_port())))))
-        .collect();
+    let at = |l: &Listener| match l.is_on_by_default() {
+        true => Address::At(SocketAddr::from(([127, 0, 0, 1], l.default_port()))),
+        false => Address::Off,
+    };
+    let mut listen: Vec<(Listener, Address)> = Listener::ALL.iter().map(|l| (*l, at(l))).collect();
     for (variable, listener) in PORT_VARIABLES {
         if let Some(port) = env(variable) {
             set_listener(&mut listen, listener.name(), &port)
                 .map_err(|e| fail(format!("environment variable {variable}: {e}")))?;
         }
+    }
+    // Paths in a file are relative to it.
+    let base = file.and_then(Path::parent).map(Path::to_owned).unwrap_or_default();
+    let collector = CollectorSettings::read(raw.collector, &base);
+    for e in collector.load()?.collector.endpoints {
+        set_listener(&mut listen, e.listener, &e.address)
+            .map_err(|m| fail(format!("collector: {}: {m}", e.path)))?;
     }
     for (n, a) in &raw.listen {
         set_listener(&mut listen, n, a).map_err(|e| fail(format!("listen: {e}")))?;
@@ -334,8 +345,6 @@ pub(crate) fn load(
             fail(format!("{name}: {text:?} is no duration; write 500ms or 0s"))
         })?;
     }
-    // Paths in a file are relative to it.
-    let base = file.and_then(Path::parent).map(Path::to_owned).unwrap_or_default();
     let price_files = raw.prices.files.into_iter().map(|p| base.join(p)).collect();
     let admin_api = raw.data.admin_api;
     let tier = raw.data.tier.map(TierSettings::read).transpose().map_err(&fail)?;
@@ -357,6 +366,7 @@ pub(crate) fn load(
         control,
         tailing,
         sampling,
+        collector,
         text,
     };
     config.prices()?;
@@ -407,6 +417,13 @@ fn check_one(file: &Path) -> Result<(), ConfigError> {
     if has_sections(file, &["positions", "clients", "client"]) {
         return crate::tailing::read_config(file).map(|_| ());
     }
+    if has_sections(file, &["service"]) && has_sections(file, &["receivers"]) {
+        let loaded = crate::collector::read_config(file)?;
+        for note in &loaded.collector.notes {
+            complain(&format!("{}: note: {note}", file.display()));
+        }
+        return Ok(());
+    }
     if has_sections(file, &["receivers", "inhibit_rules"]) && has_sections(file, &["route"]) {
         return crate::alerting::read_config(file).map(|_| ());
     }
@@ -418,7 +435,8 @@ fn check_one(file: &Path) -> Result<(), ConfigError> {
     config.alerting.load()?;
     config.tailing.load()?;
     config.sampling.load()?;
-    config.prometheus.load("").map(|_| ())
+    let scrape = config.collector.load()?.scrape;
+    config.prometheus.load("", scrape).map(|_| ())
 }
 
 pub(crate) fn check(files: &[PathBuf], output: Output) -> Result<ExitCode> {

@@ -5,6 +5,7 @@ mod alerting;
 mod backup;
 mod cli;
 mod client;
+mod collector;
 mod config;
 mod control;
 mod demo;

@@ -11,6 +11,7 @@ use obs_collect::{Batch, Sink, SinkFuture};
 use obs_ingest::Ingest;
 use obs_model::{Append, AppendFuture, Labels, TenantId, WriteBatch};
 use obs_notify::Dispatcher;
+use obs_process::Processing;
 use obs_rules::driver::{Environment, Manager};
 use obs_rules::file::RuleGroup;
 use obs_rules::group::Options;
@@ -131,10 +132,16 @@ impl Settings {
     }
 
     /// Reads and checks all files.
-    pub(crate) fn load(&self, external_url: &str) -> Result<Loaded, ConfigError> {
-        let config = match &self.config_file {
-            Some(f) => read_config(f)?,
-            None => PrometheusConfig::default(),
+    /// `more` is scraped beside what prometheus.yml names.
+    pub(crate) fn load(
+        &self,
+        external_url: &str,
+        more: Option<PrometheusConfig>,
+    ) -> Result<Loaded, ConfigError> {
+        let config = match (&self.config_file, more) {
+            (Some(f), Some(more)) => joined(read_config(f)?, more),
+            (Some(f), None) => read_config(f)?,
+            (None, more) => more.unwrap_or_default(),
         };
         for w in &config.warnings {
             tracing::warn!("prometheus.yml: {w}");
@@ -176,8 +183,20 @@ impl Settings {
     }
 }
 
+/// Adds jobs of another file; what its `global` section says of them they keep.
+fn joined(mut config: PrometheusConfig, more: PrometheusConfig) -> PrometheusConfig {
+    for mut job in more.scrape_configs.clone() {
+        let (interval, timeout) = more.timing(&job);
+        job.scrape_interval = Some(obs_collect::config::Span(interval));
+        job.scrape_timeout = Some(obs_collect::config::Span(timeout));
+        config.scrape_configs.push(job);
+    }
+    config
+}
+
 /// Hands scraped samples to the write path.
 struct IngestSink {
+    processing: Processing,
     ingest: Ingest,
     tenant: TenantId,
 }
@@ -193,9 +212,10 @@ impl Sink for IngestSink {
             if batch.points.is_empty() {
                 return Ok(());
             }
+            let points = self.processing.get().samples(batch.points);
             let done = self
                 .ingest
-                .metrics(&self.tenant, batch.points, Vec::new(), batch.metadata, wall_clock())
+                .metrics(&self.tenant, points, Vec::new(), batch.metadata, wall_clock())
                 .await
                 .map_err(|e| e.to_string())?;
             if done.rejected > 0 {
@@ -299,18 +319,25 @@ pub(crate) struct Running {
     fan_out: Arc<FanOut>,
     tailing: Tailing,
     alerting: Dispatcher,
+    processing: Processing,
 }
 
 impl Running {
     pub(crate) fn new(
         ingest: &Ingest,
+        processing: &Processing,
         fan_out: Arc<FanOut>,
         engine: Arc<dyn Engine>,
         data: &Path,
         alerting: Dispatcher,
     ) -> Self {
         let tenant = TenantId::default();
-        let sink = IngestSink { ingest: ingest.clone(), tenant: tenant.clone() };
+        let processing = processing.clone();
+        let sink = IngestSink {
+            processing: processing.clone(),
+            ingest: ingest.clone(),
+            tenant: tenant.clone(),
+        };
         let scrape = obs_collect::manager::Manager::new(Arc::new(sink), Arc::new(clock_ms));
         let notifier = Arc::new(Notifier::new(alerting.clone()));
         let rules = Manager::new(Environment {
@@ -322,7 +349,7 @@ impl Running {
         });
         let tailing = Tailing::new(ingest, data);
         let workers = Workers { scrape, rules: Arc::new(rules) };
-        Self { workers, notifier, fan_out, tailing, alerting }
+        Self { workers, notifier, fan_out, tailing, alerting, processing }
     }
 
     /// Puts what was loaded in force.
@@ -338,6 +365,7 @@ impl Running {
     /// Puts what was counted into the own metrics.
     pub(crate) fn publish(&self, ingest: &Ingest) {
         self.tailing.publish(ingest);
+        crate::collector::publish(&self.processing, ingest);
         crate::alerting::publish(&self.alerting, ingest.telemetry());
         let t = ingest.telemetry();
         let rules = &self.workers.rules.counts;

@@ -30,14 +30,20 @@ impl SamplingSettings {
         }
         let settings =
             Self { file: raw.strategies_file.map(|f| base.join(f)), profile, tail: raw.tail };
-        settings.tail()?;
+        settings.tail(None)?;
         Ok(settings)
     }
 
-    /// Returns the rules of tail sampling, if there are any.
-    pub(crate) fn tail(&self) -> Result<Option<TailConfig>, String> {
+    /// Returns the rules of tail sampling, if there are any: ours, or those of a collector's file.
+    pub(crate) fn tail(&self, other: Option<TailConfig>) -> Result<Option<TailConfig>, String> {
         let read = |raw| TailConfig::read(raw).map_err(|e| format!("sampling.tail: {e}"));
-        self.tail.clone().map(read).transpose()
+        let own = self.tail.clone().map(read).transpose()?;
+        match (own, other) {
+            (Some(_), Some(_)) => {
+                Err("sampling.tail: the collector's file samples too; keep one of them".into())
+            }
+            (own, other) => Ok(own.or(other)),
+        }
     }
 
     /// Reads and checks the strategies.

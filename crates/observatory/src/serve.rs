@@ -2,6 +2,7 @@
 
 use crate::alerting;
 use crate::cli::{ServeArgs, UsageError, VERSION, say};
+use crate::collector::{self, LoadedCollector};
 use crate::config::{self, Address, Config};
 use crate::demo;
 use crate::prometheus::{FanOut, Running};
@@ -12,6 +13,7 @@ use obs_model::{
     Append as _, AppendError, Budget, DeleteScope, MemoryPool, SelectSpans as _, SpanSelection,
     TenantId, TimestampNs, WriteBatch,
 };
+use obs_process::Processing;
 use obs_server::state::Parts;
 use obs_server::{
     AdminApi, AppState, Listener, RuleEngine, Transport, router, serve_collector, serve_grpc,
@@ -147,13 +149,17 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
         timeout: config.server.query_timeout,
         runtime: tokio::runtime::Handle::current(),
     };
-    let running = Running::new(&ingest, fan_out, Arc::new(engine), &dir, alerting.clone());
-    let loaded = config.prometheus.load(&external_url)?;
+    let processing = Processing::default();
+    let engine = Arc::new(engine);
+    let running = Running::new(&ingest, &processing, fan_out, engine, &dir, alerting.clone());
+    let LoadedCollector { collector, tail: tail_of_collector, scrape } = config.collector.load()?;
+    let loaded = config.prometheus.load(&external_url, scrape)?;
     let tail = config.tailing.load()?;
     ingest.sampling().set(config.sampling.load()?);
-    let tail_sampling = config.sampling.tail().map_err(UsageError)?;
+    let tail_sampling = config.sampling.tail(tail_of_collector).map_err(UsageError)?;
     restore_undecided(&store, &ingest, tail_sampling.as_ref())?;
     ingest.set_tail(tail_sampling);
+    collector::apply(collector, &processing, &ingest);
     let quit = CancellationToken::new();
     let state = AppState::new(Parts {
         source: Arc::new(store.clone()),
@@ -161,6 +167,7 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
         memory: config.store.memory.clone(),
         admin_api: AdminApi::Off,
         ingest: ingest.clone(),
+        processing: processing.clone(),
         purses: purses.clone(),
         drifts: drifts.clone(),
         alerting: alerting.clone(),
@@ -174,23 +181,27 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
         },
         reload: {
             let (ingest, running, again) = (ingest.clone(), running.clone(), options.again.clone());
+            let processing = processing.clone();
             let (control, alerting) = (control.clone(), alerting.clone());
             let runtime = tokio::runtime::Handle::current();
             Arc::new(move || {
                 let fresh = again().map_err(|e| e.to_string())?;
                 let prices = fresh.prices().map_err(|e| e.to_string())?;
                 let prices = stored_prices(&*control, prices)?;
-                let loaded = fresh.prometheus.load(&external_url).map_err(|e| e.to_string())?;
+                let collected = fresh.collector.load().map_err(|e| e.to_string())?;
+                let loaded = fresh.prometheus.load(&external_url, collected.scrape);
+                let loaded = loaded.map_err(|e| e.to_string())?;
                 let (notify, outbound) = fresh.alerting.load().map_err(|e| e.to_string())?;
                 let tail = fresh.tailing.load().map_err(|e| e.to_string())?;
                 let strategies = fresh.sampling.load().map_err(|e| e.to_string())?;
-                let tail_sampling = fresh.sampling.tail()?;
+                let tail_sampling = fresh.sampling.tail(collected.tail)?;
                 let _entered = runtime.enter();
                 alerting.reconfigure(notify, outbound)?;
                 running.apply(loaded, &tail)?;
                 ingest.set_prices(prices);
                 ingest.sampling().set(strategies);
                 ingest.set_tail(tail_sampling);
+                collector::apply(collected.collector, &processing, &ingest);
                 Ok(())
             })
         },

@@ -48,7 +48,8 @@ pub(super) fn value(v: Option<AnyValue>, depth: usize) -> AttributeValue {
     }
 }
 
-pub(super) fn attributes(list: Vec<KeyValue>) -> Attributes {
+/// Reads a list of attributes; values are cut where they are too long or too deep.
+pub fn attributes(list: Vec<KeyValue>) -> Attributes {
     let pairs: Vec<_> = list
         .into_iter()
         .filter(|kv| !kv.key.is_empty())

@@ -69,7 +69,8 @@ fn proto_pair(key: &str, v: &AttributeValue) -> KeyValue {
     KeyValue { key: key.to_owned(), value: Some(proto_value(v)), ..KeyValue::default() }
 }
 
-fn proto_attributes(a: &Attributes) -> Vec<KeyValue> {
+/// Returns attributes as OTLP's list.
+pub fn proto_attributes(a: &Attributes) -> Vec<KeyValue> {
     a.iter().map(|(k, v)| proto_pair(k, v)).collect()
 }
 

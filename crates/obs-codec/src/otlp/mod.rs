@@ -7,7 +7,8 @@ mod metrics;
 mod names;
 mod traces;
 
-pub use encode::{JsonDialect, encode_traces, json_traces, json_value};
+pub use common::attributes;
+pub use encode::{JsonDialect, encode_traces, json_traces, json_value, proto_attributes};
 pub use logs::{decode_logs, stream_labels};
 pub use metrics::{Metrics, Resolve, decode_metrics};
 pub use names::{label_name, metric_name};

@@ -15,6 +15,7 @@ use obs_codec::jaeger::proto::{
 };
 use obs_codec::otlp::encode_traces;
 use obs_model::{DAY_NS, Span, TenantId, TimestampNs, TraceId};
+use obs_process::Source;
 use obs_traceql::{TagFilter, TraceSearch, adjust, dependencies, search, tell_apart};
 use opentelemetry_proto::tonic::trace::v1::TracesData;
 use std::sync::Arc;
@@ -41,7 +42,7 @@ async fn post_spans(
 ) -> Result<Response<Empty>, Status> {
     let (tenant, _held) = admit(&state, &r).await?;
     let batch = r.into_inner().batch.unwrap_or_default();
-    let stored = receive::store(&state, &tenant, "jaeger", Ok(proto::decode(batch))).await;
+    let stored = receive::store(&state, &tenant, Source::Jaeger, Ok(proto::decode(batch))).await;
     stored.map_err(|e| status(&e))?;
     Ok(Response::new(Empty {}))
 }

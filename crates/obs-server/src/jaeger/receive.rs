@@ -12,6 +12,7 @@ use http::{HeaderMap, StatusCode};
 use obs_codec::jaeger::{Protocol, decode_batch, decode_datagram};
 use obs_codec::{DecodeError, Decoded};
 use obs_model::{Span, TenantId};
+use obs_process::Source;
 use tokio::net::UdpSocket;
 use tokio_util::sync::CancellationToken;
 
@@ -23,7 +24,7 @@ pub(crate) fn routes() -> Router<AppState> {
 pub(crate) async fn store(
     state: &AppState,
     tenant: &TenantId,
-    source: &'static str,
+    source: Source,
     decoded: Result<Decoded<Vec<Span>>, DecodeError>,
 ) -> Result<(), Refusal> {
     let rejected = &state.ingest.telemetry().rejected;
@@ -39,7 +40,9 @@ pub(crate) async fn store(
             return Err(Refusal::bad(decoded.rejected.message()));
         }
     }
-    state.ingest.spans(tenant, source, decoded.items, state.now()).await?;
+    let name = if source == Source::Zipkin { "zipkin" } else { "jaeger" };
+    let spans = state.processing.get().spans(source, decoded.items);
+    state.ingest.spans(tenant, name, spans, state.now()).await?;
     Ok(())
 }
 
@@ -57,7 +60,7 @@ async fn traces(State(state): State<AppState>, headers: HeaderMap, body: Body) -
     let work = async {
         let tenant = crate::tenant::tenant(&headers).map_err(Refusal::bad)?;
         let (bytes, _held) = body::read(&state, &tenant, &headers, body, false).await?;
-        store(&state, &tenant, "jaeger", decode_batch(&bytes, protocol)).await
+        store(&state, &tenant, Source::Jaeger, decode_batch(&bytes, protocol)).await
     };
     match work.await {
         Ok(()) => StatusCode::ACCEPTED.into_response(),
@@ -78,7 +81,7 @@ pub async fn serve_udp(state: AppState, socket: UdpSocket, compact: bool, stop: 
         let Ok((len, from)) = received else { continue };
         let datagram = buffer.get(..len).unwrap_or_default();
         let decoded = decode_datagram(datagram, protocol, state.now());
-        if let Err(r) = store(&state, &TenantId::default(), "jaeger", decoded).await {
+        if let Err(r) = store(&state, &TenantId::default(), Source::Jaeger, decoded).await {
             if r.status != StatusCode::BAD_REQUEST {
                 let rejected = &state.ingest.telemetry().rejected;
                 rejected.with_label_values(&["traces", "overload"]).inc();

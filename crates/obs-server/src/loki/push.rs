@@ -6,6 +6,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode};
+use obs_process::Source;
 
 pub(super) async fn push(
     State(state): State<AppState>,
@@ -37,7 +38,8 @@ async fn take(state: &AppState, headers: &HeaderMap, body: Body) -> Result<(), R
         }
     };
     let decoded = decoded.map_err(|e| Refusal::bad(e.to_string()))?;
-    let outcome = state.ingest.logs(&tenant, decoded.items, state.now()).await?;
+    let logs = state.processing.get().logs(Source::Loki, decoded.items);
+    let outcome = state.ingest.logs(&tenant, logs, state.now()).await?;
     let rejected = decoded.rejected.count + outcome.rejected;
     if rejected == 0 {
         return Ok(());
