@@ -19,6 +19,15 @@ def free_port():
         return s.getsockname()[1]
 
 
+def until(f, seconds=20):
+    """Returns what `f` does once that is something."""
+    end = time.time() + seconds
+    while not (value := f()):
+        assert time.time() < end, "it did not come to pass"
+        time.sleep(0.05)
+    return value
+
+
 class Server:
     def __init__(self, directory, *arguments, env=None):
         command = [BINARY, "serve", "--data", str(directory), "--listen", "all=127.0.0.1:0", *arguments]

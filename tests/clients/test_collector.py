@@ -18,7 +18,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace import SpanKind
-from running import BINARY, Server
+from running import BINARY, Server, until
 
 FILE = """
 receivers:
@@ -121,15 +121,6 @@ class App(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
-
-
-def until(f):
-    for _ in range(200):
-        value = f()
-        if value:
-            return value
-        time.sleep(0.05)
-    raise AssertionError("it did not come to pass")
 
 
 def values(server, query):

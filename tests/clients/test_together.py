@@ -10,6 +10,7 @@ import urllib.request
 import pytest
 from postgres import Postgres
 from receiving import Receiver
+from running import until
 from test_alertmanager import Alerting, alert, iso, post_alerts
 
 CONFIG = """
@@ -62,13 +63,6 @@ def pair(tmp_path, store):
     p = Pair(tmp_path, store)
     yield p
     p.stop()
-
-
-def until(holds, seconds=20):
-    end = time.time() + seconds
-    while not holds():
-        assert time.time() < end, "it did not come to pass"
-        time.sleep(0.05)
 
 
 def was_told(instance, name):

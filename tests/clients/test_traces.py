@@ -19,7 +19,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode
-from running import Server
+from running import Server, until
 
 
 @pytest.fixture(scope="module")
@@ -72,15 +72,6 @@ def get(server, listener, path, **params):
     status, body = request(server, listener, path, **params)
     assert status == 200, body
     return json.loads(body)
-
-
-def until(f):
-    for _ in range(100):
-        value = f()
-        if value:
-            return value
-        time.sleep(0.1)
-    raise AssertionError("nothing came")
 
 
 def traces_of(server, service, **params):
@@ -756,6 +747,81 @@ def test_the_tree_of_a_cost_request(server):
         assert by_name[name] == (ms * 1_000_000, expected, at * 1_000_000), name
     leaves = get(server, "tempo", "/api/search", q='{ resource.service.name = "cost-ops" && childCount = 0 }')["traces"]
     assert leaves[0]["spanSets"][0]["matched"] == 8
+
+
+def test_the_critical_path_and_the_roll_up(server):
+    trace_id, start = os.urandom(16).hex(), time.time_ns() - 30_000_000_000
+    spans = [
+        a_span(trace_id, n + 1, name, start + at * 1_000_000, ms, parent)
+        for n, (name, at, ms, parent) in enumerate(COST_TREE)
+    ]
+    usage = lambda n: [
+        {"key": "gen_ai.request.model", "value": {"stringValue": "gpt-4o"}},
+        {"key": "gen_ai.provider.name", "value": {"stringValue": "openai"}},
+        {"key": "gen_ai.operation.name", "value": {"stringValue": "chat"}},
+        {"key": "gen_ai.usage.input_tokens", "value": {"intValue": str(n)}},
+    ]
+    # The outer call repeats what the inner ones used.
+    for number, tokens in ((4, 3000), (5, 1000), (6, 2000)):
+        spans[number]["attributes"] = usage(tokens)
+    assert otlp(server, "cost-ops", spans)[0] == 200
+    tree = get(server, "ui", f"/api/v1/traces/{trace_id}/skeleton")
+    path = {n: sum(length for _, length in c) / 1e6 for n, c in zip(tree["name"], tree["critical"]) if c}
+    # What each step of the request adds to its 245 ms.
+    assert path == {
+        "POST /api/v1/costs": 5, "authenticate_user": 2, "fetch_user_from_db": 10, "validate_request": 5,
+        "calculate_cost": 107, "fetch_pricing_data": 45, "calculate_tokens": 15, "calculate_total": 5,
+        "apply_discount": 8, "store_cost": 5, "insert_database": 30, "send_notification": 8,
+    }
+    assert sum(path.values()) == pytest.approx(245)
+    roll = tree["rollup"]
+    assert (roll["spans"], roll["services"], roll["duration"]) == (12, 1, 245_000_000)
+    assert (roll["llm"]["requests"], roll["llm"]["input_tokens"]) == (2, 3000)
+    states = dict(zip(tree["name"], tree["cost_state"]))
+    assert (states["calculate_cost"], states["fetch_pricing_data"]) == ("rollup", "priced")
+    costs = [float(c) for c in tree["cost"] if c]
+    assert len(costs) == 2 and sum(costs) == pytest.approx(float(roll["llm"]["cost_usd"])) == pytest.approx(0.0075)
+
+
+def test_a_hundred_thousand_spans_come_page_by_page(server):
+    trace_id, start = os.urandom(16).hex(), time.time_ns() - 60_000_000_000
+    for first in range(0, 100_000, 20_000):
+        numbers = range(first + 1, first + 20_001)
+        spans = [a_span(trace_id, n, f"step {n % 7}", start + n * 1000, 0.001, 1 if n > 1 else None) for n in numbers]
+        spans[0]["endTimeUnixNano"] = str(start + 10**9)
+        assert otlp(server, "large", spans)[0] == 200
+    seen, page = [], {"total": 1}
+    while len(seen) < page["total"]:
+        page = get(server, "ui", f"/api/v1/traces/{trace_id}/skeleton", offset=len(seen), limit=30_000)
+        assert page["total"] == 100_000 and page["offset"] == len(seen) and len(page["id"]) <= 30_000
+        assert all(len(page[c]) == len(page["id"]) for c in ("name", "start", "critical", "cost"))
+        seen += page["id"]
+    assert len(set(seen)) == 100_000 and page["rollup"]["spans"] == 100_000
+    one = get(server, "ui", f"/api/v1/traces/{trace_id}/spans/{seen[77_777]}")
+    assert one["name"] == "step %d" % (int(seen[77_777], 16) % 7)
+
+
+def test_two_traces_are_compared_by_their_structure(server):
+    ids, start = [os.urandom(16).hex() for _ in range(2)], time.time_ns() - 30_000_000_000
+    for which, trace_id in enumerate(ids):
+        spans = [
+            a_span(trace_id, n + 1, name, start + at * 1_000_000, ms * (1 + which), parent)
+            for n, (name, at, ms, parent) in enumerate(COST_TREE)
+            if not (which and name == "apply_discount")
+        ]
+        if which:
+            spans += [a_span(trace_id, 90 + n, "retry", start, 5, 10, status={"code": 2}) for n in range(3)]
+        assert otlp(server, "cost-ops", spans)[0] == 200
+    found = get(server, "ui", "/api/v1/traces/compare", a=ids[0], b=ids[1])
+    places = {(p["depth"], p["name"]): (p["a"], p["b"]) for p in found["places"]}
+    assert found["places"][0]["name"] == "POST /api/v1/costs" and not found["truncated"]
+    a, b = places[0, "POST /api/v1/costs"]
+    assert (a["duration"], b["duration"]) == (245_000_000, 490_000_000)
+    assert places[2, "apply_discount"][1] is None and places[2, "apply_discount"][0]["spans"] == 1
+    assert places[2, "retry"][0] is None and (places[2, "retry"][1]["spans"], places[2, "retry"][1]["errors"]) == (3, 3)
+    assert found["b"]["rollup"]["errors"] == 3 and found["a"]["trace_id"] == ids[0]
+    for query, status in (({"a": ids[0]}, 400), ({"a": ids[0], "b": "x"}, 400), ({"a": ids[0], "b": "1" * 32}, 404)):
+        assert request(server, "ui", "/api/v1/traces/compare", **query)[0] == status
 
 
 def test_bad_spans_harm_no_other(server):

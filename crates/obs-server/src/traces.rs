@@ -1,6 +1,6 @@
-//! The native trace API of the page: a trace as columns, and one span whole.
+//! The native trace API of the page: a trace as columns, one span whole, two traces compared.
 
-use crate::llm::{native_error, native_failure};
+use crate::llm::{Sums, native_error, native_failure};
 use crate::params::Params;
 use crate::run::blocking;
 use crate::state::AppState;
@@ -11,45 +11,159 @@ use axum::{Json, Router};
 use http::StatusCode;
 use obs_llm::{Conversation, call_from_span, messages_of};
 use obs_model::{
-    Attributes, Budget, Direction, LlmCall, LogRecord, LogSelection, Message, MessagePart, Span,
-    SpanId, SpanStatus, TenantId, TraceId,
+    Attributes, Budget, CallSelection, CostState, Direction, LlmCall, LogRecord, LogSelection,
+    Message, MessagePart, Money, SelectError, Span, SpanId, SpanStatus, TenantId, TraceId,
 };
+use obs_traceql::{Place, Side, Weighed, compare, critical_path, tell_apart};
 use serde_json::{Value, json};
+use std::collections::{BTreeSet, HashMap};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 pub(crate) fn routes() -> Router<AppState> {
     Router::new()
+        .route("/api/v1/traces/compare", get(compared))
         .route("/api/v1/traces/{id}/skeleton", get(skeleton))
         .route("/api/v1/traces/{id}/spans/{span}", get(span))
 }
 
-/// What the waterfall draws without attributes: one array a field, all of the same length.
+/// Spans of one page when nothing else is asked for, and at most.
+const PAGE: usize = 20_000;
+const PAGE_MAX: usize = 100_000;
+
+/// A trace with the calls that were booked of its spans.
+struct Whole {
+    spans: Vec<Arc<Span>>,
+    /// One a span.
+    calls: Vec<Option<Arc<LlmCall>>>,
+}
+
+impl Whole {
+    fn read(
+        state: &AppState,
+        tenant: &TenantId,
+        id: TraceId,
+        budget: &Budget,
+    ) -> Result<Self, SelectError> {
+        let spans = state.source.trace(tenant, id, budget)?;
+        let start = spans.iter().map(|s| s.start).min().unwrap_or_default();
+        let end = spans.iter().map(|s| s.start).max().unwrap_or_default().add_nanos(1);
+        let of_trace = CallSelection { start, end, trace_id: Some(id), revisions_only: false };
+        let mut booked: HashMap<SpanId, Arc<LlmCall>> = HashMap::new();
+        state.source.current_calls(tenant, &of_trace, budget, &mut |c| {
+            booked.insert(c.span_id, c.clone());
+            ControlFlow::Continue(())
+        })?;
+        let calls = spans.iter().map(|s| booked.get(&s.span_id).cloned()).collect();
+        Ok(Self { spans, calls })
+    }
+
+    /// Nanoseconds when the trace began: from there small numbers count that JavaScript holds.
+    fn origin(&self) -> i64 {
+        self.spans.iter().map(|s| s.start.nanos()).min().unwrap_or(0)
+    }
+
+    /// What the trace amounts to; usage that repeats other calls' counts once.
+    fn rollup(&self) -> Value {
+        let mut sums = Sums::default();
+        self.calls.iter().flatten().filter(|c| is_counted(c)).for_each(|c| sums.add(c));
+        let services: BTreeSet<&str> = self.spans.iter().map(|s| s.service()).collect();
+        let end = self.spans.iter().map(|s| s.end.nanos()).max().unwrap_or(0);
+        json!({
+            "spans": self.spans.len(), "services": services.len(), "duration": end - self.origin(),
+            "errors": self.spans.iter().filter(|s| s.status.is_error()).count(), "llm": sums.json(),
+        })
+    }
+
+    /// Tokens and cost of each span's own call.
+    fn weights(&self) -> Vec<(u64, Money)> {
+        let of = |c: &Option<Arc<LlmCall>>| {
+            let c = c.as_ref().filter(|c| is_counted(c));
+            let cost = c.and_then(|c| c.cost.as_ref()).map_or(Money::ZERO, |x| x.total());
+            (c.map_or(0, |c| c.tokens.total()), cost)
+        };
+        self.calls.iter().map(of).collect()
+    }
+}
+
+/// Whether a call's usage is its own and not that of others again.
+fn is_counted(c: &LlmCall) -> bool {
+    !matches!(c.cost_state, CostState::Rollup | CostState::Duplicate)
+}
+
+fn trace_id(text: Option<&str>) -> Result<TraceId, &'static str> {
+    text.and_then(TraceId::parse).ok_or("trace id is not hexadecimal")
+}
+
+/// What the waterfall draws without attributes: one array a field, all of the same length. Spans
+/// are in the order of their start; `offset` and `limit` take a page of them.
 async fn skeleton(State(state): State<AppState>, Path(id): Path<String>, p: Params) -> Response {
-    let Some(id) = TraceId::parse(&id) else {
-        return native_error(StatusCode::BAD_REQUEST, "trace id is not hexadecimal");
-    };
+    let (id, offset, limit) =
+        match (trace_id(Some(&id)), p.number("offset", 0_usize), p.number("limit", PAGE)) {
+            (Ok(id), Ok(o), Ok(l)) => (id, o, l.clamp(1, PAGE_MAX)),
+            (Err(e), ..) => return native_error(StatusCode::BAD_REQUEST, e),
+            (_, Err(e), _) | (.., Err(e)) => return native_error(StatusCode::BAD_REQUEST, &e),
+        };
     let tenant = p.tenant.clone();
     let result = blocking(&state, "trace_repository", "get_by_id", move |s, b| {
-        let spans = s.source.trace(&tenant, id, b)?;
-        let prices = s.ingest.prices();
-        let calls: Vec<Option<LlmCall>> =
-            spans.iter().map(|x| call_from_span(x, &prices)).collect();
-        Ok((spans, calls))
+        let whole = Whole::read(s, &tenant, id, b)?;
+        Ok((!whole.spans.is_empty()).then(|| skeleton_json(&whole, offset, limit)))
     })
     .await;
     match result {
         Err(f) => native_failure(&f),
-        Ok((spans, _)) if spans.is_empty() => {
-            native_error(StatusCode::NOT_FOUND, "trace not found")
-        }
-        Ok((spans, calls)) => Json(skeleton_json(&spans, &calls)).into_response(),
+        Ok(None) => native_error(StatusCode::NOT_FOUND, "trace not found"),
+        Ok(Some(v)) => Json(v).into_response(),
     }
+}
+
+/// Two traces, matched by the services and operations from the root down.
+async fn compared(State(state): State<AppState>, p: Params) -> Response {
+    let ids = match (trace_id(p.get("a")), trace_id(p.get("b"))) {
+        (Ok(a), Ok(b)) => [a, b],
+        _ => return native_error(StatusCode::BAD_REQUEST, "a and b must be ids of traces"),
+    };
+    let tenant = p.tenant.clone();
+    let result = blocking(&state, "trace_repository", "compare", move |s, b| {
+        let [a, b] = [Whole::read(s, &tenant, ids[0], b)?, Whole::read(s, &tenant, ids[1], b)?];
+        let missing = [&a, &b].iter().position(|w| w.spans.is_empty());
+        Ok(missing.map_or_else(|| Ok(compared_json([&a, &b])), |i| Err(ids[i])))
+    })
+    .await;
+    match result {
+        Err(f) => native_failure(&f),
+        Ok(Err(id)) => native_error(StatusCode::NOT_FOUND, &format!("trace {id} not found")),
+        Ok(Ok(v)) => Json(v).into_response(),
+    }
+}
+
+fn compared_json(traces: [&Whole; 2]) -> Value {
+    let spans = traces.map(|w| tell_apart(w.spans.clone()));
+    let weights = traces.map(Whole::weights);
+    let weighed = |i: usize| Weighed {
+        spans: spans.get(i).map_or(&[], Vec::as_slice),
+        weights: weights.get(i).map_or(&[], Vec::as_slice),
+    };
+    let (places, truncated) = compare([weighed(0), weighed(1)]);
+    let side = |i: usize, s: &Option<Side>| {
+        let s = s.as_ref()?;
+        let first = traces.get(i)?.spans.get(s.first)?;
+        Some(json!({
+            "spans": s.spans, "errors": s.errors, "duration": s.duration_ns, "self": s.self_ns, "tokens": s.tokens,
+            "cost": s.cost.normalize().to_string(), "span_id": first.span_id.to_string(),
+        }))
+    };
+    let place = |x: &Place| json!({"depth": x.depth, "service": x.service, "name": x.name, "a": side(0, &x.sides[0]), "b": side(1, &x.sides[1])});
+    let whole = |w: &Whole| json!({"trace_id": w.spans.first().map(|s| s.trace_id.to_string()), "start_ms": w.origin() as f64 / 1e6, "rollup": w.rollup()});
+    json!({
+        "a": whole(traces[0]), "b": whole(traces[1]), "truncated": truncated,
+        "places": places.iter().map(place).collect::<Vec<_>>(),
+    })
 }
 
 /// Icon class of a span: `llm`, `tool`, `agent`, `retrieval`, `db`, `http` or empty.
 fn category(s: &Span, call: Option<&LlmCall>) -> &'static str {
-    if call.is_some() {
+    if call.is_some_and(is_counted) {
         return "llm";
     }
     let a = &s.attributes;
@@ -64,22 +178,34 @@ fn category(s: &Span, call: Option<&LlmCall>) -> &'static str {
         _ if a.get("mcp.method.name").is_some() => "tool",
         _ if a.get("db.system").is_some() || a.get("db.system.name").is_some() => "db",
         _ if a.get("http.request.method").is_some() || a.get("http.method").is_some() => "http",
+        _ if call.is_some() => "llm",
         _ => "",
     }
 }
 
-fn skeleton_json(spans: &[Arc<Span>], calls: &[Option<LlmCall>]) -> Value {
+fn skeleton_json(whole: &Whole, offset: usize, limit: usize) -> Value {
+    let origin = whole.origin();
+    // Where two sides share an id only one of them is the parent; places in the list stay.
+    let mut critical: HashMap<usize, Vec<[i64; 2]>> = HashMap::new();
+    for s in critical_path(&tell_apart(whole.spans.clone())) {
+        critical.entry(s.span).or_default().push([s.start - origin, s.end - s.start]);
+    }
+    let total = whole.spans.len();
+    let (from, to) = (offset.min(total), offset.saturating_add(limit).min(total));
+    let spans = whole.spans.get(from..to).unwrap_or_default();
+    let calls = whole.calls.get(from..to).unwrap_or_default();
     let of = |f: &dyn Fn(&Span) -> Value| -> Vec<Value> { spans.iter().map(|s| f(s)).collect() };
     let llm = |f: &dyn Fn(&LlmCall) -> Value| -> Vec<Value> {
-        calls.iter().map(|c| c.as_ref().map_or(Value::Null, f)).collect()
+        calls.iter().map(|c| c.as_ref().map_or(Value::Null, |c| f(c))).collect()
     };
-    // Nanoseconds since the trace began: small numbers that JavaScript holds exactly.
-    let origin = spans.iter().map(|s| s.start.nanos()).min().unwrap_or(0);
-    let total_cost: obs_model::Money =
-        calls.iter().flatten().filter_map(|c| c.cost.as_ref()).map(|c| c.total()).sum();
+    let cost = |c: &LlmCall| match &c.cost {
+        Some(x) if is_counted(c) => x.total().normalize().to_string().into(),
+        _ => Value::Null,
+    };
     json!({
-        "trace_id": spans.first().map(|s| s.trace_id.to_string()),
+        "trace_id": whole.spans.first().map(|s| s.trace_id.to_string()),
         "start_ms": origin as f64 / 1e6,
+        "total": total, "offset": from, "rollup": whole.rollup(),
         "id": of(&|s| s.span_id.to_string().into()),
         "parent": of(&|s| s.parent_id.map_or(Value::Null, |p| p.to_string().into())),
         "service": of(&|s| s.service().into()),
@@ -87,12 +213,14 @@ fn skeleton_json(spans: &[Arc<Span>], calls: &[Option<LlmCall>]) -> Value {
         "start": of(&|s| (s.start.nanos() - origin).into()),
         "duration": of(&|s| s.duration_ns().into()),
         "error": of(&|s| s.status.is_error().into()),
-        "kind": spans.iter().zip(calls).map(|(s, c)| category(s, c.as_ref())).collect::<Vec<_>>(),
+        "kind": spans.iter().zip(calls).map(|(s, c)| category(s, c.as_deref())).collect::<Vec<_>>(),
         "model": llm(&|c| c.model().into()),
         "tokens_in": llm(&|c| c.tokens.input_total().into()),
         "tokens_out": llm(&|c| c.tokens.output_total().into()),
-        "cost": llm(&|c| c.cost.as_ref().map_or(Value::Null, |x| x.total().normalize().to_string().into())),
-        "total_cost": total_cost.normalize().to_string(),
+        "cost": llm(&cost),
+        "cost_state": llm(&|c| c.cost_state.as_str().into()),
+        // When the span is on the critical path: starts and lengths, the latest first.
+        "critical": (from..to).map(|i| critical.get(&i)).collect::<Vec<_>>(),
     })
 }
 

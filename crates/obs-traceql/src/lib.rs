@@ -6,6 +6,8 @@
 
 mod adjust;
 mod ast;
+mod compare;
+mod critical;
 mod dependencies;
 mod eval;
 mod find;
@@ -17,9 +19,12 @@ mod plan;
 mod series;
 mod tags;
 mod trace;
+mod tree;
 mod types;
 
 pub use adjust::{Adjusted, adjust, go_duration, tell_apart};
+pub use compare::{Place, Side, Weighed, compare};
+pub use critical::{Stretch, critical_path};
 pub use dependencies::{Dependency, dependencies};
 pub use find::{Found, FoundSet, FoundSpan, SearchRange, find};
 pub use jaeger::{TagFilter, TraceSearch, search};
@@ -156,5 +161,32 @@ impl TraceQl {
     pub fn wants_exemplars(&self) -> Option<bool> {
         let hint = self.hints.iter().find(|(name, _)| name == "exemplars")?;
         Some(hint.1 != obs_model::FieldValue::Bool(false))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use obs_model::{Resource, Scope, Span, SpanId, SpanKind, SpanStatus, TimestampNs, TraceId};
+    use std::sync::Arc;
+
+    /// A span with a number below another's, or below none's.
+    pub(crate) fn span(id: u8, parent: u8, start: i64, end: i64) -> Arc<Span> {
+        let of = |n: u8| SpanId::from_slice(&[0, 0, 0, 0, 0, 0, 0, n]);
+        Arc::new(Span {
+            trace_id: TraceId::from_slice(&[1; 16]).unwrap(),
+            span_id: of(id).unwrap(),
+            parent_id: of(parent),
+            name: "x".into(),
+            kind: SpanKind::Internal,
+            start: TimestampNs::from_nanos(start),
+            end: TimestampNs::from_nanos(end),
+            status: SpanStatus::Unset,
+            trace_state: String::new(),
+            attributes: obs_model::Attributes::default(),
+            events: Vec::new(),
+            links: Vec::new(),
+            resource: Arc::new(Resource::default()),
+            scope: Arc::new(Scope::default()),
+        })
     }
 }

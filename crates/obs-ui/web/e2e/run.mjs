@@ -114,6 +114,29 @@ try {
     await axe('trace');
   });
 
+  await step('the critical path is drawn, and the trace compared with another', async () => {
+    const stretches = page.getByRole('img', { name: 'On the critical path' });
+    await stretches.first().waitFor();
+    await page.getByRole('treeitem').first().click();
+    await page.keyboard.press('c');
+    await stretches.first().waitFor({ state: 'detached' });
+    await page.keyboard.press('c');
+    await stretches.first().waitFor();
+    const trace = page.url();
+    const found = await json('/tempo/api/search?limit=2&q=' + encodeURIComponent('{ span.gen_ai.operation.name = "chat" }'));
+    const other = found.traces.map((t) => t.traceID.padStart(32, '0')).find((id) => !trace.includes(id));
+    await page.getByRole('textbox', { name: 'Compare with trace id' }).fill(other);
+    await page.keyboard.press('Enter');
+    await page.waitForURL(/\/traces\/compare\?/);
+    const places = page.getByRole('table', { name: 'Places in the traces' });
+    await places.getByRole('row').nth(2).waitFor();
+    await page.getByRole('table', { name: 'The traces' }).getByRole('link', { name: other }).waitFor();
+    await axe('compare');
+    await shot('compare');
+    await page.goto(trace);
+    await page.getByRole('treeitem').first().waitFor();
+  });
+
   await step('a call is rated, and the rating is summed up', async () => {
     const scores = page.getByRole('group', { name: 'Scores' });
     await scores.getByRole('button', { name: 'Good' }).click();

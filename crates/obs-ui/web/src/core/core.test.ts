@@ -5,7 +5,7 @@ import { range, resolve, shift, step } from './range';
 import { colorIndex } from './color';
 import { layout } from './graph';
 import { format, fromHash, of, parse } from './matchers';
-import { build, visible, type Skeleton } from './tree';
+import { build, joined, pathOf, visible, type Skeleton } from './tree';
 
 describe('format', () => {
   it('prints what people read', () => {
@@ -39,7 +39,7 @@ function trace(rows: [string, string | null, number, number][]): Skeleton {
   return {
     trace_id: 't', start_ms: 0, id: rows.map((r) => r[0]), parent: rows.map((r) => r[1]), service: fill('s'), name: fill('n'),
     start: rows.map((r) => r[2]), duration: rows.map((r) => r[3]), error: fill(false), kind: fill(''), model: fill(null),
-    tokens_in: fill(null), tokens_out: fill(null), cost: fill(null), total_cost: '0',
+    tokens_in: fill(null), tokens_out: fill(null), cost: fill(null), critical: fill(null), total: rows.length, rollup: { spans: rows.length, services: 1, errors: 0, duration: 1, llm: { requests: 0, unpriced: 0, input_tokens: 0, output_tokens: 0, cost_usd: '0' } },
   };
 }
 
@@ -59,6 +59,17 @@ describe('tree', () => {
   it('takes a chain of 50,000 without recursion', () => {
     const t = build(trace(Array.from({ length: 50_000 }, (_, i) => [String(i), i ? String(i - 1) : null, i, 1] as [string, string | null, number, number])));
     expect(t.depth[49_999]).toBe(49_999);
+  });
+});
+
+describe('pages of a trace', () => {
+  it('are joined column by column', () => {
+    const s = joined(trace([['a', null, 0, 9]]), { ...trace([['b', 'a', 1, 2]]), total: 2 });
+    expect([s.id, s.parent, s.start, s.critical, s.trace_id]).toEqual([['a', 'b'], [null, 'a'], [0, 1], [null, null], 't']);
+    expect(build(s).order).toEqual([0, 1]);
+  });
+  it('draw their critical path as one line', () => {
+    expect(pathOf([[50, 50], [0, 0.01]], 100)).toBe('M500.00 0h500.00M0.00 0h0.50');
   });
 });
 

@@ -15,8 +15,32 @@ export interface Skeleton {
   tokens_in: (number | null)[];
   tokens_out: (number | null)[];
   cost: (string | null)[];
-  total_cost: string;
+  /** When the span is on the critical path: starts and lengths. */
+  critical: ([number, number][] | null)[];
+  /** Spans of the whole trace; the columns may be a page of them. */
+  total: number;
+  rollup: Rollup;
 }
+
+/** What a whole trace amounts to. */
+export interface Rollup {
+  spans: number;
+  services: number;
+  errors: number;
+  duration: number;
+  llm: { requests: number; unpriced: number; input_tokens: number; output_tokens: number; cost_usd: string };
+}
+
+/** Appends a further page. */
+export function joined(a: Skeleton, b: Skeleton): Skeleton {
+  const out: Record<string, unknown> = { ...a };
+  for (const [key, list] of Object.entries(a)) if (Array.isArray(list)) out[key] = list.concat(b[key as keyof Skeleton]);
+  return out as unknown as Skeleton;
+}
+
+/** One line along the stretches of the critical path, in thousandths of the trace. */
+export const pathOf = (stretches: [number, number][], end: number) =>
+  stretches.map(([at, length]) => `M${((1000 * at) / end).toFixed(2)} 0h${Math.max(0.5, (1000 * length) / end).toFixed(2)}`).join('');
 
 export interface Tree {
   /** Span index by row, parents before children, siblings by start. */
