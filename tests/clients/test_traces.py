@@ -801,6 +801,43 @@ def test_a_hundred_thousand_spans_come_page_by_page(server):
     assert one["name"] == "step %d" % (int(seen[77_777], 16) % 7)
 
 
+def test_an_archived_trace_outlives_the_others(tmp_path):
+    ids, start = [os.urandom(16).hex() for _ in range(2)], time.time_ns() - 5 * 86_400 * 10**9
+    config = tmp_path / "observatory.yaml"
+    config.write_text("")
+    data = tmp_path / "data"
+    data.mkdir()
+    server = Server(data, "--config", str(config))
+    usage = [
+        {"key": "gen_ai.request.model", "value": {"stringValue": "gpt-4o"}},
+        {"key": "gen_ai.operation.name", "value": {"stringValue": "chat"}},
+        {"key": "gen_ai.usage.input_tokens", "value": {"intValue": "4000"}},
+    ]
+    for trace_id in ids:
+        assert otlp(server, "shop", [a_span(trace_id, 1, "pay", start, 7, attributes=usage)])[0] == 200
+    assert request(server, "jaeger", f"/api/archive/{ids[0]}", b"")[0] == 200
+    for path, status in ((f"/api/archive/{'9' * 32}", 404), ("/api/archive/x", 400)):
+        assert request(server, "jaeger", path, b"")[0] == status
+    # Again, and over our own API.
+    assert server.post(f"/api/v1/traces/{ids[0]}/archive")[0] == 204
+    assert server.post("/api/v1/storage/flush")[0] == 200
+    server.stop()
+    config.write_text("retention: {max_age: 2d}\n")
+    server = Server(data, "--config", str(config))
+    until(lambda: request(server, "jaeger", f"/api/traces/{ids[1]}")[0] == 404)
+    found = get(server, "jaeger", f"/api/traces/{ids[0]}")["data"][0]
+    assert [s["operationName"] for s in found["spans"]] == ["pay"]
+    tree = get(server, "ui", f"/api/v1/traces/{ids[0]}/skeleton")
+    assert tree["archived"] and tree["rollup"]["llm"]["input_tokens"] == 4000
+    assert float(tree["rollup"]["llm"]["cost_usd"]) == pytest.approx(0.01)
+    assert get(server, "jaeger", "/api/traces", service="shop", start=0, end=time.time_ns() // 1000)["data"] == []
+    assert request(server, "tempo", f"/api/traces/{ids[0]}")[0] == 200
+    # What is deleted is deleted everywhere.
+    assert server.post(f"/api/v1/traces/{ids[0]}", method="DELETE")[0] == 200
+    assert request(server, "jaeger", f"/api/traces/{ids[0]}")[0] == 404
+    server.stop()
+
+
 def test_two_traces_are_compared_by_their_structure(server):
     ids, start = [os.urandom(16).hex() for _ in range(2)], time.time_ns() - 30_000_000_000
     for which, trace_id in enumerate(ids):

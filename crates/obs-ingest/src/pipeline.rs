@@ -276,6 +276,15 @@ impl Ingest {
         Ok(outcome)
     }
 
+    /// Stores records as they are, again: nothing is checked, counted or derived.
+    ///
+    /// # Errors
+    /// When the store refuses the batch; then nothing was stored.
+    pub async fn copy(&self, tenant: &TenantId, batch: WriteBatch) -> Result<(), AppendError> {
+        let n = batch.spans.len() as u64;
+        self.append(tenant, "trace", ("copied_spans", n), batch).await.map(|_| ())
+    }
+
     /// Returns where spans wait that are decided later, if the tenant's are.
     fn undecided(&self, tenant: &TenantId) -> Option<TenantId> {
         self.tails.lock().unwrap_or_else(PoisonError::into_inner).undecided(tenant)

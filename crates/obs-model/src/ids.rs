@@ -108,7 +108,20 @@ impl TenantId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Returns the name under which traces of this tenant are that somebody keeps; none when it is
+    /// such a name itself, or too long for one.
+    pub fn archive(&self) -> Option<Self> {
+        if self.is_archive() { None } else { Self::new(&format!("{self}{ARCHIVE}")).ok() }
+    }
+
+    pub fn is_archive(&self) -> bool {
+        self.0.ends_with(ARCHIVE)
+    }
 }
+
+/// What names of archives end in.
+const ARCHIVE: &str = ".archive";
 
 impl Default for TenantId {
     fn default() -> Self {

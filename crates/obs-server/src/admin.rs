@@ -144,7 +144,15 @@ async fn delete_trace(
     let Some(id) = TraceId::parse(&id) else {
         return native_error(StatusCode::BAD_REQUEST, "trace id is not hexadecimal");
     };
-    done(state.store.delete(&p.tenant, DeleteScope::Trace(id)).await)
+    done(remove(&state, &p.tenant, DeleteScope::Trace(id)).await)
+}
+
+/// Deletes a tenant's data, and what of it was archived.
+async fn remove(state: &AppState, tenant: &TenantId, scope: DeleteScope) -> Result<(), String> {
+    if let Some(archive) = tenant.archive() {
+        state.store.delete(&archive, scope.clone()).await?;
+    }
+    state.store.delete(tenant, scope).await
 }
 
 async fn delete_tenant(
@@ -156,7 +164,7 @@ async fn delete_tenant(
         return native_error(StatusCode::FORBIDDEN, e);
     }
     match TenantId::new(&id) {
-        Ok(tenant) => done(state.store.delete(&tenant, DeleteScope::Tenant).await),
+        Ok(tenant) => done(remove(&state, &tenant, DeleteScope::Tenant).await),
         Err(e) => native_error(StatusCode::BAD_REQUEST, &e.to_string()),
     }
 }

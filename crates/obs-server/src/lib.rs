@@ -7,6 +7,7 @@
 mod admin;
 mod admission;
 mod alertmanager;
+mod archive;
 mod body;
 mod grpc;
 mod health;

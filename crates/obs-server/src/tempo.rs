@@ -99,7 +99,7 @@ async fn spans_of(state: &AppState, p: &Params, id: &str) -> Api<Vec<Arc<Span>>>
     let id = trace_id(id)?;
     let tenant = p.tenant.clone();
     let spans = blocking(state, "trace_repository", "get_by_id", move |s, b| {
-        Ok(tell_apart(s.source.trace(&tenant, id, b)?))
+        Ok(tell_apart(crate::archive::find_trace(s, &tenant, id, b)?.1))
     })
     .await?;
     if spans.is_empty() {

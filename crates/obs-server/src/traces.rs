@@ -1,18 +1,19 @@
 //! The native trace API of the page: a trace as columns, one span whole, two traces compared.
 
+use crate::archive::{self, calls_of, find_trace};
 use crate::llm::{Sums, native_error, native_failure};
 use crate::params::Params;
 use crate::run::blocking;
 use crate::state::AppState;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
 use obs_llm::{Conversation, call_from_span, messages_of};
 use obs_model::{
-    Attributes, Budget, CallSelection, CostState, Direction, LlmCall, LogRecord, LogSelection,
-    Message, MessagePart, Money, SelectError, Span, SpanId, SpanStatus, TenantId, TraceId,
+    Attributes, Budget, CostState, Direction, LlmCall, LogRecord, LogSelection, Message,
+    MessagePart, Money, SelectError, Span, SpanId, SpanStatus, TenantId, TraceId,
 };
 use obs_traceql::{Place, Side, Weighed, compare, critical_path, tell_apart};
 use serde_json::{Value, json};
@@ -24,6 +25,7 @@ pub(crate) fn routes() -> Router<AppState> {
     Router::new()
         .route("/api/v1/traces/compare", get(compared))
         .route("/api/v1/traces/{id}/skeleton", get(skeleton))
+        .route("/api/v1/traces/{id}/archive", post(archived))
         .route("/api/v1/traces/{id}/spans/{span}", get(span))
 }
 
@@ -33,6 +35,8 @@ const PAGE_MAX: usize = 100_000;
 
 /// A trace with the calls that were booked of its spans.
 struct Whole {
+    /// Whether only the archive has it.
+    is_archived: bool,
     spans: Vec<Arc<Span>>,
     /// One a span.
     calls: Vec<Option<Arc<LlmCall>>>,
@@ -45,17 +49,12 @@ impl Whole {
         id: TraceId,
         budget: &Budget,
     ) -> Result<Self, SelectError> {
-        let spans = state.source.trace(tenant, id, budget)?;
-        let start = spans.iter().map(|s| s.start).min().unwrap_or_default();
-        let end = spans.iter().map(|s| s.start).max().unwrap_or_default().add_nanos(1);
-        let of_trace = CallSelection { start, end, trace_id: Some(id), revisions_only: false };
-        let mut booked: HashMap<SpanId, Arc<LlmCall>> = HashMap::new();
-        state.source.current_calls(tenant, &of_trace, budget, &mut |c| {
-            booked.insert(c.span_id, c.clone());
-            ControlFlow::Continue(())
-        })?;
+        let (of, spans) = find_trace(state, tenant, id, budget)?;
+        let calls = calls_of(state, &of, id, &spans, budget)?;
+        let booked: HashMap<SpanId, Arc<LlmCall>> =
+            calls.into_iter().map(|c| (c.span_id, c)).collect();
         let calls = spans.iter().map(|s| booked.get(&s.span_id).cloned()).collect();
-        Ok(Self { spans, calls })
+        Ok(Self { is_archived: of.is_archive(), spans, calls })
     }
 
     /// Nanoseconds when the trace began: from there small numbers count that JavaScript holds.
@@ -114,6 +113,18 @@ async fn skeleton(State(state): State<AppState>, Path(id): Path<String>, p: Para
         Err(f) => native_failure(&f),
         Ok(None) => native_error(StatusCode::NOT_FOUND, "trace not found"),
         Ok(Some(v)) => Json(v).into_response(),
+    }
+}
+
+/// Keeps a trace past the retention of others.
+async fn archived(State(state): State<AppState>, Path(id): Path<String>, p: Params) -> Response {
+    let id = match trace_id(Some(&id)) {
+        Ok(id) => id,
+        Err(e) => return native_error(StatusCode::BAD_REQUEST, e),
+    };
+    match archive::keep(&state, &p.tenant, id).await {
+        Ok(()) => StatusCode::NO_CONTENT.into_response(),
+        Err(r) => native_error(r.status, &r.message),
     }
 }
 
@@ -205,7 +216,7 @@ fn skeleton_json(whole: &Whole, offset: usize, limit: usize) -> Value {
     json!({
         "trace_id": whole.spans.first().map(|s| s.trace_id.to_string()),
         "start_ms": origin as f64 / 1e6,
-        "total": total, "offset": from, "rollup": whole.rollup(),
+        "total": total, "offset": from, "archived": whole.is_archived, "rollup": whole.rollup(),
         "id": of(&|s| s.span_id.to_string().into()),
         "parent": of(&|s| s.parent_id.map_or(Value::Null, |p| p.to_string().into())),
         "service": of(&|s| s.service().into()),
@@ -263,8 +274,8 @@ async fn span(
     };
     let tenant = p.tenant.clone();
     let result = blocking(&state, "trace_repository", "get_span", move |s, b| {
-        let Some(span) = s.source.trace(&tenant, id, b)?.into_iter().find(|x| x.span_id == span_id)
-        else {
+        let (_, spans) = find_trace(s, &tenant, id, b)?;
+        let Some(span) = spans.into_iter().find(|x| x.span_id == span_id) else {
             return Ok(None);
         };
         let logs = logs_of_span(s, &tenant, &span, b)?;

@@ -27,7 +27,7 @@ pub enum RetentionSignal {
 /// limits each.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RetentionRule {
-    /// All tenants when absent; `max_bytes` then counts them together.
+    /// All tenants but archives when absent; `max_bytes` then counts them together.
     pub tenant: Option<TenantId>,
     /// All signals when absent.
     pub signal: Option<RetentionSignal>,
@@ -47,7 +47,8 @@ impl RetentionRule {
             Signal::Logs => RetentionSignal::Logs,
             Signal::Spans | Signal::Calls => RetentionSignal::Traces,
         };
-        self.tenant.as_ref().is_none_or(|t| *t == s.meta.tenant)
+        // What somebody keeps goes by a rule of its own alone.
+        self.tenant.as_ref().map_or(!s.meta.tenant.is_archive(), |t| *t == s.meta.tenant)
             && self.signal.is_none_or(|x| x == signal)
     }
 

@@ -486,6 +486,26 @@ mod tests {
     }
 
     #[test]
+    fn receivers_of_a_collectors_file_move_listeners() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = "receivers: {otlp: {protocols: {grpc: {endpoint: '0.0.0.0:4327'}, http: {endpoint: ':4328'}}}, zipkin: {endpoint: 'localhost:9999'}}\nexporters: {debug: }\nextensions: {health_check: }\nservice: {extensions: [health_check], pipelines: {traces: {receivers: [otlp, zipkin], exporters: [debug]}}}\n";
+        std::fs::write(dir.path().join("otel.yaml"), file).unwrap();
+        let path = dir.path().join("observatory.yaml");
+        let text = "collector: {config_file: otel.yaml}\nlisten: {zipkin: 127.0.0.1:9411}\n";
+        std::fs::write(&path, text).unwrap();
+        let flags = [("otlp-http".to_owned(), "127.0.0.1:5".to_owned())];
+        let c = load(Some(&path), None, &flags, &|_| None).unwrap();
+        let at = |l: Listener| c.listen.iter().find(|(x, _)| *x == l).unwrap().1;
+        let is = |a: &str| Address::At(a.parse().unwrap());
+        assert_eq!(at(Listener::OtlpGrpc), is("0.0.0.0:4327"));
+        // The command line wins over our own file, and that over the collector's.
+        assert_eq!(at(Listener::OtlpHttp), is("127.0.0.1:5"));
+        assert_eq!(at(Listener::Zipkin), is("127.0.0.1:9411"));
+        assert_eq!(at(Listener::CollectorHealth), is("127.0.0.1:13133"));
+        assert_eq!(at(Listener::CollectorMetrics), Address::Off);
+    }
+
+    #[test]
     fn secrets_are_not_shown() {
         let text = "a: 1\nbasic_auth:\n  username: u\n  password: p\n  password_file: /x\n- {bearer_token: t, a: b}\npostgres: 'postgres://u:hun:ter@h/db'\nurl: http://u@h:80/\n";
         let shown = redact(text);

@@ -1,6 +1,7 @@
 //! Jaeger's gRPC services: the collector and sampling on one port, queries on another.
 
 use super::{TRACES_MAX, all_operations, receive};
+use crate::archive;
 use crate::grpc::{serve, streaming, unary, unary_of};
 use crate::otlp_grpc::{admit, status, tenant};
 use crate::run::{QueryFailure, blocking};
@@ -81,7 +82,7 @@ async fn one_trace(
     id: TraceId,
 ) -> Result<Vec<Arc<Span>>, Status> {
     let spans = blocking(state, "trace_repository", "get_by_id", move |s, b| {
-        Ok(s.source.trace(&tenant, id, b)?)
+        Ok(archive::find_trace(s, &tenant, id, b)?.1)
     });
     let spans = spans.await.map_err(|f| failed(&f))?;
     if spans.is_empty() { Err(Status::not_found("trace not found")) } else { Ok(spans) }
@@ -154,6 +155,17 @@ async fn get_trace(
     let id = TraceId::from_slice(&id).ok_or_else(|| Status::invalid_argument("bad trace id"))?;
     let spans = one_trace(&state, tenant, id).await?;
     Ok(Response::new(chunks(vec![spans], state.limits.clock_skew_max_ns)))
+}
+
+async fn archive_trace(
+    state: AppState,
+    r: Request<GetTraceRequest>,
+) -> Result<Response<Empty>, Status> {
+    let tenant = tenant(&state, &r)?;
+    let id = r.into_inner().trace_id;
+    let id = TraceId::from_slice(&id).ok_or_else(|| Status::invalid_argument("bad trace id"))?;
+    archive::keep(&state, &tenant, id).await.map_err(|r| status(&r))?;
+    Ok(Response::new(Empty {}))
 }
 
 async fn find_traces(
@@ -261,6 +273,8 @@ pub async fn serve_query(
     let mut r = Router::new();
     r = streaming(r, &format!("{V2}GetTrace"), with!(get_trace));
     r = streaming(r, &format!("{V2}FindTraces"), with!(find_traces));
+    // Asks for a trace as GetTrace does, with times that are of no use here.
+    r = unary(r, &format!("{V2}ArchiveTrace"), with!(archive_trace));
     r = unary(r, &format!("{V2}GetServices"), with!(services));
     r = unary(r, &format!("{V2}GetOperations"), with!(operations));
     r = unary(r, &format!("{V2}GetDependencies"), with!(get_dependencies));

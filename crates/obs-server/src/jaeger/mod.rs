@@ -6,12 +6,13 @@ mod monitor;
 pub(crate) mod receive;
 mod v3;
 
+use crate::archive::{self, find_trace};
 use crate::params::Params;
 use crate::run::{QueryFailure, blocking};
 use crate::state::AppState;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::{StatusCode, header};
 use obs_model::{Span, SpanKind, TenantId, TimestampNs, TraceId};
@@ -31,6 +32,7 @@ pub(crate) fn routes() -> Router<AppState> {
         .route("/api/traces", get(traces))
         .route("/api/traces/{id}", get(trace))
         .route("/api/dependencies", get(dependency_links))
+        .route("/api/archive/{id}", post(archive_trace))
         .merge(v3::routes())
         .merge(monitor::routes())
 }
@@ -166,7 +168,7 @@ async fn traces(State(state): State<AppState>, p: Params) -> Api<Response> {
         let tenant = p.tenant.clone();
         let found = blocking(&state, "trace_repository", "get_traces", move |s, b| {
             ids.into_iter()
-                .map(|id| s.source.trace(&tenant, id, b).map_err(QueryFailure::from))
+                .map(|id| Ok(find_trace(s, &tenant, id, b)?.1))
                 .collect::<Result<Vec<_>, _>>()
         })
         .await?;
@@ -204,13 +206,24 @@ async fn trace(State(state): State<AppState>, Path(id): Path<String>, p: Params)
         .ok_or_else(|| bad(format!("strconv.ParseUint: parsing {id:?}: invalid syntax")))?;
     let tenant = p.tenant.clone();
     let spans = blocking(&state, "trace_repository", "get_by_id", move |s, b| {
-        Ok(s.source.trace(&tenant, id, b)?)
+        Ok(find_trace(s, &tenant, id, b)?.1)
     })
     .await?;
     if spans.is_empty() {
         return Err(ApiError(StatusCode::NOT_FOUND, "trace not found".into()));
     }
     Ok(traces_response(vec![spans], state.limits.clock_skew_max_ns))
+}
+
+async fn archive_trace(
+    State(state): State<AppState>,
+    Path(id): Path<String>,
+    p: Params,
+) -> Api<Response> {
+    let id = TraceId::parse(&id)
+        .ok_or_else(|| bad(format!("strconv.ParseUint: parsing {id:?}: invalid syntax")))?;
+    archive::keep(&state, &p.tenant, id).await.map_err(|r| ApiError(r.status, r.message))?;
+    Ok(envelope(Vec::new()))
 }
 
 async fn dependency_links(State(state): State<AppState>, p: Params) -> Api<Response> {

@@ -63,7 +63,7 @@ async fn trace(State(state): State<AppState>, Path(id): Path<String>, p: Params)
     let id = TraceId::parse(&id).ok_or_else(|| bad("trace_id", "it is not hexadecimal"))?;
     let tenant = p.tenant.clone();
     let spans = blocking(&state, "trace_repository", "get_by_id", move |s, b| {
-        Ok(tell_apart(s.source.trace(&tenant, id, b)?))
+        Ok(tell_apart(crate::archive::find_trace(s, &tenant, id, b)?.1))
     })
     .await?;
     if spans.is_empty() {

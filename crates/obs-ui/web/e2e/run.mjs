@@ -123,6 +123,8 @@ try {
     await page.keyboard.press('c');
     await stretches.first().waitFor();
     const trace = page.url();
+    await page.getByRole('button', { name: 'Archive', exact: true }).click();
+    await page.getByRole('button', { name: 'Archived', exact: true }).waitFor();
     const found = await json('/tempo/api/search?limit=2&q=' + encodeURIComponent('{ span.gen_ai.operation.name = "chat" }'));
     const other = found.traces.map((t) => t.traceID.padStart(32, '0')).find((id) => !trace.includes(id));
     await page.getByRole('textbox', { name: 'Compare with trace id' }).fill(other);

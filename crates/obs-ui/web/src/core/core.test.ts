@@ -39,7 +39,7 @@ function trace(rows: [string, string | null, number, number][]): Skeleton {
   return {
     trace_id: 't', start_ms: 0, id: rows.map((r) => r[0]), parent: rows.map((r) => r[1]), service: fill('s'), name: fill('n'),
     start: rows.map((r) => r[2]), duration: rows.map((r) => r[3]), error: fill(false), kind: fill(''), model: fill(null),
-    tokens_in: fill(null), tokens_out: fill(null), cost: fill(null), critical: fill(null), total: rows.length, rollup: { spans: rows.length, services: 1, errors: 0, duration: 1, llm: { requests: 0, unpriced: 0, input_tokens: 0, output_tokens: 0, cost_usd: '0' } },
+    tokens_in: fill(null), tokens_out: fill(null), cost: fill(null), critical: fill(null), archived: false, total: rows.length, rollup: { spans: rows.length, services: 1, errors: 0, duration: 1, llm: { requests: 0, unpriced: 0, input_tokens: 0, output_tokens: 0, cost_usd: '0' } },
   };
 }
 

@@ -17,6 +17,8 @@ export interface Skeleton {
   cost: (string | null)[];
   /** When the span is on the critical path: starts and lengths. */
   critical: ([number, number][] | null)[];
+  /** Whether only the archive has it. */
+  archived: boolean;
   /** Spans of the whole trace; the columns may be a page of them. */
   total: number;
   rollup: Rollup;
