@@ -35,6 +35,7 @@ WEB := crates/obs-ui/web
 
 deps-clients:
 	@scripts/deps.sh python "$(VENV)"
+	@scripts/deps.sh node tests/clients/node
 	@scripts/deps.sh prometheus
 
 deps-ui:

@@ -3,7 +3,9 @@
 import base64
 import json
 import os
+import pathlib
 import socket
+import subprocess
 import time
 import urllib.error
 import urllib.parse
@@ -859,6 +861,31 @@ def test_two_traces_are_compared_by_their_structure(server):
     assert found["b"]["rollup"]["errors"] == 3 and found["a"]["trace_id"] == ids[0]
     for query, status in (({"a": ids[0]}, 400), ({"a": ids[0], "b": "x"}, 400), ({"a": ids[0], "b": "1" * 32}, 404)):
         assert request(server, "ui", "/api/v1/traces/compare", **query)[0] == status
+
+
+def test_every_exporter_for_node_is_understood(server):
+    script = pathlib.Path(__file__).parent / "node" / "send.mjs"
+    sent = subprocess.run(
+        ["node", str(script), json.dumps(server.endpoints)], capture_output=True, text=True, timeout=60
+    )
+    assert sent.returncode == 0, sent.stderr
+    ids = json.loads(sent.stdout)
+    assert set(ids) == {"json", "proto", "grpc", "zipkin"}
+    for name, trace_id in ids.items():
+        found = get(server, "jaeger", f"/api/traces/{trace_id}")["data"][0]
+        assert {p["serviceName"] for p in found["processes"].values()} == {f"node-{name}"}
+        spans = {s["operationName"]: s for s in found["spans"]}
+        root, child = spans["GET /orders"], spans["SELECT"]
+        assert child["references"][0]["spanID"] == root["spanID"], name
+        of_root, of_child = tags(root), tags(child)
+        assert (of_root["span.kind"], of_child["span.kind"]) == ("server", "client"), name
+        assert of_child["error"] is True and of_child["otel.status_code"] == "ERROR", (name, of_child)
+        assert of_child["otel.status_description"] == "connection lost", (name, of_child)
+        # Zipkin has no types.
+        plain = (lambda v: v) if name != "zipkin" else str
+        assert of_root["http.status_code"] == plain(503) and of_child["share"] == plain(0.5), name
+        logs = {f["value"] for log in child["logs"] for f in log["fields"] if f["key"] in ("event", "name")}
+        assert {"retry", "exception"} <= logs or name == "zipkin", child["logs"]
 
 
 def test_bad_spans_harm_no_other(server):

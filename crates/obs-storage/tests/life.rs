@@ -186,7 +186,9 @@ async fn retention_drops_by_the_most_specific_age_and_by_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path(), rules);
     let default = TenantId::default();
-    for tenant in [&default, &acme] {
+    // What somebody keeps is reached by no rule for all.
+    let kept = default.archive().unwrap();
+    for tenant in [&default, &acme, &kept] {
         for day in [1, 10, 17, 20] {
             put(&store, tenant, point("m", day * DAY_MS, 1.0)).await;
             let logs = vec![log("a", day * DAY_MS, &format!("day {day}"))];
@@ -201,6 +203,7 @@ async fn retention_drops_by_the_most_specific_age_and_by_bytes() {
     };
     assert_eq!(times(&default), [17, 20]);
     assert_eq!(times(&acme), [0_i64; 0]);
+    assert_eq!(times(&kept), [1, 10, 17, 20]);
     assert_eq!(lines(&store, &default), ["day 20"]);
     assert_eq!(lines(&store, &acme), ["day 1", "day 10", "day 17", "day 20"]);
     assert_eq!(store.retain(now).unwrap(), 0);
