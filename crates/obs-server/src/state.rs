@@ -1,6 +1,7 @@
 //! What all handlers share.
 
 use crate::admission::Admission;
+use crate::money::Exports;
 use obs_ingest::{Drifts, Ingest, Purses};
 use obs_model::{AppendError, KeepState, Maintain, MemoryPool, TenantId, TimestampNs};
 use obs_notify::Dispatcher;
@@ -123,6 +124,8 @@ pub struct AppState {
     pub quit: Option<Quit>,
     /// The command line's settings, for the API that shows them.
     pub flags: Arc<Vec<(String, String)>>,
+    /// Files of calls and entries that are made in the background.
+    pub(crate) exports: Arc<Exports>,
     /// Folder of the copies that the API makes.
     pub snapshots: Arc<Path>,
     /// The configuration in force, secrets removed, as YAML.
@@ -161,6 +164,7 @@ pub struct Parts {
     pub quit: Option<Quit>,
     pub flags: Vec<(String, String)>,
     pub snapshots: PathBuf,
+    pub exports: PathBuf,
 }
 
 impl fmt::Debug for Parts {
@@ -179,6 +183,7 @@ impl AppState {
             store: p.store,
             admin_api: p.admin_api,
             ingest: p.ingest,
+            exports: Arc::new(Exports::new(p.exports, p.control.clone())),
             processing: p.processing,
             purses: p.purses,
             drifts: p.drifts,

@@ -5,8 +5,11 @@
 
 mod columns;
 mod json;
+mod parquet_file;
 mod range;
 mod table;
+
+pub use parquet_file::{Cell, ParquetFile};
 
 use crate::table::{PortTable, TableKind};
 use datafusion::error::DataFusionError;

@@ -215,8 +215,10 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
         }),
         flags: flags_of(&config, &options),
         snapshots: dir.join("snapshots"),
+        exports: dir.join("exports"),
     });
     running.apply(loaded, &tail).map_err(UsageError)?;
+    state.resume_exports();
     publish_limits(&config, ingest.telemetry());
     tokio::spawn(alerting.clone().run());
     let stop = CancellationToken::new();

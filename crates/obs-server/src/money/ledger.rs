@@ -31,7 +31,7 @@ pub(super) fn routes() -> Router<AppState> {
 /// Most entries of one answer; more are an export in parts.
 const ENTRIES_MAX: usize = 100_000;
 
-fn entry_json(e: &Entry<'_>) -> Value {
+pub(super) fn entry_json(e: &Entry<'_>) -> Value {
     json!({
         "booked_at": e.booked_at.to_string(), "kind": e.kind, "part": e.part, "amount_usd": usd(e.amount), "price_id": e.price_id,
         "revision": e.revision, "reason": e.reason, "timestamp": e.call.start.to_string(),
@@ -41,7 +41,7 @@ fn entry_json(e: &Entry<'_>) -> Value {
     })
 }
 
-const COLUMNS: [&str; 19] = [
+pub(super) const COLUMNS: [&str; 19] = [
     "booked_at",
     "kind",
     "part",
@@ -64,7 +64,7 @@ const COLUMNS: [&str; 19] = [
 ];
 
 /// A cell that no spreadsheet takes for a formula.
-fn cell(v: &Value) -> String {
+pub(super) fn cell(v: &Value) -> String {
     let text = v.as_str().map_or_else(|| v.to_string(), str::to_owned);
     let is_number = text.parse::<f64>().is_ok();
     let text = match text.chars().next() {

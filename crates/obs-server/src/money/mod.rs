@@ -3,6 +3,7 @@
 mod budgets;
 mod costs;
 mod drift;
+mod exports;
 mod ledger;
 mod pricing;
 mod usage;
@@ -26,6 +27,7 @@ use serde_json::{Map, Value, json};
 use std::ops::ControlFlow;
 
 pub(crate) use budgets::authz_routes;
+pub(crate) use exports::Exports;
 pub use pricing::stored_prices;
 
 /// What these APIs are, for machines; a test holds it against the routes.
@@ -38,6 +40,7 @@ async fn openapi() -> Response {
 pub(crate) fn routes() -> Router<AppState> {
     costs::routes()
         .route("/api/v1/openapi.json", get(openapi))
+        .merge(exports::routes())
         .merge(ledger::routes())
         .merge(usage::routes())
         .merge(pricing::routes())

@@ -157,9 +157,34 @@ pub(crate) struct Parts {
     places: Vec<(u32, u32)>,
 }
 
-/// A block of parts that was read last: rows that follow one another share it.
+/// Parts that are read of a block one by one; who reads more wants all of it.
+const READS: u32 = 8;
+
+/// The block of parts that was read last: rows that follow one another share it.
 #[derive(Debug, Default)]
-pub(crate) struct PartCache(Option<(usize, Vec<u8>)>);
+pub(crate) struct PartCache {
+    block: Option<(usize, words::Block)>,
+    /// Parts read of it.
+    reads: u32,
+}
+
+impl PartCache {
+    /// Appends a stretch of the block's text.
+    fn append(&mut self, from: usize, to: usize, out: &mut Vec<u8>) -> Result<(), SegmentError> {
+        self.reads += 1;
+        let Some((_, block)) = &mut self.block else { return Err(Malformed(from).into()) };
+        if let words::Block::Coded(coded) = block {
+            if self.reads <= READS {
+                return Ok(coded.append(from, to, out)?);
+            }
+            *block = words::Block::Whole(coded.whole()?);
+        }
+        if let words::Block::Whole(raw) = block {
+            out.extend_from_slice(raw.get(from..to).ok_or(Malformed(from))?);
+        }
+        Ok(())
+    }
+}
 
 impl Parts {
     pub(crate) fn read(d: &mut Decoder<'_>) -> Result<Self, Malformed> {
@@ -205,15 +230,13 @@ impl Parts {
         let number = usize::try_from(number).map_err(|_| Malformed(0))?;
         let (at, len) = *self.places.get(number).ok_or(Malformed(number))?;
         let i = self.blocks.partition_point(|b| b.first <= number).saturating_sub(1);
-        if cache.0.as_ref().is_none_or(|(cached, _)| *cached != i) {
+        if cache.block.as_ref().is_none_or(|(cached, _)| *cached != i) {
             const RAW_MAX: u32 = 64 << 20;
             let b = self.blocks.get(i).filter(|b| b.raw_len <= RAW_MAX).ok_or(Malformed(i))?;
-            let packed = file.read(b.block)?;
-            cache.0 = Some((i, words::unpack(&packed, b.raw_len as usize)?));
+            let block = words::open(file.read(b.block)?, b.raw_len as usize)?;
+            *cache = PartCache { block: Some((i, block)), reads: 0 };
         }
-        let block = cache.0.as_ref().map(|(_, b)| b.as_slice()).unwrap_or_default();
-        out.extend_from_slice(block.get(at as usize..(at + len) as usize).ok_or(Malformed(i))?);
-        Ok(())
+        cache.append(at as usize, at as usize + len as usize, out)
     }
 }
 

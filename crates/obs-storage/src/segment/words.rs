@@ -3,14 +3,21 @@
 //! Prompts and answers are words that repeat without repeating their order: a coder that knows
 //! the words spends a third less than one that looks for repeated stretches. Where that is not
 //! so, a block is compressed with zstd; its first byte says which.
+//!
+//! Marks in the sequence let a stretch be read without what comes before it: who looks at one
+//! trace wants one prompt of a block of hundreds.
 
 use crate::bin::{Decoder, Encoder, Malformed};
-use crate::segment::columns::{get_ints, get_texts, put_ints, put_texts};
+use crate::segment::columns::{Texts, get_ints, get_texts, put_ints, put_texts};
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 
 const ZSTD: u8 = 0;
+/// Without marks, as older versions wrote it.
 const WORDS: u8 = 1;
+const MARKED: u8 = 2;
+/// Bytes of text between marks.
+const MARK_BYTES: usize = 16 << 10;
 const ZSTD_LEVEL: i32 = 3;
 /// Longer words are cut.
 const WORD_BYTES_MAX: usize = 48;
@@ -205,17 +212,37 @@ impl Words<'_> {
             ranges.push((start, u64::from(p)));
             start += u64::from(p);
         }
+        // The first word at or after every so many bytes, and where in the text it begins.
+        let (mut at, mut next) = (0, MARK_BYTES);
+        let mut marks: Vec<(usize, usize)> = Vec::new();
+        for (i, id) in self.ids.iter().enumerate() {
+            if at >= next {
+                marks.push((i, at));
+                next = at + MARK_BYTES;
+            }
+            at += self.entries.get(*id as usize).map_or(0, |w| w.len());
+        }
         // Decoding runs forwards, so coding runs backwards.
         let mut x = LOW;
         let mut words: Vec<u32> = Vec::with_capacity(self.ids.len() / 2);
-        for id in self.ids.iter().rev() {
+        let mut states: Vec<(u64, usize)> = Vec::with_capacity(marks.len());
+        for (i, id) in self.ids.iter().enumerate().rev() {
             let Some((start, p)) = ranges.get(*id as usize) else { continue };
             if x >= ((LOW >> PROB_BITS) << 32) * p {
                 words.push(x as u32);
                 x >>= 32;
             }
             x = ((x / p) << PROB_BITS) + x % p + start;
+            let waiting = marks.len() - states.len();
+            if waiting.checked_sub(1).and_then(|m| marks.get(m)).is_some_and(|m| m.0 == i) {
+                states.push((x, words.len()));
+            }
         }
+        states.reverse();
+        put_ints(e, &marks.iter().map(|m| m.1 as i64).collect::<Vec<_>>());
+        // Words that are left from a mark on are not read before it.
+        put_ints(e, &states.iter().map(|s| (words.len() - s.1) as i64).collect::<Vec<_>>());
+        states.iter().for_each(|s| e.bytes.extend_from_slice(&s.0.to_le_bytes()));
         e.bytes.extend_from_slice(&x.to_le_bytes());
         words.iter().rev().for_each(|w| e.bytes.extend_from_slice(&w.to_le_bytes()));
     }
@@ -233,7 +260,7 @@ pub(crate) fn pack(raw: &[u8]) -> io::Result<Vec<u8>> {
         // Longer input gives zstd more to refer to.
         if words.estimate() < 0.9 * ratio * raw.len() as f64 {
             let mut e = Encoder::default();
-            e.u8(WORDS);
+            e.u8(MARKED);
             words.put(&mut e);
             return Ok(e.bytes);
         }
@@ -243,67 +270,168 @@ pub(crate) fn pack(raw: &[u8]) -> io::Result<Vec<u8>> {
     Ok(out)
 }
 
-/// Returns a block's `raw_len` bytes.
-pub(crate) fn unpack(packed: &[u8], raw_len: usize) -> io::Result<Vec<u8>> {
-    let bad = |e: Malformed| io::Error::new(io::ErrorKind::InvalidData, e.to_string());
-    let raw = match packed.split_first() {
-        Some((&ZSTD, rest)) => zstd::bulk::decompress(rest, raw_len)?,
-        Some((&WORDS, rest)) => unpack_words(rest, raw_len).map_err(bad)?,
-        _ => return Err(bad(Malformed(0))),
-    };
-    if raw.len() == raw_len { Ok(raw) } else { Err(bad(Malformed(raw.len()))) }
+/// A block, ready to be read.
+#[derive(Debug)]
+pub(crate) enum Block {
+    /// All of its bytes.
+    Whole(Vec<u8>),
+    Coded(Box<Coded>),
 }
 
-fn unpack_words(bytes: &[u8], raw_len: usize) -> Result<Vec<u8>, Malformed> {
-    let mut d = Decoder::new(bytes);
-    let entries = get_texts(&mut d)?;
-    let probabilities = get_ints(&mut d)?;
-    let count = d.len_free()?;
-    if probabilities.len() != entries.len() {
-        return Err(d.bad());
+/// A mark: from where in the text on, what state decoding is in, and how many words it has used.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    at: usize,
+    x: u64,
+    used: usize,
+}
+
+/// A block of words whose sequence is not read yet.
+#[derive(Debug)]
+pub(crate) struct Coded {
+    entries: Texts,
+    /// The word of each of the probabilities' slots.
+    slots: Vec<u16>,
+    /// First slot and number of slots of each word.
+    ranges: Vec<(u32, u32)>,
+    /// By place; the first is the beginning.
+    marks: Vec<Mark>,
+    packed: Vec<u8>,
+    /// Where in `packed` the words of the sequence begin.
+    sequence: usize,
+    raw_len: usize,
+}
+
+fn bad(e: Malformed) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, e.to_string())
+}
+
+/// Reads a block of `raw_len` bytes of text.
+pub(crate) fn open(packed: Vec<u8>, raw_len: usize) -> io::Result<Block> {
+    let (kind, rest) = packed.split_first().ok_or_else(|| bad(Malformed(0)))?;
+    match *kind {
+        ZSTD => {
+            let raw = zstd::bulk::decompress(rest, raw_len)?;
+            if raw.len() == raw_len {
+                Ok(Block::Whole(raw))
+            } else {
+                Err(bad(Malformed(raw.len())))
+            }
+        }
+        kind @ (WORDS | MARKED) => {
+            let coded = Coded::read(packed, kind == MARKED, raw_len).map_err(bad)?;
+            Ok(Block::Coded(Box::new(coded)))
+        }
+        _ => Err(bad(Malformed(0))),
     }
-    let mut slots: Vec<u16> = Vec::with_capacity(PROB_ONE as usize);
-    let mut ranges: Vec<(u32, u32)> = Vec::with_capacity(probabilities.len());
-    for (id, p) in probabilities.iter().enumerate() {
-        let p = u32::try_from(*p).ok().filter(|p| (1..=PROB_ONE).contains(p)).ok_or(d.bad())?;
-        let start = slots.len();
-        if start + p as usize > PROB_ONE as usize {
+}
+
+impl Coded {
+    fn read(packed: Vec<u8>, is_marked: bool, raw_len: usize) -> Result<Self, Malformed> {
+        let mut d = Decoder::new(packed.get(1..).unwrap_or_default());
+        let entries = get_texts(&mut d)?;
+        let probabilities = get_ints(&mut d)?;
+        d.len_free()?;
+        if probabilities.len() != entries.len() || entries.iter().any(<[u8]>::is_empty) {
             return Err(d.bad());
         }
-        let id = u16::try_from(id).map_err(|_| d.bad())?;
-        slots.resize(start + p as usize, id);
-        ranges.push((start as u32, p));
-    }
-    if slots.len() != PROB_ONE as usize {
-        return Err(d.bad());
-    }
-    let mut x = u64::from_le_bytes(d.array()?);
-    let mut words = d.rest().chunks_exact(4);
-    let mut out = Vec::with_capacity(raw_len);
-    for _ in 0..count {
-        let slot = (x & u64::from(PROB_ONE - 1)) as u32;
-        let id = *slots.get(slot as usize).ok_or(d.bad())?;
-        let (start, p) = *ranges.get(usize::from(id)).ok_or(d.bad())?;
-        x = u64::from(p)
-            .wrapping_mul(x >> PROB_BITS)
-            .wrapping_add(u64::from(slot.wrapping_sub(start)));
-        if x < LOW {
-            let word = words.next().and_then(|w| w.try_into().ok()).map_or(0, u32::from_le_bytes);
-            x = (x << 32) | u64::from(word);
+        let mut slots: Vec<u16> = Vec::with_capacity(PROB_ONE as usize);
+        let mut ranges: Vec<(u32, u32)> = Vec::with_capacity(probabilities.len());
+        for (id, p) in probabilities.iter().enumerate() {
+            let p = u32::try_from(*p).ok().filter(|p| (1..=PROB_ONE).contains(p)).ok_or(d.bad())?;
+            let start = slots.len();
+            if start + p as usize > PROB_ONE as usize {
+                return Err(d.bad());
+            }
+            let id = u16::try_from(id).map_err(|_| d.bad())?;
+            slots.resize(start + p as usize, id);
+            ranges.push((start as u32, p));
         }
-        out.extend_from_slice(entries.get(usize::from(id)).ok_or(d.bad())?);
-        // Only damage makes more than was put in.
-        if out.len() > raw_len {
+        if slots.len() != PROB_ONE as usize {
             return Err(d.bad());
         }
+        let mut marks = Vec::new();
+        if is_marked {
+            let (places, used) = (get_ints(&mut d)?, get_ints(&mut d)?);
+            if places.len() != used.len() {
+                return Err(d.bad());
+            }
+            for (at, used) in places.into_iter().zip(used) {
+                let (at, used) = (usize::try_from(at).ok(), usize::try_from(used).ok());
+                let x = u64::from_le_bytes(d.array()?);
+                marks.push(Mark { at: at.ok_or(d.bad())?, x, used: used.ok_or(d.bad())? });
+            }
+        }
+        marks.insert(0, Mark { at: 0, x: u64::from_le_bytes(d.array()?), used: 0 });
+        if !marks.is_sorted_by_key(|m| m.at) {
+            return Err(d.bad());
+        }
+        let sequence = packed.len() - d.rest().len();
+        Ok(Self { entries, slots, ranges, marks, packed, sequence, raw_len })
     }
-    Ok(out)
+
+    /// Appends a stretch of the text.
+    pub(crate) fn append(&self, from: usize, to: usize, out: &mut Vec<u8>) -> io::Result<()> {
+        self.decode(from, to, out).map_err(bad)
+    }
+
+    /// Returns the whole text.
+    pub(crate) fn whole(&self) -> io::Result<Vec<u8>> {
+        let mut out = Vec::with_capacity(self.raw_len);
+        self.append(0, self.raw_len, &mut out)?;
+        Ok(out)
+    }
+
+    fn decode(&self, from: usize, to: usize, out: &mut Vec<u8>) -> Result<(), Malformed> {
+        if from > to || to > self.raw_len {
+            return Err(Malformed(to));
+        }
+        let before = self.marks.partition_point(|m| m.at <= from).saturating_sub(1);
+        let Some(Mark { mut at, mut x, used }) = self.marks.get(before).copied() else {
+            return Err(Malformed(0));
+        };
+        let sequence = self.packed.get(self.sequence..).unwrap_or_default();
+        let mut words = sequence.get(used * 4..).ok_or(Malformed(used))?.chunks_exact(4);
+        while at < to {
+            let slot = (x & u64::from(PROB_ONE - 1)) as u32;
+            let id = usize::from(*self.slots.get(slot as usize).ok_or(Malformed(at))?);
+            let (start, p) = *self.ranges.get(id).ok_or(Malformed(at))?;
+            x = u64::from(p)
+                .wrapping_mul(x >> PROB_BITS)
+                .wrapping_add(u64::from(slot.wrapping_sub(start)));
+            if x < LOW {
+                // A sequence that ends early is damaged; without this it would never end.
+                let word = words.next().and_then(|w| w.try_into().ok()).ok_or(Malformed(at))?;
+                x = (x << 32) | u64::from(u32::from_le_bytes(word));
+            }
+            let word = self.entries.get(id).ok_or(Malformed(at))?;
+            let end = at + word.len();
+            if end > from {
+                let cut = from.saturating_sub(at)..word.len() - end.saturating_sub(to);
+                out.extend_from_slice(word.get(cut).ok_or(Malformed(at))?);
+            }
+            at = end;
+        }
+        // The sequence ends as it began to be made, with the last word.
+        let is_end = to == self.raw_len;
+        if is_end && (at != to || x != LOW || words.next().is_some()) {
+            return Err(Malformed(at));
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn unpack(packed: &[u8], raw_len: usize) -> io::Result<Vec<u8>> {
+        match open(packed.to_vec(), raw_len)? {
+            Block::Whole(raw) => Ok(raw),
+            Block::Coded(c) => c.whole(),
+        }
+    }
 
     fn prose(words: usize) -> String {
         let mut out = String::new();
@@ -322,13 +450,46 @@ mod tests {
     fn prose_is_coded_by_words_and_beats_zstd() {
         let text = prose(40_000);
         let packed = pack(text.as_bytes()).unwrap();
-        assert_eq!(packed.first(), Some(&WORDS));
+        assert_eq!(packed.first(), Some(&MARKED));
         let zstd = zstd::bulk::compress(text.as_bytes(), ZSTD_LEVEL).unwrap().len();
         assert!(packed.len() * 10 < zstd * 9, "{} of {zstd}", packed.len());
         assert_eq!(unpack(&packed, text.len()).unwrap(), text.as_bytes());
         // A wrong length or a cut is an error, never other text.
         assert!(unpack(&packed, text.len() + 1).is_err());
         assert!(unpack(&packed, text.len() - 1).is_err());
+        assert!(unpack(&packed[..packed.len() - 4], text.len()).is_err());
+        // Any stretch is read by itself.
+        let Block::Coded(coded) = open(packed, text.len()).unwrap() else { panic!("zstd") };
+        assert!(coded.marks.len() > 10);
+        for (from, len) in
+            [(0, 0), (0, 1), (MARK_BYTES - 3, 7), (50_000, 40_000), (text.len() - 9, 9)]
+        {
+            let mut out = b"before ".to_vec();
+            coded.append(from, from + len, &mut out).unwrap();
+            assert_eq!(out.strip_prefix(b"before ").unwrap(), &text.as_bytes()[from..from + len]);
+        }
+        assert!(coded.append(5, text.len() + 1, &mut Vec::new()).is_err());
+        assert!(coded.append(5, 4, &mut Vec::new()).is_err());
+    }
+
+    #[test]
+    fn blocks_without_marks_are_read_too() {
+        let text = prose(2_000);
+        let words = split(text.as_bytes()).unwrap();
+        let (mut new, mut head, mut marks) =
+            (Encoder::default(), Encoder::default(), Encoder::default());
+        words.put(&mut new);
+        put_texts(&mut head, &words.entries);
+        let probabilities = normalise(&words.counts);
+        put_ints(&mut head, &probabilities.iter().map(|p| i64::from(*p)).collect::<Vec<_>>());
+        head.len(words.ids.len());
+        // Two lists of none.
+        put_ints(&mut marks, &[]);
+        put_ints(&mut marks, &[]);
+        let (before, after) = new.bytes.split_at(head.bytes.len());
+        let old = [&[WORDS], before, after.strip_prefix(marks.bytes.as_slice()).unwrap()].concat();
+        assert!(text.len() < MARK_BYTES);
+        assert_eq!(unpack(&old, text.len()).unwrap(), text.as_bytes());
     }
 
     #[test]
@@ -348,13 +509,14 @@ mod tests {
             damage in any::<(usize, u8)>(),
         ) {
             let mut packed = Encoder::default();
+            packed.u8(MARKED);
             if let Some(words) = split(text.as_bytes()).filter(|w| !w.ids.is_empty()) {
                 words.put(&mut packed);
-                prop_assert_eq!(unpack_words(&packed.bytes, text.len()).unwrap(), text.as_bytes());
+                prop_assert_eq!(unpack(&packed.bytes, text.len()).unwrap(), text.as_bytes());
                 let at = damage.0 % packed.bytes.len();
                 packed.bytes[at] ^= damage.1;
                 // No panic and no end of memory; checksums catch what decodes.
-                let _ = unpack_words(&packed.bytes, text.len());
+                let _ = unpack(&packed.bytes, text.len());
             }
         }
     }
