@@ -6,13 +6,14 @@ import gzip
 import io
 import json
 import os
+import subprocess
 import time
 import urllib.error
 import urllib.request
 
 import duckdb
 import pytest
-from running import Server, until
+from running import BINARY, Server, until
 
 D = decimal.Decimal
 DAY = 86_400 * 10**9
@@ -132,6 +133,20 @@ def test_jobs_are_listed_removed_and_another_tenants_alone(server):
     assert e.value.code == 404
     assert send(server, f"/api/v1/export/jobs/{id}", method="DELETE")[0] == 204
     assert send(server, f"/api/v1/export/jobs/{id}", method="GET")[0] == 404
+
+
+def test_the_terminal_writes_a_file(server, tmp_path):
+    file = tmp_path / "out.parquet"
+    command = [
+        BINARY, "cost", "export", "ledger", "--format", "parquet", "--to-file", str(file),
+        "--where", "model=gpt-4o", "--url", f"http://{server.endpoints['ui']}",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "1200 rows" in done.stdout, done
+    assert duckdb.sql(f"SELECT DISTINCT model FROM '{file}'").fetchall() == [("gpt-4o",)]
+    # What is there is not written over.
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0 and "failed to create" in done.stderr, done
 
 
 def test_jobs_survive_a_crash(tmp_path):

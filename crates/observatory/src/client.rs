@@ -46,6 +46,22 @@ pub(crate) fn call(c: Call<'_>) -> Result<(bool, String)> {
     })
 }
 
+/// Writes what an address answers into a file, piece by piece.
+pub(crate) fn fetch(url: &str, tenant: Option<&str>, mut out: std::fs::File) -> Result<()> {
+    use std::io::Write as _;
+    block_on(async {
+        let mut request = obs_objects::http_client().get(url);
+        if let Some(t) = tenant {
+            request = request.header("X-Scope-OrgID", t);
+        }
+        let mut answer = request.send().await?.error_for_status()?;
+        while let Some(piece) = answer.chunk().await? {
+            out.write_all(&piece)?;
+        }
+        out.sync_all().context("failed to write the file")
+    })
+}
+
 pub(crate) fn query(a: &QueryArgs) -> Result<ExitCode> {
     let is_range = a.start.is_some() || a.step.is_some();
     let mut params: Vec<(&str, String)> = Vec::new();

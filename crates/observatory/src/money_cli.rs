@@ -1,13 +1,14 @@
 //! `observatory cost`, `budget` and `drift`: what a running server says of calls.
 
 use crate::cli::{Output, OutputArgs, UsageError, complain, say};
-use crate::client::{Call, call, table};
+use crate::client::{Call, call, fetch, table};
 use crate::serve::wall_clock;
 use anyhow::{Context as _, Result};
 use clap::{Args as ClapArgs, Subcommand};
-use serde_json::{Value, json};
-use std::path::PathBuf;
+use serde_json::{Map, Value, json};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Server {
@@ -82,6 +83,22 @@ enum Cost {
         apply: bool,
         #[arg(long, default_value = "")]
         reason: String,
+    },
+    /// Write calls, or the ledger's entries, into a file.
+    Export {
+        /// traces (calls) or ledger.
+        #[arg(value_parser = ["traces", "ledger"])]
+        what: String,
+        /// csv, json, jsonl or parquet.
+        #[arg(long, default_value = "csv")]
+        format: String,
+        /// Where to; not over a file that is there.
+        #[arg(long, value_name = "FILE")]
+        to_file: PathBuf,
+        #[arg(long, default_value_t = 1_000_000)]
+        limit: u64,
+        #[command(flatten)]
+        range: Range,
     },
     /// Compare an invoice (CSV with date, model and cost) with the ledger.
     Reconcile {
@@ -278,6 +295,46 @@ fn print_rows(list: Option<&Value>, columns: &[&str]) {
     table(&header.iter().map(String::as_str).collect::<Vec<_>>(), &rows);
 }
 
+/// Has the server make a file, waits for it and fetches it.
+fn export(s: &Server, path: &str, ask_for: Value, file: &Path) -> Result<Result<Value, String>> {
+    let out = std::fs::File::create_new(file)
+        .with_context(|| format!("failed to create {}", file.display()))?;
+    let done = export_into(s, path, ask_for, out);
+    if !matches!(done, Ok(Ok(_))) {
+        let _ = std::fs::remove_file(file);
+    }
+    done
+}
+
+fn export_into(
+    s: &Server,
+    path: &str,
+    ask_for: Value,
+    out: std::fs::File,
+) -> Result<Result<Value, String>> {
+    use reqwest::Method;
+    let mut job = match ask(s, Method::POST, path, &[], Body::Json(ask_for))? {
+        Ok(job) => job,
+        Err(e) => return Ok(Err(e)),
+    };
+    let path = format!("/api/v1/export/jobs/{}", cell(&job, "job_id"));
+    while matches!(cell(&job, "status").as_str(), "pending" | "processing") {
+        std::thread::sleep(Duration::from_millis(200));
+        job = match ask(s, Method::GET, &path, &[], Body::None)? {
+            Ok(job) => job,
+            Err(e) => return Ok(Err(e)),
+        };
+    }
+    if cell(&job, "status") != "completed" {
+        return Ok(Err(format!("the export is {}: {}", cell(&job, "status"), cell(&job, "error"))));
+    }
+    let url = format!("{}{path}/download", s.url.trim_end_matches('/'));
+    fetch(&url, s.tenant.as_deref(), out)?;
+    // It was made for this file alone.
+    let _ = ask(s, Method::DELETE, &path, &[], Body::None)?;
+    Ok(Ok(job))
+}
+
 pub(crate) fn cost(a: &CostArgs) -> Result<ExitCode> {
     use reqwest::Method;
     let s = &a.server;
@@ -307,6 +364,26 @@ pub(crate) fn cost(a: &CostArgs) -> Result<ExitCode> {
                     cell(total, "requests"),
                     cell(total, "unpriced_requests")
                 ));
+            })
+        }
+        Cost::Export { what, format, to_file, limit, range } => {
+            let mut asked = json!({"format": format, "limit": limit});
+            let mut filters: Map<String, Value> = Map::new();
+            for (name, value) in range.params()? {
+                match name.as_str() {
+                    "from" | "to" => asked[name] = value.into(),
+                    _ => {
+                        let list = filters.entry(name).or_insert_with(|| json!([]));
+                        list.as_array_mut().into_iter().for_each(|l| l.push(value.clone().into()));
+                    }
+                }
+            }
+            asked["filters"] = filters.into();
+            let path = format!("/api/v1/export/{what}");
+            finish(s, export(s, &path, asked, to_file)?, |v| {
+                let more =
+                    if v.get("truncated") == Some(&json!(true)) { "; there are more" } else { "" };
+                say(&format!("{} rows in {}{more}", cell(v, "rows"), to_file.display()));
             })
         }
         Cost::Unpriced { range } => {

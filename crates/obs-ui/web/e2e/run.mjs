@@ -248,6 +248,10 @@ try {
     await page.waitForURL(/by=team/);
     await page.getByRole('region', { name: 'By team' }).waitFor();
     await until('fresh data', async () => (await page.locator('.stale').count()) === 0);
+    await page.getByRole('combobox', { name: 'What to export' }).selectOption('Calls as Parquet');
+    await page.getByRole('button', { name: 'Export', exact: true }).click();
+    const [file] = await Promise.all([page.waitForEvent('download'), page.getByRole('link', { name: /^Download/ }).click()]);
+    assert.equal(readFileSync(await file.path()).subarray(0, 4).toString(), 'PAR1');
     await axe('costs');
     await shot('costs');
     await page.goto(`${base}/llm/budgets`);
