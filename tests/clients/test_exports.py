@@ -55,10 +55,16 @@ def fetched(server, path="/api/v1/export/traces", **ask):
     assert status == 202, answer
     job = done(server, answer["data"]["job_id"])
     assert job["status"] == "completed" and job["progress"] == 100, job
-    with urllib.request.urlopen(f"http://{server.endpoints['ui']}{job['download_url']}") as r:
+    url = f"http://{server.endpoints['ui']}{job['download_url']}"
+    with urllib.request.urlopen(url) as r:
         content = r.read()
-        assert len(content) == job["file_size_bytes"]
-        return job, content
+    assert len(content) == job["file_size_bytes"]
+    # As a browser asks.
+    with urllib.request.urlopen(urllib.request.Request(url, headers={"Accept-Encoding": "gzip"})) as r:
+        packed = r.read()
+        packed = gzip.decompress(packed) if r.headers["Content-Encoding"] == "gzip" else packed
+    assert packed == content
+    return job, content
 
 
 def done(server, id):
@@ -167,4 +173,7 @@ def test_jobs_survive_a_crash(tmp_path):
     with urllib.request.urlopen(f"http://{s.endpoints['ui']}{kept['download_url']}") as r:
         assert r.read() == content
     assert not (tmp_path / "exports" / "stray.csv").exists()
+    # A tenant that is deleted leaves no file behind.
+    assert s.post("/api/v1/tenants/default", method="DELETE")[0] == 200
+    assert list((tmp_path / "exports").iterdir()) == []
     s.stop()

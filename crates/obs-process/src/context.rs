@@ -153,8 +153,9 @@ pub(crate) trait Context {
     fn set_field(&mut self, of: Of, field: Field, value: AttributeValue) -> bool;
 }
 
-fn hex(bytes: &[u8]) -> AttributeValue {
-    AttributeValue::String(bytes.iter().map(|b| format!("{b:02x}")).collect())
+/// Returns bytes in hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn bytes(bytes: &[u8]) -> AttributeValue {
@@ -218,7 +219,7 @@ pub(crate) struct OfScope<'a> {
     pub(crate) scope: &'a mut Arc<Scope>,
 }
 
-fn scope_field(scope: &Scope, field: Field) -> AttributeValue {
+pub(crate) fn scope_field(scope: &Scope, field: Field) -> AttributeValue {
     match field {
         Field::Name => scope.name.as_str().into(),
         Field::Version => scope.version.as_str().into(),
@@ -305,12 +306,12 @@ impl Context for Span {
                 _ => "".into(),
             },
             Field::TraceId => bytes(self.trace_id.as_bytes()),
-            Field::TraceIdString => hex(self.trace_id.as_bytes()),
+            Field::TraceIdString => hex(self.trace_id.as_bytes()).into(),
             Field::SpanId => bytes(self.span_id.as_bytes()),
-            Field::SpanIdString => hex(self.span_id.as_bytes()),
+            Field::SpanIdString => hex(self.span_id.as_bytes()).into(),
             Field::ParentId => bytes(&parent),
             Field::ParentIdString if self.parent_id.is_none() => "".into(),
-            Field::ParentIdString => hex(&parent),
+            Field::ParentIdString => hex(&parent).into(),
             Field::TraceState => self.trace_state.as_str().into(),
             Field::Start => self.start.nanos().into(),
             Field::End => self.end.nanos().into(),
@@ -422,7 +423,7 @@ impl Context for LogRecord {
     fn field(&self, _: Of, field: Field) -> AttributeValue {
         let id =
             |b: Option<&[u8]>, len: usize| b.map_or(AttributeValue::Bytes(vec![0; len]), bytes);
-        let shown = |b: Option<&[u8]>| b.map_or("".into(), hex);
+        let shown = |b: Option<&[u8]>| b.map_or("".into(), |b| hex(b).into());
         let trace = self.trace_id.as_ref().map(|t| t.as_bytes().as_slice());
         let span = self.span_id.as_ref().map(|s| s.as_bytes().as_slice());
         match field {

@@ -1,6 +1,6 @@
 //! OTLP's metrics and scraped samples as records.
 
-use crate::context::{Context, Field, Of, signed};
+use crate::context::{Context, Field, Of, scope_field, signed};
 use obs_model::{
     AttributeValue, Attributes, Labels, LabelsBuilder, METRIC_NAME, Resource, Sample, SampleValue,
     Scope,
@@ -91,14 +91,6 @@ fn shared_mut<'a>(
         Of::Resource => Some(&mut Arc::make_mut(resource).attributes),
         Of::Scope => Some(&mut Arc::make_mut(scope).attributes),
         _ => None,
-    }
-}
-
-fn scope_field(scope: &Scope, field: Field) -> AttributeValue {
-    match field {
-        Field::Name => scope.name.as_str().into(),
-        Field::Version => scope.version.as_str().into(),
-        _ => AttributeValue::Empty,
     }
 }
 

@@ -147,8 +147,11 @@ async fn delete_trace(
     done(remove(&state, &p.tenant, DeleteScope::Trace(id)).await)
 }
 
-/// Deletes a tenant's data, and what of it was archived.
+/// Deletes a tenant's data, what of it was archived, and with all of it what was exported.
 async fn remove(state: &AppState, tenant: &TenantId, scope: DeleteScope) -> Result<(), String> {
+    if scope == DeleteScope::Tenant {
+        state.exports.remove_all(tenant).await.map_err(|e| e.to_string())?;
+    }
     if let Some(archive) = tenant.archive() {
         state.store.delete(&archive, scope.clone()).await?;
     }

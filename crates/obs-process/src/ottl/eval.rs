@@ -1,7 +1,7 @@
 //! The value of expressions and the truth of conditions over one record.
 
 use super::{Arithmetic, Comparison, Cond, Expr, Function, Key, Place, Target};
-use crate::context::{Context, Field, Of};
+use crate::context::{Context, Field, Of, hex};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use obs_model::{AttributeValue, Attributes};
@@ -182,11 +182,7 @@ pub(crate) fn as_text(v: &AttributeValue) -> Option<String> {
 }
 
 fn digest(algorithm: &'static ring::digest::Algorithm, v: &AttributeValue) -> AttributeValue {
-    hex(ring::digest::digest(algorithm, v.to_string().as_bytes()).as_ref())
-}
-
-fn hex(bytes: &[u8]) -> AttributeValue {
-    AttributeValue::String(bytes.iter().map(|b| format!("{b:02x}")).collect())
+    hex(ring::digest::digest(algorithm, v.to_string().as_bytes()).as_ref()).into()
 }
 
 /// The hash of FNV-1a, as a signed number.
@@ -312,7 +308,8 @@ fn call(
             AttributeValue::Int(i) => hex(&i.to_be_bytes()),
             AttributeValue::Double(d) => hex(&d.to_be_bytes()),
             v => hex(v.to_string().as_bytes()),
-        },
+        }
+        .into(),
         Function::Index => match arg(0) {
             AttributeValue::Array(items) => items
                 .iter()

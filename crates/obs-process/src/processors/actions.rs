@@ -1,6 +1,6 @@
 //! The actions of the processors `attributes` and `resource`.
 
-use crate::context::{Context, Of};
+use crate::context::{Context, Of, hex};
 use crate::ottl::{from_json, groups};
 use obs_model::{AttributeValue, go_regex};
 use regex::Regex;
@@ -149,7 +149,7 @@ impl Action {
             What::Hash => {
                 let hashed = |v: &AttributeValue| {
                     let d = ring::digest::digest(&ring::digest::SHA256, v.to_string().as_bytes());
-                    d.as_ref().iter().map(|b| format!("{b:02x}")).collect::<String>()
+                    hex(d.as_ref())
                 };
                 let meant = has.iter().filter(|(k, _)| self.means(k));
                 meant.map(|(k, v)| (k.clone(), hashed(v).into())).collect()

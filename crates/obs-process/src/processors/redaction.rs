@@ -1,6 +1,6 @@
 //! The processor `redaction`, and `pii_redaction`: the same with patterns that are built in.
 
-use crate::context::{Context, Field, Of};
+use crate::context::{Context, Field, Of, hex};
 use obs_model::{AttributeValue, go_regex};
 use regex::Regex;
 use serde::Deserialize;
@@ -136,7 +136,7 @@ impl Redaction {
             None => MASK.to_owned(),
             Some(h) => {
                 let d = ring::digest::digest(h, text.as_bytes());
-                d.as_ref().iter().map(|b| format!("{b:02x}")).collect()
+                hex(d.as_ref())
             }
         }
     }

@@ -17,7 +17,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use futures_util::stream;
+use futures_util::stream::{self, StreamExt as _};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use obs_llm::ledger::entries;
 use obs_llm::report::Dimension;
@@ -210,6 +210,15 @@ impl Exports {
         self.control.put(vec![change]).await?;
         self.jobs().remove(&job.id);
         let _ = std::fs::remove_file(self.folder.join(job.file_name()));
+        Ok(())
+    }
+
+    /// Ends and removes all exports of a tenant.
+    pub(crate) async fn remove_all(&self, tenant: &TenantId) -> Result<(), StateError> {
+        let jobs = self.jobs().values().cloned().collect::<Vec<_>>();
+        for j in jobs.iter().filter(|j| j.tenant == tenant.as_str()) {
+            self.forget(j).await?;
+        }
         Ok(())
     }
 
@@ -427,7 +436,8 @@ fn file_response(job: &Job, file: File) -> Response {
         (_, Format::Parquet) => "application/vnd.apache.parquet",
     };
     let name = format!("attachment; filename=\"{}\"", job.file_name());
-    let mut r = Response::new(Body::from_stream(pieces));
+    // Compression looks again after the end.
+    let mut r = Response::new(Body::from_stream(pieces.fuse()));
     r.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     if let Ok(name) = HeaderValue::from_str(&name) {
         r.headers_mut().insert(header::CONTENT_DISPOSITION, name);
