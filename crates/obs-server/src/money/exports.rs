@@ -644,10 +644,10 @@ async fn run(state: AppState, id: String) {
         }
         Err(e) => {
             let _ = std::fs::remove_file(&path);
+            tracing::warn!(job = id, error = e, "an export failed");
             if !is_wanted {
                 return;
             }
-            tracing::warn!(job = id, error = e, "an export failed");
             (job.status, job.error) = (Status::Failed, Some(e));
         }
     }
