@@ -820,7 +820,15 @@ def test_an_archived_trace_outlives_the_others(tmp_path):
     assert request(server, "jaeger", f"/api/archive/{ids[0]}", b"")[0] == 200
     for path, status in ((f"/api/archive/{'9' * 32}", 404), ("/api/archive/x", 400)):
         assert request(server, "jaeger", path, b"")[0] == status
-    # Again, and over our own API.
+    # Again, over gRPC and our own API.
+    with grpc.insecure_channel(server.endpoints["jaeger-grpc"]) as channel:
+        archive = channel.unary_unary(
+            "/jaeger.api_v2.QueryService/ArchiveTrace", request_serializer=bytes, response_deserializer=bytes
+        )
+        assert archive(b"\x0a\x10" + bytes.fromhex(ids[0])) == b""
+        with pytest.raises(grpc.RpcError) as e:
+            archive(b"\x0a\x10" + b"\x09" * 16)
+        assert e.value.code() == grpc.StatusCode.NOT_FOUND
     assert server.post(f"/api/v1/traces/{ids[0]}/archive")[0] == 204
     assert server.post("/api/v1/storage/flush")[0] == 200
     server.stop()

@@ -22,6 +22,7 @@ struct Service(AppState);
 pub(crate) fn status(r: &Refusal) -> Status {
     let code = match r.status {
         StatusCode::BAD_REQUEST => Code::InvalidArgument,
+        StatusCode::NOT_FOUND => Code::NotFound,
         StatusCode::PAYLOAD_TOO_LARGE => Code::ResourceExhausted,
         StatusCode::UNSUPPORTED_MEDIA_TYPE => Code::Unimplemented,
         // Overload is UNAVAILABLE, which every client retries; RESOURCE_EXHAUSTED only some.
