@@ -257,10 +257,10 @@ impl Ingest {
         let facts = Facts::of(&batch.spans, &rules.dimensions);
         self.sampling.observe(&batch.spans);
         keep_share(&mut batch.spans, rules.share);
-        let accepted = outcome.accepted;
+        let stored = batch.spans.len() as u64;
         match self.undecided(tenant) {
             None => {
-                self.append(tenant, "trace", ("spans", accepted), batch).await?;
+                self.append(tenant, "trace", ("spans", stored), batch).await?;
             }
             Some(undecided) => {
                 self.append_undecided(tenant, &undecided, batch, now.to_millis()).await?;

@@ -19,20 +19,8 @@ impl Default for RawDetection {
 
 /// Reads `k=v,k=v` with percent-encoded values.
 fn from_environment(text: &str) -> Vec<(String, AttributeValue)> {
-    let decoded = |v: &str| {
-        let mut out = Vec::new();
-        let mut rest = v.as_bytes();
-        while let Some((first, tail)) = rest.split_first() {
-            let byte = tail
-                .get(..2)
-                .filter(|_| *first == b'%')
-                .and_then(|h| std::str::from_utf8(h).ok())
-                .and_then(|h| u8::from_str_radix(h, 16).ok());
-            out.push(byte.unwrap_or(*first));
-            rest = tail.get(if byte.is_some() { 2 } else { 0 }..).unwrap_or_default();
-        }
-        String::from_utf8_lossy(&out).into_owned()
-    };
+    let decoded =
+        |v: &str| percent_encoding::percent_decode_str(v).decode_utf8_lossy().into_owned();
     let pair = |p: &str| {
         let (k, v) = p.split_once('=')?;
         Some((k.trim().to_owned(), decoded(v.trim()).into()))

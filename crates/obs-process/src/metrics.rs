@@ -244,13 +244,13 @@ pub(crate) fn retain_points(data: &mut Data, f: &mut dyn FnMut(&mut dyn Point) -
     }
 }
 
-pub(crate) const fn has_points(data: &Data) -> bool {
-    !match data {
-        Data::Gauge(x) => x.data_points.is_empty(),
-        Data::Sum(x) => x.data_points.is_empty(),
-        Data::Histogram(x) => x.data_points.is_empty(),
-        Data::ExponentialHistogram(x) => x.data_points.is_empty(),
-        Data::Summary(x) => x.data_points.is_empty(),
+pub(crate) fn point_count(data: &Data) -> usize {
+    match data {
+        Data::Gauge(x) => x.data_points.len(),
+        Data::Sum(x) => x.data_points.len(),
+        Data::Histogram(x) => x.data_points.len(),
+        Data::ExponentialHistogram(x) => x.data_points.len(),
+        Data::Summary(x) => x.data_points.len(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The pipelines in force: by where records come from, what they pass through.
 
 use crate::context::{Of, OfEvent, OfResource, OfScope};
-use crate::metrics::{OfMetric, OfPoint, OfSample, Shape, has_points, retain_points};
+use crate::metrics::{OfMetric, OfPoint, OfSample, Shape, point_count, retain_points};
 use crate::processors::Step;
 use obs_codec::otlp::{attributes, proto_attributes, stream_labels};
 use obs_model::{Labels, LogRecord, Resource, Sample, Scope, Span};
@@ -86,14 +86,24 @@ impl Processor {
         for step in &self.steps {
             let mut fail = |e| self.fail(e);
             if step.concerns(Of::Resource) {
-                each_resource(spans, &mut |s| &mut s.resource, &mut |r| {
-                    step.record(Of::Resource, &mut OfResource(r), &mut fail)
-                });
+                each_shared(
+                    spans,
+                    |s| s.resource.clone(),
+                    Arc::as_ptr,
+                    |s, r| s.resource = r,
+                    &mut |r| step.record(Of::Resource, &mut OfResource(r), &mut fail),
+                );
             }
             if step.concerns(Of::Scope) {
-                each_scope(spans, &mut |resource, scope| {
-                    step.record(Of::Scope, &mut OfScope { resource, scope }, &mut fail)
-                });
+                each_shared(
+                    spans,
+                    |s| (s.resource.clone(), s.scope.clone()),
+                    |(r, s)| (Arc::as_ptr(r), Arc::as_ptr(s)),
+                    |s, both| (s.resource, s.scope) = both,
+                    &mut |(resource, scope)| {
+                        step.record(Of::Scope, &mut OfScope { resource, scope }, &mut fail)
+                    },
+                );
             }
             let (spans_too, events_too) = (step.concerns(Of::Span), step.concerns(Of::Event));
             if !spans_too && !events_too {
@@ -121,9 +131,13 @@ impl Processor {
         for step in &self.steps {
             let mut fail = |e| self.fail(e);
             if step.concerns(Of::Resource) {
-                each_resource(logs, &mut |r| &mut r.resource, &mut |r| {
-                    step.record(Of::Resource, &mut OfResource(r), &mut fail)
-                });
+                each_shared(
+                    logs,
+                    |r| r.resource.clone(),
+                    Arc::as_ptr,
+                    |r, new| r.resource = new,
+                    &mut |r| step.record(Of::Resource, &mut OfResource(r), &mut fail),
+                );
             }
             if step.concerns(Of::Log) {
                 logs.retain_mut(|r| step.record(Of::Log, r, &mut fail));
@@ -134,7 +148,9 @@ impl Processor {
 
     fn metrics(&self, resources: &mut Vec<ResourceMetrics>) {
         let before: usize = resources.iter().map(points).sum();
-        for step in &self.steps {
+        // Steps about other signals need not look at any of it.
+        let kinds = [Of::Resource, Of::Scope, Of::Metric, Of::Point];
+        for step in self.steps.iter().filter(|s| kinds.iter().any(|of| s.concerns(*of))) {
             resources.retain_mut(|rm| self.of_resource(step, rm));
         }
         self.count(Signal::Metrics, before, resources.iter().map(points).sum());
@@ -197,7 +213,7 @@ impl Processor {
             *c.point.attributes() = proto_attributes(&c.attributes);
             stays
         });
-        let stays = has_points(&data);
+        let stays = point_count(&data) > 0;
         metric.data = Some(data);
         stays
     }
@@ -239,68 +255,27 @@ impl Processor {
 
 fn points(rm: &ResourceMetrics) -> usize {
     let metrics = rm.scope_metrics.iter().flat_map(|s| &s.metrics);
-    let mut n = 0;
-    for data in metrics.filter_map(|m| m.data.as_ref()) {
-        use opentelemetry_proto::tonic::metrics::v1::metric::Data;
-        n += match data {
-            Data::Gauge(x) => x.data_points.len(),
-            Data::Sum(x) => x.data_points.len(),
-            Data::Histogram(x) => x.data_points.len(),
-            Data::ExponentialHistogram(x) => x.data_points.len(),
-            Data::Summary(x) => x.data_points.len(),
-        };
-    }
-    n
+    metrics.filter_map(|m| m.data.as_ref()).map(point_count).sum()
 }
 
-/// Processes every resource once, and drops the records of those that are dropped.
-fn each_resource<T>(
+/// Processes once what several records share, and drops the records of what is dropped.
+fn each_shared<T, V: Clone, K: Eq + std::hash::Hash>(
     records: &mut Vec<T>,
-    of: &mut dyn FnMut(&mut T) -> &mut Arc<Resource>,
-    f: &mut dyn FnMut(&mut Arc<Resource>) -> bool,
+    of: fn(&T) -> V,
+    place: fn(&V) -> K,
+    put: fn(&mut T, V),
+    f: &mut dyn FnMut(&mut V) -> bool,
 ) {
     // The old ones are held, so that none is taken for another at the same place.
-    let mut known: HashMap<*const Resource, (Arc<Resource>, Option<Arc<Resource>>)> =
-        HashMap::new();
+    let mut known: HashMap<K, (V, Option<V>)> = HashMap::new();
     records.retain_mut(|record| {
-        let resource = of(record);
-        let (_, new) = known.entry(Arc::as_ptr(resource)).or_insert_with(|| {
-            let (old, mut new) = (resource.clone(), resource.clone());
+        let old = of(record);
+        let (_, new) = known.entry(place(&old)).or_insert_with(|| {
+            let mut new = old.clone();
             let stays = f(&mut new);
             (old, stays.then_some(new))
         });
-        match new {
-            Some(new) => {
-                *resource = new.clone();
-                true
-            }
-            None => false,
-        }
-    });
-}
-
-/// Processes every scope once, and drops the spans of those that are dropped.
-fn each_scope(
-    spans: &mut Vec<Span>,
-    f: &mut dyn FnMut(&mut Arc<Resource>, &mut Arc<Scope>) -> bool,
-) {
-    type Pair = (Arc<Resource>, Arc<Scope>);
-    let mut known: HashMap<(*const Resource, *const Scope), (Pair, Option<Pair>)> = HashMap::new();
-    spans.retain_mut(|s| {
-        let key = (Arc::as_ptr(&s.resource), Arc::as_ptr(&s.scope));
-        let (_, new) = known.entry(key).or_insert_with(|| {
-            let old = (s.resource.clone(), s.scope.clone());
-            let mut new = old.clone();
-            let stays = f(&mut new.0, &mut new.1);
-            (old, stays.then_some(new))
-        });
-        match new {
-            Some((resource, scope)) => {
-                (s.resource, s.scope) = (resource.clone(), scope.clone());
-                true
-            }
-            None => false,
-        }
+        new.clone().map(|new| put(record, new)).is_some()
     });
 }
 

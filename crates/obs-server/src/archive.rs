@@ -28,7 +28,7 @@ pub(crate) fn find_trace(
     }
 }
 
-/// Visits the calls of a trace, as they are booked now. `spans` are the trace's.
+/// Returns the calls of a trace, as they are booked now. `spans` are the trace's.
 pub(crate) fn calls_of(
     state: &AppState,
     tenant: &TenantId,
@@ -50,7 +50,7 @@ pub(crate) fn calls_of(
 
 /// Copies a trace into the archive; durable when this returns. Again is no different from once.
 pub(crate) async fn keep(state: &AppState, tenant: &TenantId, id: TraceId) -> Result<(), Refusal> {
-    let (of, missing) = (tenant.clone(), || Refusal::new(StatusCode::NOT_FOUND, "trace not found"));
+    let of = tenant.clone();
     let found = blocking(state, "trace_repository", "get_by_id", move |s, b| {
         let (of, spans) = find_trace(s, &of, id, b)?;
         let calls = calls_of(s, &of, id, &spans, b)?;
@@ -59,7 +59,7 @@ pub(crate) async fn keep(state: &AppState, tenant: &TenantId, id: TraceId) -> Re
     let (of, spans, calls) =
         found.await.map_err(|f: QueryFailure| Refusal::new(f.status(), f.message()))?;
     if spans.is_empty() {
-        return Err(missing());
+        return Err(Refusal::new(StatusCode::NOT_FOUND, "trace not found"));
     }
     let archive = tenant.archive().ok_or_else(|| Refusal::bad("the tenant's name is too long"))?;
     // It is there already, and only there.

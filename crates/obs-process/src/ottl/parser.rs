@@ -350,31 +350,25 @@ impl Parser {
     }
 
     fn sum(&mut self) -> Parsed<Expr> {
-        let mut left = self.product()?;
-        loop {
-            let op = if self.take("+") {
-                Arithmetic::Add
-            } else if self.take("-") {
-                Arithmetic::Sub
-            } else {
-                return Ok(left);
-            };
-            left = Expr::Math(Box::new(left), op, Box::new(self.product()?));
-        }
+        self.chain(&[("+", Arithmetic::Add), ("-", Arithmetic::Sub)], Self::product)
     }
 
     fn product(&mut self) -> Parsed<Expr> {
-        let mut left = self.value()?;
-        loop {
-            let op = if self.take("*") {
-                Arithmetic::Mul
-            } else if self.take("/") {
-                Arithmetic::Div
-            } else {
-                return Ok(left);
-            };
-            left = Expr::Math(Box::new(left), op, Box::new(self.value()?));
+        self.chain(&[("*", Arithmetic::Mul), ("/", Arithmetic::Div)], Self::value)
+    }
+
+    /// Reads operands between operators of one rank, from the left.
+    fn chain(
+        &mut self,
+        ranked: &[(&str, Arithmetic)],
+        operand: fn(&mut Self) -> Parsed<Expr>,
+    ) -> Parsed<Expr> {
+        let mut left = operand(self)?;
+        while let Some((_, op)) = ranked.iter().find(|(sign, _)| self.is_sign(sign)) {
+            self.at += 1;
+            left = Expr::Math(Box::new(left), *op, Box::new(operand(self)?));
         }
+        Ok(left)
     }
 
     fn value(&mut self) -> Parsed<Expr> {

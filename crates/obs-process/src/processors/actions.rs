@@ -30,11 +30,17 @@ enum Type {
     String,
 }
 
+/// Whether a key must be there to be set.
+#[derive(Debug, Clone, Copy)]
+enum When {
+    Absent,
+    Present,
+    Always,
+}
+
 #[derive(Debug, Clone)]
 enum What {
-    Insert(Source),
-    Update(Source),
-    Upsert(Source),
+    Put(When, Source),
     Delete,
     Hash,
     Extract(Regex),
@@ -90,9 +96,9 @@ impl Action {
             },
         };
         let what = match name {
-            "insert" => What::Insert(source()?),
-            "update" => What::Update(source()?),
-            "upsert" => What::Upsert(source()?),
+            "insert" => What::Put(When::Absent, source()?),
+            "update" => What::Put(When::Present, source()?),
+            "upsert" => What::Put(When::Always, source()?),
             "delete" => What::Delete,
             "hash" => What::Hash,
             "extract" => match &pattern {
@@ -130,14 +136,14 @@ impl Action {
         };
         // What is not changed is not copied either.
         let changes: Vec<(String, AttributeValue)> = match &self.what {
-            What::Insert(s) if there.is_none() => {
-                value(s).into_iter().map(|v| (self.key.clone(), v)).collect()
+            What::Put(when, s) => {
+                let is_due = match when {
+                    When::Absent => there.is_none(),
+                    When::Present => there.is_some(),
+                    When::Always => true,
+                };
+                value(s).filter(|_| is_due).into_iter().map(|v| (self.key.clone(), v)).collect()
             }
-            What::Update(s) if there.is_some() => {
-                value(s).into_iter().map(|v| (self.key.clone(), v)).collect()
-            }
-            What::Upsert(s) => value(s).into_iter().map(|v| (self.key.clone(), v)).collect(),
-            What::Insert(_) | What::Update(_) => Vec::new(),
             What::Delete => {
                 if has.iter().any(|(k, _)| self.means(k))
                     && let Some(a) = c.attributes_mut(of)

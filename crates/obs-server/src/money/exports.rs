@@ -22,7 +22,7 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use obs_llm::ledger::entries;
 use obs_llm::report::Dimension;
 use obs_model::{
-    CallSelection, KeepState, LlmCall, Money, SpanId, StateChange, StateError, TenantId,
+    CallSelection, DAY_NS, KeepState, LlmCall, Money, SpanId, StateChange, StateError, TenantId,
     TimestampNs, TraceId,
 };
 use obs_sql::{Cell, ParquetFile};
@@ -51,7 +51,7 @@ const ROWS_MAX: u64 = 1_000_000;
 /// Size past which a file is given up.
 const BYTES_MAX: u64 = 2 << 30;
 /// How long a file is kept.
-const KEEP_NS: i64 = 7 * 86_400 * 1_000_000_000;
+const KEEP_NS: i64 = 7 * DAY_NS;
 /// Jobs that a tenant may have, those waiting among them.
 const JOBS_MAX: usize = 100;
 /// A job is made in about so many intervals of time, none shorter than this.
@@ -319,9 +319,8 @@ async fn begin(state: AppState, headers: HeaderMap, bytes: Bytes, what: What) ->
         let values = values.ok_or_else(|| Fault::bad(format!("filters.{name} is no text")))?;
         by.push((name.to_owned(), values));
     }
-    let day = 86_400_000_000_000;
     let end = time("to", &ask.to, now)?;
-    let start = time("from", &ask.from, end.add_nanos(-30 * day))?;
+    let start = time("from", &ask.from, end.add_nanos(-30 * DAY_NS))?;
     if start >= end {
         return Err(Fault::bad("the range ends before it starts"));
     }
