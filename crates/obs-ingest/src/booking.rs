@@ -1,12 +1,14 @@
 //! Booking LLM calls: which of them count, what was booked before, and who is told.
 
 use crate::pipeline::Ingest;
-use obs_llm::{Link, call_from_span};
-use obs_model::{
-    AppendError, CostState, LlmCall, MetricMetadata, Series, Span, TenantId, TimestampNs, TraceId,
-    WriteBatch,
+use obs_llm::{
+    Link, call_from_event, call_from_span, keep_attributes, replacing_event, with_event,
 };
-use std::collections::{BTreeSet, HashSet};
+use obs_model::{
+    AppendError, CostState, LlmCall, LogRecord, MetricMetadata, Series, Span, SpanId, TenantId,
+    TimestampNs, TraceId, WriteBatch,
+};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -41,6 +43,20 @@ impl CallWatchers {
     }
 }
 
+/// Attributes that are kept with calls beside those that calls have anyway.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Kept {
+    all: BTreeSet<String>,
+    tenants: HashMap<TenantId, BTreeSet<String>>,
+}
+
+impl Kept {
+    fn names(&self, tenant: &TenantId) -> impl Iterator<Item = &str> {
+        let own = self.tenants.get(tenant).into_iter().flatten();
+        self.all.iter().chain(own).map(String::as_str)
+    }
+}
+
 /// Ids of answers that are unique everywhere are at least this long; local engines count `cmpl-1`.
 const UNIQUE_ID_LEN: usize = 20;
 
@@ -67,18 +83,33 @@ impl Ingest {
         links: &[Link],
         now: TimestampNs,
     ) -> Vec<Booking> {
-        let prices = self.prices();
-        let mut calls: Vec<LlmCall> =
-            spans.iter().filter_map(|s| call_from_span(s, &prices)).collect();
+        let (prices, kept) = (self.prices(), self.kept());
+        let of = |s: &Span| {
+            let mut c = call_from_span(s, &prices)?;
+            let attributes = (&s.attributes, &s.resource.attributes);
+            keep_attributes(&mut c, attributes, kept.names(tenant));
+            Some(c)
+        };
+        let mut calls: Vec<LlmCall> = spans.iter().filter_map(of).collect();
         let state = self.state();
         let mut here_spans = HashSet::new();
         let mut here_responses = HashSet::new();
+        let mut told: HashMap<(TraceId, SpanId), Arc<LlmCall>> = HashMap::new();
         calls.retain(|c| {
-            !state.spans.contains(&(tenant.clone(), c.trace_id, c.span_id))
-                && here_spans.insert((c.trace_id, c.span_id))
+            let key = (tenant.clone(), c.trace_id, c.span_id);
+            if let Some(event) = state.events.get(&key) {
+                told.insert((c.trace_id, c.span_id), event.clone());
+            } else if state.spans.contains(&key) {
+                return false;
+            }
+            here_spans.insert((c.trace_id, c.span_id))
         });
         for c in &mut calls {
             c.booked_at = now;
+            if let Some(event) = told.get(&(c.trace_id, c.span_id)) {
+                *c = replacing_event(c.clone(), event);
+                continue;
+            }
             if c.call_id.is_empty() {
                 continue;
             }
@@ -87,10 +118,98 @@ impl Ingest {
                 c.count_elsewhere(CostState::Duplicate);
             }
         }
-        let revised = state.kin.judge(tenant, links, &mut calls, now);
+        let mut revised = state.kin.judge(tenant, links, &mut calls, now);
         drop(state);
-        let first = calls.into_iter().map(|call| Booking { call: Arc::new(call), before: None });
+        // What an event told is revised by its span already.
+        revised.retain(|(_, c)| !told.contains_key(&(c.trace_id, c.span_id)));
+        let first = calls.into_iter().map(|call| {
+            let before = told.remove(&(call.trace_id, call.span_id));
+            Booking { call: Arc::new(call), before }
+        });
         first.chain(revised.into_iter().map(Booking::from)).collect()
+    }
+
+    /// Returns the call that a log record tells of, if it does.
+    pub(crate) fn call_of_event(&self, tenant: &TenantId, r: &LogRecord) -> Option<LlmCall> {
+        let mut c = call_from_event(r, tenant, &self.prices())?;
+        let attributes = (&r.attributes, &r.resource.attributes);
+        keep_attributes(&mut c, attributes, self.kept().names(tenant));
+        Some(c)
+    }
+
+    /// Decides what becomes of calls that log events told of: a call of its own, a revision of a
+    /// span that did not say what it used, or nothing.
+    pub(crate) fn event_bookings(
+        &self,
+        tenant: &TenantId,
+        mut events: Vec<LlmCall>,
+        now: TimestampNs,
+    ) -> Vec<Booking> {
+        let state = self.state();
+        let mut here = HashSet::new();
+        events.retain(|c| here.insert((c.trace_id, c.span_id)));
+        let mut out = Vec::new();
+        for mut c in events {
+            c.booked_at = now;
+            if state.spans.contains(&(tenant.clone(), c.trace_id, c.span_id)) {
+                let is_event = state.events.contains(&(tenant.clone(), c.trace_id, c.span_id));
+                let span = state.kin.call(tenant, c.trace_id, c.span_id).filter(|_| !is_event);
+                out.extend(span.and_then(|span| {
+                    let mut better = with_event(span, &c)?;
+                    better.revision += 1;
+                    better.booked_at = now;
+                    "its log event told its usage".clone_into(&mut better.reason);
+                    Some(Booking::from((span.clone(), better)))
+                }));
+                continue;
+            }
+            if !c.call_id.is_empty() && state.responses.contains(&response(tenant, &c)) {
+                c.count_elsewhere(CostState::Duplicate);
+            }
+            out.push(Booking { call: Arc::new(c), before: None });
+        }
+        out
+    }
+
+    /// Counts calls of log events that are durable.
+    pub(crate) async fn booked_events(
+        &self,
+        tenant: &TenantId,
+        bookings: &[Booking],
+        now: TimestampNs,
+    ) {
+        let late = self.booked(tenant, &[], bookings, now);
+        {
+            let mut state = self.state();
+            for b in bookings.iter().filter(|b| b.before.is_none()) {
+                let key = (tenant.clone(), b.call.trace_id, b.call.span_id);
+                state.events.put(key, b.call.clone());
+            }
+        }
+        if let Err(e) = self.book(tenant, late, now).await {
+            tracing::warn!(error = %e, "a revision of calls was not stored");
+        }
+    }
+
+    fn kept(&self) -> Arc<Kept> {
+        self.kept.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces the further attributes that are kept with the calls of every tenant.
+    pub fn keep_attributes(&self, names: impl IntoIterator<Item = String>) {
+        let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::make_mut(&mut kept).all = names.into_iter().collect();
+    }
+
+    /// Replaces the further attributes that are kept with the calls of one tenant.
+    pub(crate) fn keep_attributes_of(&self, tenant: &TenantId, names: BTreeSet<String>) {
+        let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::make_mut(&mut kept).tenants.insert(tenant.clone(), names);
+    }
+
+    /// Remembers a call that was booked before a restart: told again, it is the same call.
+    pub(crate) fn remember_call(&self, tenant: &TenantId, c: &LlmCall) {
+        self.state().spans.insert((tenant.clone(), c.trace_id, c.span_id));
     }
 
     /// Counts what is durable: a refused batch comes again. Returns revisions that are needed
@@ -102,11 +221,19 @@ impl Ingest {
         bookings: &[Booking],
         now: TimestampNs,
     ) -> Vec<Booking> {
+        let prices = self.prices();
         let mut state = self.state();
         for b in bookings {
             let c = &b.call;
+            if !c.session_id.is_empty() {
+                let window = prices.explain(c).map(|m| m.record.context_tokens);
+                state.contexts.observe(tenant, c, window, now.to_millis());
+            }
             match &b.before {
-                Some(before) => state.derived.adjust(tenant, before, c, now.to_millis()),
+                Some(before) => {
+                    state.events.remove(&(tenant.clone(), c.trace_id, c.span_id));
+                    state.derived.adjust(tenant, before, c, now.to_millis());
+                }
                 None => {
                     state.spans.insert((tenant.clone(), c.trace_id, c.span_id));
                     if !c.call_id.is_empty() {

@@ -5,7 +5,7 @@
 
 use obs_model::{
     CallStatus, CostState, Labels, LabelsBuilder, LlmCall, METRIC_NAME, MetricKind, MetricMetadata,
-    Money, Sample, Series, TenantId, TimestampMs,
+    Money, Sample, Series, TenantId, TimestampMs, TokenUsage,
 };
 use rust_decimal::prelude::ToPrimitive;
 use std::collections::{BTreeSet, HashMap};
@@ -169,6 +169,17 @@ const FAMILIES: [Family; 12] = [
     ),
 ];
 
+/// Counts of tokens as `llm_tokens_total` names them.
+const fn token_types(t: &TokenUsage) -> [(&'static str, u64); 5] {
+    [
+        ("prompt", t.input.saturating_add(t.audio_input)),
+        ("completion", t.output.saturating_add(t.audio_output)),
+        ("cached", t.cache_read),
+        ("cache_write", t.cache_write.saturating_add(t.cache_write_1h)),
+        ("reasoning", t.reasoning),
+    ]
+}
+
 impl Derived {
     /// Counts a call. Roll-ups and duplicates repeat usage that is counted elsewhere.
     pub fn observe(&mut self, tenant: &TenantId, c: &LlmCall, now: TimestampMs) {
@@ -189,15 +200,7 @@ impl Derived {
         ];
         add("llm_requests_total", &request, one());
         add("llm_api_calls_total", &[], one());
-        let t = &c.tokens;
-        let tokens = [
-            ("prompt", t.input + t.audio_input),
-            ("completion", t.output + t.audio_output),
-            ("cached", t.cache_read),
-            ("cache_write", t.cache_write + t.cache_write_1h),
-            ("reasoning", t.reasoning),
-        ];
-        for (kind, n) in tokens.into_iter().filter(|(_, n)| *n > 0) {
+        for (kind, n) in token_types(&c.tokens).into_iter().filter(|(_, n)| *n > 0) {
             add("llm_tokens_total", &[("token_type", kind)], Counter::Number(n as f64));
         }
         if let Some(claimed) = c.reported_cost {
@@ -230,6 +233,39 @@ impl Derived {
                 now,
             );
         }
+        self.observe_times(tenant, c, now);
+    }
+
+    /// Counts what a revision changes. Counters only grow, so the difference is a series of its
+    /// own; the sum of both is what is booked.
+    pub fn adjust(&mut self, tenant: &TenantId, before: &LlmCall, c: &LlmCall, now: TimestampMs) {
+        let difference = c.cost_usd().saturating_sub(before.cost_usd());
+        let base = [("provider", c.provider.as_str()), ("model", c.model())];
+        let name = "llm_cost_adjusted_usd";
+        self.add(tenant, name, &base, &[], Counter::Dollars(difference), now);
+        if c.is_repeated() {
+            return;
+        }
+        // What a span or a log event told after the other was not counted yet.
+        for ((kind, n), (_, m)) in
+            token_types(&c.tokens).into_iter().zip(token_types(&before.tokens))
+        {
+            if n > m {
+                let more = Counter::Number((n - m) as f64);
+                self.add(tenant, "llm_tokens_total", &base, &[("token_type", kind)], more, now);
+            }
+        }
+        if before.end == before.start {
+            self.observe_times(tenant, c, now);
+        }
+    }
+
+    /// Counts how long a call took, of one that says so.
+    fn observe_times(&mut self, tenant: &TenantId, c: &LlmCall, now: TimestampMs) {
+        if c.end <= c.start {
+            return;
+        }
+        let base = [("provider", c.provider.as_str()), ("model", c.model())];
         let seconds = c.duration_ms() / 1000.0;
         let mut observe = |name: &str, bounds: &'static [f64], v: f64| {
             let one = Counter::Histogram(Buckets::of(bounds, v));
@@ -246,15 +282,6 @@ impl Derived {
                 observe("llm_time_per_output_token_seconds", &PER_TOKEN_BUCKETS, each);
             }
         }
-    }
-
-    /// Counts what a revision changes. Counters only grow, so the difference is a series of its
-    /// own; the sum of both is what is booked.
-    pub fn adjust(&mut self, tenant: &TenantId, before: &LlmCall, c: &LlmCall, now: TimestampMs) {
-        let difference = c.cost_usd().saturating_sub(before.cost_usd());
-        let base = [("provider", c.provider.as_str()), ("model", c.model())];
-        let name = "llm_cost_adjusted_usd";
-        self.add(tenant, name, &base, &[], Counter::Dollars(difference), now);
     }
 
     fn add(

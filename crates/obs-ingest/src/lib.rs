@@ -5,6 +5,7 @@
 //! `Append`. It decodes nothing and touches no disk.
 
 mod booking;
+mod contexts;
 mod correlate;
 mod deltas;
 mod derive;

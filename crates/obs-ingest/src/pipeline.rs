@@ -1,6 +1,7 @@
 //! The path of a request's records: limits → LLM calls → append → derived counters.
 
-use crate::booking::{CallWatchers, Response};
+use crate::booking::{CallWatchers, Kept, Response};
+use crate::contexts::Contexts;
 use crate::correlate::correlate;
 use crate::deltas::Deltas;
 use crate::derive::Derived;
@@ -9,7 +10,7 @@ use crate::identity::Identities;
 use crate::limits::{TenantLimits, Violation};
 use crate::red::{Facts, Red, SpanDimension};
 use crate::sampling::Sampling;
-use crate::seen::Seen;
+use crate::seen::{Recent, Seen};
 use crate::tail::{TailConfig, keep_share};
 use crate::tails::Tails;
 use crate::telemetry::Telemetry;
@@ -67,9 +68,12 @@ impl Outcome {
 pub(crate) struct State {
     deltas: Deltas,
     pub(crate) derived: Derived,
+    pub(crate) contexts: Contexts,
     red: Red,
     /// Spans whose call was counted: exporters repeat batches whose answer got lost.
     pub(crate) spans: Seen<(TenantId, TraceId, SpanId)>,
+    /// Calls that log events told of and no span yet.
+    pub(crate) events: Recent<(TenantId, TraceId, SpanId), Arc<LlmCall>>,
     /// Response ids by trace: a gateway and an SDK report the same call.
     pub(crate) responses: Seen<Response>,
     /// Which calls are inside which.
@@ -106,6 +110,7 @@ pub struct Ingest {
     tails: Arc<Mutex<Tails>>,
     rules: Arc<RwLock<Arc<SpanRules>>>,
     pub(crate) call_watchers: Arc<CallWatchers>,
+    pub(crate) kept: Arc<RwLock<Arc<Kept>>>,
     state: Arc<Mutex<State>>,
 }
 
@@ -128,6 +133,8 @@ impl Drop for Waiting {
 
 /// Calls remembered for de-duplication.
 const SEEN_MAX: usize = 100_000;
+/// Calls of log events that are remembered whole until their spans come.
+const EVENTS_MAX: usize = 10_000;
 
 impl Ingest {
     pub fn new(
@@ -139,9 +146,11 @@ impl Ingest {
         let state = State {
             deltas: Deltas::default(),
             derived: Derived::default(),
+            contexts: Contexts::default(),
             red: Red::default(),
             spans: Seen::new(SEEN_MAX),
             responses: Seen::new(SEEN_MAX),
+            events: Recent::new(EVENTS_MAX),
             kin: Kin::default(),
         };
         Self {
@@ -156,6 +165,7 @@ impl Ingest {
             tails: Arc::default(),
             rules: Arc::default(),
             call_watchers: Arc::default(),
+            kept: Arc::default(),
             state: Arc::new(Mutex::new(state)),
         }
     }
@@ -385,11 +395,13 @@ impl Ingest {
         let mut batch = WriteBatch::default();
         let limits = self.limits.of(tenant);
         let mut scores = Vec::new();
+        let mut events = Vec::new();
         for mut r in logs {
             match limits.log(&r, now) {
                 Ok(()) => {
                     correlate(&mut r);
                     let score = Scored::of_log(&r).map(|s| s.record());
+                    events.extend(self.call_of_event(tenant, &r));
                     batch.logs.push(r);
                     scores.extend(score.filter(|r| limits.log(r, now).is_ok()));
                 }
@@ -398,10 +410,15 @@ impl Ingest {
         }
         outcome.accepted = batch.logs.len() as u64;
         batch.logs.extend(scores);
+        let bookings = self.event_bookings(tenant, events, now);
+        batch.calls = bookings.iter().map(|b| LlmCall::clone(&b.call)).collect();
         self.count_rejected("logs", &outcome);
         let watchers = self.watchers.all();
         let seen = if watchers.is_empty() { Vec::new() } else { batch.logs.clone() };
         self.append(tenant, "log", ("logs", outcome.accepted), batch).await?;
+        if !bookings.is_empty() {
+            self.booked_events(tenant, &bookings, now).await;
+        }
         for watcher in watchers {
             watcher.stored(tenant, &seen);
         }
@@ -461,6 +478,7 @@ impl Ingest {
             let mut state = self.state();
             state.deltas.forget(now.add_millis(-(FORGET.as_millis() as i64)));
             let mut emitted = state.derived.tick(now);
+            emitted.extend(state.contexts.tick(now));
             for e in state.red.tick(now) {
                 self.exemplars.add(&e.tenant, e.exemplars);
                 emitted.push((e.tenant, e.series, e.metadata));

@@ -16,7 +16,7 @@ use obs_model::{
     TraceId,
 };
 use rust_decimal::prelude::ToPrimitive as _;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -147,7 +147,7 @@ impl Purses {
             let ids: Vec<String> = specs.iter().map(|s| s.id.clone()).collect();
             let mut budgets = Budgets::default();
             for spec in specs {
-                budgets.set(spec).map_err(PurseError::Invalid)?;
+                budgets.set(spec);
             }
             let mut settled = HashSet::new();
             let oldest = open.iter().map(|r| r.created_at).min().unwrap_or(i64::MAX);
@@ -156,12 +156,16 @@ impl Purses {
                 if c.dialect == Dialect::UsageApi {
                     settled.insert(c.trace_id);
                 }
+                // Told again after the restart it must not be counted again.
+                self.ingest.remember_call(&tenant, c);
                 budgets.count(c, None, None);
             })?;
             // Booked, but the crash came before the release.
             let (done, open): (Vec<_>, Vec<_>) =
                 open.into_iter().partition(|r| settled.contains(&usage_id(&tenant, &r.id).0));
             open.into_iter().for_each(|r| budgets.restore(r));
+            budgets.expire(now.nanos());
+            self.ingest.keep_attributes_of(&tenant, attributes(&budgets));
             for r in done {
                 // What is not removed now is found settled again at the next start.
                 drop(self.control.put(vec![change(OPEN, &tenant, &r.id, None)]));
@@ -183,14 +187,16 @@ impl Purses {
         spec: BudgetSpec,
     ) -> Result<(BudgetSpec, bool), PurseError> {
         let spec = spec.checked().map_err(PurseError::Invalid)?;
+        self.with(tenant, |b| b.admits(&spec)).map_err(PurseError::Busy)?;
         let json = serde_json::to_vec(&spec).map_err(|e| PurseError::Invalid(e.to_string()))?;
         self.control.put(vec![change(SPECS, tenant, &spec.id, Some(json))]).await?;
         let mut tenants = self.counts.lock();
         self.counts.any.store(true, Ordering::Release);
         let t = tenants.entry(tenant.clone()).or_default();
-        let is_new = t.budgets.set(spec.clone()).map_err(PurseError::Busy)?;
+        let is_new = t.budgets.set(spec.clone());
         if is_new {
             t.filling.insert(spec.id.clone());
+            self.ingest.keep_attributes_of(tenant, attributes(&t.budgets));
         }
         Ok((spec, is_new))
     }
@@ -230,7 +236,11 @@ impl Purses {
             return Err(PurseError::Unknown("budget"));
         }
         self.control.put(vec![change(SPECS, tenant, id, None)]).await?;
-        self.with(tenant, |b| b.remove(id));
+        let names = self.with(tenant, |b| {
+            b.remove(id);
+            attributes(b)
+        });
+        self.ingest.keep_attributes_of(tenant, names);
         Ok(())
     }
 
@@ -315,8 +325,9 @@ impl Purses {
         Ok(made)
     }
 
+    /// Returns a reservation, also one whose time was over less than a day ago.
     pub fn reservation(&self, tenant: &TenantId, id: &str) -> Option<Reservation> {
-        self.with(tenant, |b| b.reservation(id).cloned())
+        self.with(tenant, |b| b.reservation(id).or_else(|| b.late(id)).cloned())
     }
 
     /// Books what a reserved call used, then gives back what was set aside. Settling twice books
@@ -332,9 +343,8 @@ impl Purses {
         now: TimestampNs,
     ) -> Result<Settled, PurseError> {
         (call.trace_id, call.span_id) = usage_id(tenant, id);
-        let was_open = self.reservation(tenant, id).is_some();
         let booked = self.book_usage(tenant, &mut call, now).await?;
-        self.release(tenant, id).await?;
+        let was_open = self.release(tenant, id).await?;
         Ok(Settled { call, booked, was_open })
     }
 
@@ -361,12 +371,17 @@ impl Purses {
         Ok(true)
     }
 
-    /// Ends a reservation without booking anything; `false` if it was not open.
+    /// Ends a reservation without booking anything; `false` if it was not open any longer.
     ///
     /// # Errors
     /// When its end cannot be kept.
     pub async fn release(&self, tenant: &TenantId, id: &str) -> Result<bool, PurseError> {
-        let Some(r) = self.with(tenant, |b| b.release(id)) else { return Ok(false) };
+        let Some(r) = self.with(tenant, |b| b.release(id)) else {
+            if self.with(tenant, |b| b.forget_late(id)).is_some() {
+                self.control.put(vec![change(OPEN, tenant, id, None)]).await?;
+            }
+            return Ok(false);
+        };
         if let Err(e) = self.control.put(vec![change(OPEN, tenant, id, None)]).await {
             self.with(tenant, |b| b.restore(r));
             return Err(e.into());
@@ -374,23 +389,26 @@ impl Purses {
         Ok(true)
     }
 
-    /// Ends reservations whose time is over, and forgets old periods. Returns how many ended.
+    /// Ends reservations whose time is over, and forgets old periods and reservations that nobody
+    /// settled within a day of that. Returns how many ended.
     ///
     /// # Errors
     /// When that cannot be kept.
     pub async fn expire(&self, now: TimestampNs) -> Result<usize, PurseError> {
-        let over: Vec<(TenantId, String)> = {
+        let mut ended = 0;
+        let abandoned: Vec<(TenantId, String)> = {
             let mut tenants = self.counts.lock();
             let each = tenants.iter_mut().flat_map(|(t, b)| {
                 b.budgets.forget(now.nanos());
-                b.budgets.expired(now.nanos()).into_iter().map(|id| (t.clone(), id))
+                ended += b.budgets.expire(now.nanos());
+                b.budgets.abandoned(now.nanos()).into_iter().map(|id| (t.clone(), id))
             });
             each.collect()
         };
-        for (tenant, id) in &over {
+        for (tenant, id) in &abandoned {
             self.release(tenant, id).await?;
         }
-        Ok(over.len())
+        Ok(ended)
     }
 
     /// Returns the series of all budgets, by tenant.
@@ -403,6 +421,11 @@ impl Purses {
         };
         tenants.iter().filter_map(of).collect()
     }
+}
+
+/// The further attributes that budgets ask by.
+fn attributes(budgets: &Budgets) -> BTreeSet<String> {
+    budgets.specs().flat_map(BudgetSpec::attributes).collect()
 }
 
 /// Visits the calls of a tenant since a moment.

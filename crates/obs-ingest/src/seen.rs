@@ -1,30 +1,48 @@
-//! A set that remembers the recent past within a bound.
+//! What was seen lately, within bounds: two generations, the older of which is dropped whole.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::hash::Hash;
 
-/// Remembers at least the last `capacity` items and at most twice as many.
+/// The values of the latest keys.
 #[derive(Debug)]
-pub(crate) struct Seen<T> {
-    young: HashSet<T>,
-    old: HashSet<T>,
+pub(crate) struct Recent<K, V> {
+    young: HashMap<K, V>,
+    old: HashMap<K, V>,
     capacity: usize,
 }
 
-impl<T: Eq + Hash> Seen<T> {
+/// The latest items.
+pub(crate) type Seen<K> = Recent<K, ()>;
+
+impl<K: Eq + Hash, V> Recent<K, V> {
     pub(crate) fn new(capacity: usize) -> Self {
-        Self { young: HashSet::new(), old: HashSet::new(), capacity }
+        Self { young: HashMap::new(), old: HashMap::new(), capacity }
     }
 
-    pub(crate) fn contains(&self, item: &T) -> bool {
-        self.young.contains(item) || self.old.contains(item)
+    pub(crate) fn get(&self, key: &K) -> Option<&V> {
+        self.young.get(key).or_else(|| self.old.get(key))
     }
 
-    pub(crate) fn insert(&mut self, item: T) {
+    pub(crate) fn contains(&self, key: &K) -> bool {
+        self.get(key).is_some()
+    }
+
+    pub(crate) fn put(&mut self, key: K, value: V) {
         if self.young.len() >= self.capacity {
             self.old = std::mem::take(&mut self.young);
         }
-        self.young.insert(item);
+        self.young.insert(key, value);
+    }
+
+    pub(crate) fn remove(&mut self, key: &K) {
+        self.young.remove(key);
+        self.old.remove(key);
+    }
+}
+
+impl<K: Eq + Hash> Seen<K> {
+    pub(crate) fn insert(&mut self, item: K) {
+        self.put(item, ());
     }
 }
 

@@ -1,5 +1,6 @@
 //! Spans → canonical LLM calls.
 
+use crate::embedding::embedding;
 use crate::price::PriceBook;
 use crate::{estimate, messages_of, provider, tokens};
 use obs_model::{
@@ -316,6 +317,37 @@ pub fn service_tier(name: &str) -> String {
     }
 }
 
+/// The attribute of calls that names the key that paid.
+pub const KEY: &str = "key";
+/// Ids of keys, never keys themselves.
+const KEY_NAMES: &[&str] = &[
+    "gen_ai.api_key.id",
+    "llm.api_key.id",
+    "api_key.id",
+    "api_key_id",
+    "metadata.user_api_key_alias",
+    "metadata.user_api_key_hash",
+    "traceloop.association.properties.api_key_id",
+    "ai.telemetry.metadata.apiKeyId",
+];
+/// Bytes of a further attribute's value that is kept.
+const ATTRIBUTE_BYTES_MAX: usize = 256;
+
+/// Keeps further attributes of a span, or its resource, with its call: those of `names`. Values of
+/// more than 256 bytes are not kept.
+pub fn keep_attributes<'a>(
+    call: &mut LlmCall,
+    (of_span, of_resource): (&Attributes, &Attributes),
+    names: impl Iterator<Item = &'a str>,
+) {
+    for name in names {
+        let value = of_span.get(name).or_else(|| of_resource.get(name)).map(ToString::to_string);
+        if let Some(value) = value.filter(|v| v.len() <= ATTRIBUTE_BYTES_MAX) {
+            call.keep_attribute(name, value);
+        }
+    }
+}
+
 /// Translates a span into a priced call; `None` if it is no call of a model.
 pub fn call_from_span(span: &Span, prices: &PriceBook) -> Option<LlmCall> {
     let (dialect, operation) = classify(span)?;
@@ -443,7 +475,10 @@ pub fn call_from_span(span: &Span, prices: &PriceBook) -> Option<LlmCall> {
         revision: 0,
         booked_at: TimestampNs::from_nanos(0),
         reason: String::new(),
+        attributes: Vec::new(),
+        embedding: embedding(a),
     };
+    call.keep_attribute(KEY, anywhere(KEY_NAMES).chars().take(ATTRIBUTE_BYTES_MAX).collect());
     let alternative = usage.as_ref().and_then(|u| u.alternative);
     if usage.is_none() && !is_error {
         estimate(span, &mut call);

@@ -4,8 +4,10 @@
 //! what chance alone adds to it: with B bins and windows of n and m calls the index of equal
 //! distributions is about (B−1)(1/n+1/m), far above the usual thresholds when windows are small.
 
+use crate::score::{Said, Z_SIGNIFICANT, significance};
 use obs_model::{LlmCall, TimestampNs};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 /// Fewest calls of either window.
 pub const SAMPLES_MIN: usize = 300;
@@ -26,6 +28,10 @@ pub struct Sample {
     numbers: [f64; NUMBERS.len()],
     words: [String; WORDS.len()],
     served: String,
+    /// The embedding of what was said; empty without one.
+    embedding: Vec<f32>,
+    /// What evaluations said of it, by their names.
+    scores: Vec<(Arc<str>, f64)>,
 }
 
 const NUMBERS: [&str; 6] = [
@@ -39,7 +45,8 @@ const NUMBERS: [&str; 6] = [
 const WORDS: [&str; 4] = ["operation", "finish_reason", "error_type", "service_tier"];
 
 impl Sample {
-    pub fn of(c: &LlmCall) -> Self {
+    /// Returns what a call says, and what was said of it.
+    pub fn of(c: &LlmCall, said: Option<&Said>) -> Self {
         use rust_decimal::prelude::ToPrimitive as _;
         let (input, output) = (c.tokens.input_total() as f64, c.tokens.output_total() as f64);
         let cost = c.cost.as_ref().and_then(|x| x.total().to_f64());
@@ -61,6 +68,8 @@ impl Sample {
                 c.service_tier.clone(),
             ],
             served: served.join(" ").trim().to_owned(),
+            embedding: c.embedding.clone(),
+            scores: said.map(|s| s.scores.clone()).unwrap_or_default(),
         }
     }
 }
@@ -68,9 +77,10 @@ impl Sample {
 /// How a feature moved.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Feature {
-    pub name: &'static str,
-    /// `numeric` or `categorical`.
+    pub name: String,
+    /// `numeric`, `categorical` or `embedding`.
     pub kind: &'static str,
+    /// Of the mean per axis, of an embedding.
     pub psi: f64,
     pub psi_corrected: f64,
     /// Divergence of the current from the baseline, nats.
@@ -79,6 +89,8 @@ pub struct Feature {
     pub n_cur: usize,
     /// The bins that moved most: name, share before, share now.
     pub top_bins: Vec<(String, f64, f64)>,
+    /// Cosine distance of the centroids, of an embedding: 0 the same direction, 1 none in common.
+    pub distance: Option<f64>,
 }
 
 /// What comparing two windows found.
@@ -119,7 +131,7 @@ fn index(reference: &[usize], current: &[usize]) -> (f64, f64, f64) {
 }
 
 fn feature(
-    name: &'static str,
+    name: &str,
     kind: &'static str,
     bins: &[String],
     reference: &[usize],
@@ -137,10 +149,12 @@ fn feature(
         .collect();
     moved.sort_by(|a, b| (b.2 - b.1).abs().total_cmp(&(a.2 - a.1).abs()));
     moved.truncate(3);
-    Some(Feature { name, kind, psi, psi_corrected, kl, n_ref, n_cur, top_bins: moved })
+    let name = name.to_owned();
+    let top_bins = moved;
+    Some(Feature { name, kind, psi, psi_corrected, kl, n_ref, n_cur, top_bins, distance: None })
 }
 
-fn numeric(name: &'static str, reference: &[f64], current: &[f64]) -> Option<Feature> {
+fn numeric(name: &str, reference: &[f64], current: &[f64]) -> Option<Feature> {
     let mut sorted: Vec<f64> = reference.iter().copied().filter(|v| v.is_finite()).collect();
     if sorted.len() < SAMPLES_MIN {
         return None;
@@ -172,7 +186,117 @@ fn numeric(name: &'static str, reference: &[f64], current: &[f64]) -> Option<Fea
     feature(name, "numeric", &names, &counts(reference), &counts(current))
 }
 
-fn categorical(name: &'static str, reference: &[&str], current: &[&str]) -> Option<Feature> {
+/// Compares embeddings: the mean over their axes of each axis' index, and the centroids' distance.
+fn embedding(reference: &[Sample], current: &[Sample]) -> Option<Feature> {
+    let mut lengths: BTreeMap<usize, usize> = BTreeMap::new();
+    for s in reference.iter().filter(|s| !s.embedding.is_empty()) {
+        *lengths.entry(s.embedding.len()).or_default() += 1;
+    }
+    let (length, _) = lengths.into_iter().max_by_key(|(_, n)| *n)?;
+    let of = |list: &[Sample], axis: usize| -> Vec<f64> {
+        let fits = list.iter().filter(|s| s.embedding.len() == length);
+        fits.filter_map(|s| s.embedding.get(axis).map(|v| f64::from(*v))).collect()
+    };
+    let mut out: Option<Feature> = None;
+    let (mut dot, mut before, mut now) = (0.0, 0.0, 0.0);
+    for axis in 0..length {
+        let (r, c) = (of(reference, axis), of(current, axis));
+        let f = numeric("embedding", &r, &c)?;
+        let mean = |list: &[f64]| list.iter().sum::<f64>() / list.len() as f64;
+        let (a, b) = (mean(&r), mean(&c));
+        dot += a * b;
+        before += a * a;
+        now += b * b;
+        match &mut out {
+            None => out = Some(Feature { kind: "embedding", top_bins: Vec::new(), ..f }),
+            Some(sum) => {
+                sum.psi += f.psi;
+                sum.psi_corrected += f.psi_corrected;
+                sum.kl += f.kl;
+            }
+        }
+    }
+    let mut out = out?;
+    for v in [&mut out.psi, &mut out.psi_corrected, &mut out.kl] {
+        *v /= length as f64;
+    }
+    let norms = (before * now).sqrt();
+    out.distance = (norms > 0.0).then(|| (1.0 - dot / norms).max(0.0));
+    Some(out)
+}
+
+/// Names of evaluations that are compared: each is a feature of its own.
+const SCORES_MAX: usize = 20;
+
+/// Compares what evaluations said, each by itself: they have scales of their own.
+fn scores(reference: &[Sample], current: &[Sample]) -> Vec<Feature> {
+    let mut names: BTreeMap<&str, usize> = BTreeMap::new();
+    for (name, _) in current.iter().flat_map(|s| &s.scores) {
+        *names.entry(name).or_default() += 1;
+    }
+    let enough = names.into_iter().filter(|(_, n)| *n >= SAMPLES_MIN).take(SCORES_MAX);
+    let of = |list: &[Sample], name: &str| -> Vec<f64> {
+        let all = list.iter().flat_map(|s| &s.scores);
+        all.filter(|(n, _)| **n == *name).map(|(_, v)| *v).collect()
+    };
+    enough
+        .filter_map(|(n, _)| numeric(&format!("score:{n}"), &of(reference, n), &of(current, n)))
+        .collect()
+}
+
+/// Ratings of either window below which accuracy is no verdict.
+pub const RATINGS_MIN: usize = 100;
+/// A drop of accuracy beyond which it is a warning, and critical.
+const DROP_WARNING: f64 = 0.10;
+const DROP_CRITICAL: f64 = 0.15;
+/// The least accuracy that is well; what the combined score measures a drop by.
+pub const ACCURACY_MIN: f64 = 0.75;
+
+/// Shares of positive ratings, before and now.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Accuracy {
+    pub baseline: f64,
+    pub current: f64,
+    pub n_ref: usize,
+    pub n_cur: usize,
+}
+
+impl Accuracy {
+    /// Compares ratings; `None` while either window has fewer than [`RATINGS_MIN`].
+    pub fn of(reference: &[bool], current: &[bool]) -> Option<Self> {
+        if reference.len() < RATINGS_MIN || current.len() < RATINGS_MIN {
+            return None;
+        }
+        let share =
+            |list: &[bool]| list.iter().filter(|up| **up).count() as f64 / list.len() as f64;
+        let (n_ref, n_cur) = (reference.len(), current.len());
+        Some(Self { baseline: share(reference), current: share(current), n_ref, n_cur })
+    }
+
+    pub fn drop(&self) -> f64 {
+        self.baseline - self.current
+    }
+
+    /// A drop that chance alone would hardly make is told by its size.
+    pub fn status(&self) -> &'static str {
+        let z = significance((self.baseline, self.n_ref), (self.current, self.n_cur));
+        match self.drop() {
+            d if d > DROP_CRITICAL && z > Z_SIGNIFICANT => "critical",
+            d if d > DROP_WARNING && z > Z_SIGNIFICANT => "warning",
+            _ => "normal",
+        }
+    }
+}
+
+/// The origin's one number of all that drifts: divergence, index and lost accuracy, each by its
+/// threshold.
+pub fn combined(drift: &Drift, accuracy: Option<&Accuracy>) -> f64 {
+    let most = |of: fn(&Feature) -> f64| drift.features.iter().map(of).fold(0.0, f64::max);
+    let lost = accuracy.map_or(0.0, |a| a.drop().max(0.0) / (1.0 - ACCURACY_MIN));
+    (most(|f| f.kl) / 0.1 + most(|f| f.psi_corrected) / 0.2 + lost) / 3.0
+}
+
+fn categorical(name: &str, reference: &[&str], current: &[&str]) -> Option<Feature> {
     let mut known: HashMap<&str, usize> = HashMap::new();
     reference.iter().chain(current).for_each(|w| *known.entry(w).or_default() += 1);
     let mut ranked: Vec<(&str, usize)> = known.into_iter().collect();
@@ -219,6 +343,8 @@ pub fn compare(reference: &[Sample], current: &[Sample]) -> Option<Drift> {
         }
         features.extend(categorical(name, &of(reference, i), &of(current, i)));
     }
+    features.extend(embedding(reference, current));
+    features.extend(scores(reference, current));
     features.sort_by(|a, b| b.psi_corrected.total_cmp(&a.psi_corrected));
     let before: BTreeSet<&str> = reference.iter().map(|s| s.served.as_str()).collect();
     let mut anew: BTreeMap<&str, usize> = BTreeMap::new();
@@ -295,7 +421,52 @@ mod tests {
                 String::new(),
             ],
             served: "gpt-4o-2024-08-06 fp_1".into(),
+            embedding: Vec::new(),
+            scores: Vec::new(),
         }
+    }
+
+    #[test]
+    fn what_is_said_and_what_is_said_of_it_are_features() {
+        let mut noise = Noise(11);
+        let mut list: Vec<Sample> = (0..1500).map(|n| sample(&mut noise, n, false)).collect();
+        let name: Arc<str> = "relevance".into();
+        for (i, s) in list.iter_mut().enumerate() {
+            let now = i >= 1000;
+            // Half of what is asked now points elsewhere, and answers are worth less.
+            let turned = now && noise.uniform() < 0.5;
+            s.embedding = (0..8)
+                .map(|axis| {
+                    let centre = if (axis < 4) == turned { 0.1 } else { 0.6 };
+                    (noise.uniform().mul_add(0.4, centre)) as f32
+                })
+                .collect();
+            let worth = noise.uniform() * if now { 0.6 } else { 1.0 };
+            s.scores = vec![(name.clone(), worth)];
+        }
+        let d = compare(&list[..1000], &list[1000..]).unwrap();
+        let of = |n: &str| d.features.iter().find(|f| f.name == n).unwrap().clone();
+        assert!(of("embedding").psi_corrected > CRITICAL && of("embedding").distance > Some(0.01));
+        assert!(of("score:relevance").psi_corrected > CRITICAL);
+        // The same list against itself: nothing moved.
+        let d = compare(&list[..500], &list[500..1000]).unwrap();
+        assert!(d.score < WARNING, "{:?}", d.features.first());
+        assert!(combined(&d, None) < 1.0);
+    }
+
+    #[test]
+    fn accuracy_falls_only_beyond_chance() {
+        let ratings = |up: usize, n: usize| (0..n).map(|i| i < up).collect::<Vec<bool>>();
+        assert_eq!(Accuracy::of(&ratings(90, 99), &ratings(90, 100)), None);
+        let of = |a: (usize, usize), b: (usize, usize)| {
+            Accuracy::of(&ratings(a.0, a.1), &ratings(b.0, b.1)).unwrap().status()
+        };
+        assert_eq!(of((900, 1000), (740, 1000)), "critical");
+        assert_eq!(of((900, 1000), (790, 1000)), "warning");
+        assert_eq!(of((900, 1000), (810, 1000)), "normal");
+        // A hundred ratings of either: twelve points may be chance.
+        assert_eq!(of((80, 100), (68, 100)), "normal");
+        assert_eq!(of((500, 1000), (900, 1000)), "normal");
     }
 
     #[test]

@@ -186,6 +186,11 @@ impl Kin {
         revisions
     }
 
+    /// Returns a call of a recent trace as it is booked now.
+    pub fn call(&self, tenant: &TenantId, trace: TraceId, span: SpanId) -> Option<&Arc<LlmCall>> {
+        self.tenants.get(tenant)?.get(&trace)?.calls.get(&span)
+    }
+
     fn forget(&mut self) {
         while self.order.len() > TRACES_MAX || self.spans > SPANS_MAX || self.calls > CALLS_MAX {
             let Some((tenant, trace)) = self.order.pop_front() else { break };

@@ -6,9 +6,11 @@
 
 pub mod budget;
 pub mod cache;
-mod call;
+pub(crate) mod call;
 pub mod drift;
+mod embedding;
 mod estimate;
+mod event;
 pub mod forecast;
 mod kin;
 pub mod ledger;
@@ -19,13 +21,15 @@ pub mod report;
 mod score;
 mod tokens;
 mod usage;
+pub mod worth;
 
-pub use call::{call_from_span, is_llm_event, service_tier};
+pub use call::{KEY, call_from_span, is_llm_event, keep_attributes, service_tier};
+pub use event::{call_from_event, replacing_event, with_event};
 pub use kin::{Kin, Link, links};
 pub use messages::{Conversation, messages_of};
 pub use price::{
     BookFile, Discount, Imported, Match, Mode, PriceBook, PriceBookError, PriceRecord, Rate, Rates,
     Tier, Volume, import_csv, import_litellm, import_origin,
 };
-pub use score::{Mean, SCORE_EVENT, SCORE_NAME, Score, Scored};
+pub use score::{Mean, SCORE_EVENT, SCORE_NAME, Said, Score, Scored, Verdicts, latest_ratings};
 pub use usage::{price_call, usage_call, usage_id};

@@ -1,5 +1,6 @@
 //! Prompts and answers of a call as messages, from whichever form a dialect uses.
 
+use crate::event::DETAILS_EVENT;
 use obs_model::{AttributeValue, Attributes, LogRecord, Message, MessagePart, Span};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
@@ -253,7 +254,7 @@ fn from_events<'a>(logs: impl Iterator<Item = &'a LogRecord>) -> Conversation {
                 m.finish_reason = field(&body, &["finish_reason"]);
                 c.output.push(m);
             }
-            "gen_ai.client.inference.operation.details" => return structured(&log.attributes),
+            DETAILS_EVENT => return structured(&log.attributes),
             _ => {}
         }
     }

@@ -1,10 +1,12 @@
 //! Sums of calls by what they are asked by: model, team, day and so on.
 
+use crate::call::KEY;
 use obs_model::{CallStatus, CostState, DAY_NS, LlmCall, Money, TimestampNs};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What calls are summed by. An attribute that a call lacks is the empty text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Dimension {
     Provider,
     Model,
@@ -31,9 +33,18 @@ pub enum Dimension {
     Day,
     Week,
     Month,
+    /// The provider's or gateway's id of the key that paid.
+    Key,
+    /// A further attribute, by its whole name here: `attribute:customer.id`.
+    Attribute(Arc<str>),
 }
 
-const NAMES: [(&str, Dimension); 24] = [
+/// What names of further attributes begin with.
+const ATTRIBUTE: &str = "attribute:";
+/// Bytes that the name of a further attribute may have.
+const ATTRIBUTE_BYTES_MAX: usize = 128;
+
+const NAMES: [(&str, Dimension); 25] = [
     ("provider", Dimension::Provider),
     ("model", Dimension::Model),
     ("request_model", Dimension::RequestModel),
@@ -58,6 +69,7 @@ const NAMES: [(&str, Dimension); 24] = [
     ("day", Dimension::Day),
     ("week", Dimension::Week),
     ("month", Dimension::Month),
+    ("key", Dimension::Key),
 ];
 
 impl Dimension {
@@ -71,22 +83,39 @@ impl Dimension {
             "model_id" => "model",
             "env" => "environment",
             "tags" => "tag",
+            "api_key" | "api_key_id" | "key_id" => "key",
             other => other,
         };
-        NAMES.iter().find(|(n, _)| *n == name).map(|(_, d)| *d)
+        if let Some(attribute) = name.strip_prefix(ATTRIBUTE) {
+            let fits = (1..=ATTRIBUTE_BYTES_MAX).contains(&attribute.len());
+            return fits.then(|| Self::Attribute(name.into()));
+        }
+        NAMES.iter().find(|(n, _)| *n == name).map(|(_, d)| d.clone())
     }
 
-    pub fn name(self) -> &'static str {
-        NAMES.iter().find(|(_, d)| *d == self).map_or("", |(n, _)| n)
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Attribute(name) => name,
+            _ => NAMES.iter().find(|(_, d)| d == self).map_or("", |(n, _)| n),
+        }
+    }
+
+    /// Returns the attribute's name, of a further attribute.
+    pub fn attribute(&self) -> Option<&str> {
+        match self {
+            Self::Attribute(name) => name.strip_prefix(ATTRIBUTE),
+            _ => None,
+        }
     }
 
     /// Returns what can be asked for, for messages.
     pub fn names() -> String {
-        NAMES.iter().map(|(n, _)| *n).collect::<Vec<_>>().join(", ")
+        let names = NAMES.iter().map(|(n, _)| *n).chain(["attribute:NAME"]);
+        names.collect::<Vec<_>>().join(", ")
     }
 
     /// Returns the values under which a call counts: one, or one a tag.
-    pub fn values(self, c: &LlmCall) -> Vec<String> {
+    pub fn values(&self, c: &LlmCall) -> Vec<String> {
         let text = match self {
             Self::Provider => c.provider.clone(),
             Self::Model => c.model().to_owned(),
@@ -117,12 +146,14 @@ impl Dimension {
                 day_text(day - (day + 3).rem_euclid(7))
             }
             Self::Month => c.start.to_string().get(..7).unwrap_or_default().to_owned(),
+            Self::Key => c.attribute(KEY).to_owned(),
+            Self::Attribute(_) => c.attribute(self.attribute().unwrap_or_default()).to_owned(),
         };
         vec![text]
     }
 
     /// Returns whether a call has one of some values here. A value may end in `*`.
-    pub fn matches(self, c: &LlmCall, wanted: &[String]) -> bool {
+    pub fn matches(&self, c: &LlmCall, wanted: &[String]) -> bool {
         self.values(c).iter().any(|have| {
             wanted.iter().any(|want| match want.strip_suffix('*') {
                 Some(start) => have.starts_with(start),
@@ -283,7 +314,20 @@ mod tests {
         assert!(Dimension::Model.matches(&sunday, &["x".into(), "m*".into()]));
         assert!(!Dimension::Model.matches(&sunday, &["mm".into()]));
         for (n, d) in NAMES {
-            assert_eq!((Dimension::parse(n), d.name()), (Some(d), n));
+            assert_eq!((Dimension::parse(n).as_ref(), d.name()), (Some(&d), n));
         }
+        let tier = Dimension::parse("attribute:customer.tier").unwrap();
+        assert_eq!(tier.name(), "attribute:customer.tier");
+        let mut c = sunday.clone();
+        c.keep_attribute("customer.tier", "gold".into());
+        c.keep_attribute(KEY, "k-1".into());
+        assert_eq!(
+            (tier.values(&c), Dimension::Key.values(&c)),
+            (vec!["gold".into()], vec!["k-1".into()])
+        );
+        assert_eq!(
+            (tier.values(&sunday), Dimension::parse("attribute:")),
+            (vec![String::new()], None)
+        );
     }
 }

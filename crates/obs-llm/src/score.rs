@@ -7,9 +7,12 @@
 
 use crate::forecast::z_of;
 use obs_model::{
-    AttributeValue, Attributes, Labels, LogRecord, Resource, Span, SpanId, TimestampNs, TraceId,
+    AttributeValue, Attributes, Labels, LlmCall, LogRecord, Resource, Span, SpanId, TimestampNs,
+    TraceId,
 };
 use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 /// The event of OpenTelemetry's conventions.
 pub const SCORE_EVENT: &str = "gen_ai.evaluation.result";
@@ -232,6 +235,127 @@ impl Scored {
     }
 }
 
+/// Names of scores that are people's ratings, whoever sent them.
+const RATINGS: [&str; 6] =
+    ["user_feedback", "user-feedback", "feedback", "rating", "thumbs", "thumbs_up"];
+/// Words of verdicts that mean yes, and no.
+const GOOD: [&str; 8] =
+    ["positive", "thumbs_up", "thumbs-up", "up", "good", "correct", "pass", "like"];
+const BAD: [&str; 8] =
+    ["negative", "thumbs_down", "thumbs-down", "down", "bad", "incorrect", "fail", "dislike"];
+
+impl Score {
+    /// Whether a person said that it is good or bad; `None` for what is no rating. Numbers are good
+    /// above zero.
+    pub fn rating(&self) -> Option<bool> {
+        let is_rating = matches!(self.source.to_ascii_lowercase().as_str(), "human" | "user")
+            || RATINGS.contains(&self.name.to_ascii_lowercase().as_str());
+        match self.value {
+            _ if !is_rating => None,
+            Some(v) => Some(v > 0.0),
+            None => self.verdict(),
+        }
+    }
+
+    /// Whether its label says yes or no.
+    pub(crate) fn verdict(&self) -> Option<bool> {
+        let label = self.label.to_ascii_lowercase();
+        let good = GOOD.contains(&label.as_str());
+        (good || BAD.contains(&label.as_str())).then_some(good)
+    }
+
+    /// What makes a later score take the place of an earlier one: the same says it of the same.
+    /// `None` where nobody in particular says it, or of nothing in particular.
+    fn place(&self, s: &Scored) -> Option<String> {
+        let about = match (s.trace_id, s.span_id) {
+            (Some(t), Some(span)) => format!("{t}/{span}"),
+            _ if !self.response_id.is_empty() => self.response_id.clone(),
+            (Some(t), None) => t.to_string(),
+            _ if !self.session_id.is_empty() => self.session_id.clone(),
+            _ => return None,
+        };
+        let who = &self.user_id;
+        let is_told = self.rating().is_some() && !who.is_empty();
+        is_told.then(|| format!("{}\0{}\0{who}\0{about}", self.name, self.source))
+    }
+}
+
+/// Leaves of each person's ratings of one thing the latest: who changes their mind is one voice.
+/// `scores` are the newest first.
+pub fn latest_ratings(scores: &mut Vec<Scored>) {
+    let mut seen = HashSet::new();
+    scores.retain(|s| s.score.place(s).is_none_or(|p| seen.insert(p)));
+}
+
+/// What was said of one call.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Said {
+    /// Ratings with when they were given.
+    pub ratings: Vec<(TimestampNs, bool)>,
+    /// Evaluations: names and values.
+    pub scores: Vec<(Arc<str>, f64)>,
+}
+
+/// Scores by what they are about.
+#[derive(Debug, Default)]
+pub struct Verdicts {
+    by_span: HashMap<(TraceId, SpanId), Said>,
+    by_response: HashMap<String, Said>,
+    /// Of a trace as a whole, said of the first of its calls that asks.
+    by_trace: HashMap<TraceId, Said>,
+    names: HashMap<String, Arc<str>>,
+}
+
+impl Verdicts {
+    /// Sorts scores, the newest first, of which each person's latest counts.
+    pub fn of(mut scores: Vec<Scored>) -> Self {
+        latest_ratings(&mut scores);
+        let mut out = Self::default();
+        for s in scores {
+            let slot = match (s.trace_id, s.span_id) {
+                (Some(t), Some(span)) => out.by_span.entry((t, span)).or_default(),
+                _ if !s.score.response_id.is_empty() => {
+                    out.by_response.entry(s.score.response_id.clone()).or_default()
+                }
+                (Some(t), None) => out.by_trace.entry(t).or_default(),
+                _ => continue,
+            };
+            match (s.score.rating(), s.score.value) {
+                (Some(good), _) => slot.ratings.push((s.at, good)),
+                (None, Some(v)) => {
+                    let name = out.names.entry(s.score.name.clone());
+                    let name = name.or_insert_with(|| s.score.name.as_str().into());
+                    slot.scores.push((name.clone(), v));
+                }
+                (None, None) => {}
+            }
+        }
+        out
+    }
+
+    /// Takes what was said of a call; what was said of its whole trace goes to one call of it.
+    pub fn take(&mut self, c: &LlmCall) -> Option<Said> {
+        let response = |m: &mut HashMap<String, Said>| {
+            if c.call_id.is_empty() { None } else { m.remove(&c.call_id) }
+        };
+        self.by_span
+            .remove(&(c.trace_id, c.span_id))
+            .or_else(|| response(&mut self.by_response))
+            .or_else(|| self.by_trace.remove(&c.trace_id))
+    }
+}
+
+/// Beyond this, a difference of two shares is told as one: chance makes it once in 740 looks.
+pub(crate) const Z_SIGNIFICANT: f64 = 3.0;
+
+/// How many standard errors one share is above another (two-proportion z).
+pub(crate) fn significance(a: (f64, usize), b: (f64, usize)) -> f64 {
+    let (n, m) = (a.1 as f64, b.1 as f64);
+    let pooled = a.0.mul_add(n, b.0 * m) / (n + m);
+    let error = (pooled * (1.0 - pooled) * (1.0 / n + 1.0 / m)).sqrt();
+    if error > 0.0 { (a.0 - b.0) / error } else { 0.0 }
+}
+
 /// How often an interval holds the true mean.
 const CONFIDENCE: f64 = 0.95;
 
@@ -341,6 +465,48 @@ mod tests {
         assert_eq!(Scored::read(&record), Some(scored));
         // What is kept is no event that would be kept again.
         assert_eq!(Scored::of_log(&record), None);
+    }
+
+    #[test]
+    fn who_changes_their_mind_is_one_voice() {
+        let rating = |value: f64, user: &str, at: i64| Scored {
+            score: Score {
+                name: "user_feedback".into(),
+                value: Some(value),
+                source: "human".into(),
+                user_id: user.into(),
+                ..Score::default()
+            },
+            at: TimestampNs::from_nanos(at),
+            service: String::new(),
+            trace_id: TraceId::from_slice(&[7; 16]),
+            span_id: SpanId::from_slice(&[8; 8]),
+        };
+        let mut list = vec![
+            rating(1.0, "ann", 3),
+            rating(-1.0, "bob", 2),
+            rating(-1.0, "ann", 1),
+            rating(1.0, "", 1),
+            rating(1.0, "", 0),
+        ];
+        latest_ratings(&mut list);
+        let kept: Vec<i64> = list.iter().map(|s| s.at.nanos()).collect();
+        assert_eq!(kept, [3, 2, 1, 0], "ann's first word is gone, nobody's are not");
+        let mut relevance = rating(0.4, "", 5);
+        relevance.score.name = "relevance".into();
+        relevance.score.source = "model".into();
+        list.insert(0, relevance);
+        let mut v = Verdicts::of(list);
+        let c = LlmCall::new(
+            TimestampNs::from_nanos(0),
+            TraceId::from_slice(&[7; 16]).unwrap(),
+            SpanId::from_slice(&[8; 8]).unwrap(),
+            obs_model::Dialect::Plain,
+        );
+        let said = v.take(&c).unwrap();
+        assert_eq!(said.ratings.iter().filter(|r| r.1).count(), 3);
+        assert_eq!(said.scores, [("relevance".into(), 0.4)]);
+        assert_eq!(v.take(&c), None);
     }
 
     #[test]

@@ -16,9 +16,14 @@ pub fn usage_call(provider: &str, model: &str, start: TimestampNs) -> LlmCall {
 /// Returns the trace and span under which a call with an id of its own is booked: the same for the
 /// same id, whenever it is told again. (FNV-1a; not for secrets.)
 pub fn usage_id(tenant: &TenantId, id: &str) -> (TraceId, SpanId) {
+    id_of("", tenant, id)
+}
+
+/// The same, apart for each kind of source.
+pub(crate) fn id_of(kind: &str, tenant: &TenantId, id: &str) -> (TraceId, SpanId) {
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
     let mut hash: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
-    for b in tenant.as_str().bytes().chain([0]).chain(id.bytes()) {
+    for b in kind.bytes().chain(tenant.as_str().bytes()).chain([0]).chain(id.bytes()) {
         hash = (hash ^ u128::from(b)).wrapping_mul(PRIME);
     }
     // Ids of nothing but zeros are none.

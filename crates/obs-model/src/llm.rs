@@ -231,6 +231,11 @@ pub struct LlmCall {
     pub booked_at: TimestampNs,
     /// Why a later revision was written.
     pub reason: String,
+    /// Further attributes that somebody asks by (`key`, and those that configuration or a budget
+    /// names), by name.
+    pub attributes: Vec<(String, String)>,
+    /// The direction of what was said: an embedding on at most 32 fixed axes. Empty without one.
+    pub embedding: Vec<f32>,
 }
 
 /// A priced amount and the price record it came from.
@@ -305,6 +310,21 @@ impl LlmCall {
             revision: 0,
             booked_at: start,
             reason: String::new(),
+            attributes: Vec::new(),
+            embedding: Vec::new(),
+        }
+    }
+
+    /// Returns a further attribute, or the empty text.
+    pub fn attribute(&self, name: &str) -> &str {
+        self.attributes.iter().find(|(n, _)| n == name).map_or("", |(_, v)| v)
+    }
+
+    /// Keeps a further attribute; an empty one, and one that is there, changes nothing.
+    pub fn keep_attribute(&mut self, name: &str, value: String) {
+        if !value.is_empty() && self.attribute(name).is_empty() {
+            self.attributes.push((name.to_owned(), value));
+            self.attributes.sort_unstable();
         }
     }
 
@@ -334,7 +354,11 @@ impl LlmCall {
     }
 
     pub fn size_bytes(&self) -> usize {
-        800 + self.evidence.len() + self.tags.iter().map(|t| t.len() + 24).sum::<usize>()
+        let attributes = self.attributes.iter().map(|(n, v)| n.len() + v.len() + 48);
+        840 + self.evidence.len()
+            + self.tags.iter().map(|t| t.len() + 24).sum::<usize>()
+            + attributes.sum::<usize>()
+            + self.embedding.len() * 4
     }
 }
 

@@ -33,7 +33,7 @@ pub(crate) fn routes() -> Router<AppState> {
 /// Scores of one request.
 const SCORES_MAX: usize = 1000;
 /// Scores that one answer is made of.
-const READ_MAX: usize = 200_000;
+pub(crate) const READ_MAX: usize = 200_000;
 /// How long before a score its call may have been.
 const CALL_BEFORE_NS: i64 = 24 * 3_600_000_000_000;
 
@@ -175,6 +175,12 @@ pub(crate) struct Ask {
 }
 
 impl Ask {
+    /// Scores of one name in a range.
+    pub(crate) fn named(name: &str, (start, end): (TimestampNs, TimestampNs)) -> Self {
+        let name = Some(name.to_owned());
+        Self { start, end, trace_id: None, name, session: None, source: None }
+    }
+
     pub(crate) fn read(state: &AppState, p: &Params) -> Result<Self, String> {
         let now = state.now().to_millis().millis();
         let time = |name: &str, default: i64| match p.get(name) {
@@ -337,11 +343,13 @@ async fn summary(State(state): State<AppState>, p: Params) -> Response {
     };
     let tenant = p.tenant.clone();
     let done = blocking(&state, "llm_repository", "scores", move |s, b| {
-        let all = ask.find(s, &tenant, b, READ_MAX + 1)?;
+        let mut all = ask.find(s, &tenant, b, READ_MAX + 1)?;
         if all.len() > READ_MAX {
             let message = format!("more than {READ_MAX} scores; ask for a shorter range");
             return Err(SelectError::TooMuch(message).into());
         }
+        // Who changes their mind is one voice.
+        obs_llm::latest_ratings(&mut all);
         let calls = if matches!(by.as_str(), "" | "source") {
             Calls::default()
         } else {

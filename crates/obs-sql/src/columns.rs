@@ -109,6 +109,7 @@ const CALLS: &[(&str, Kind)] = &[
     ("cost_max_usd", Kind::Money),
     ("evidence", Kind::Text),
     ("revision", Kind::Int),
+    ("attributes", Kind::Text),
 ];
 
 const fn table(kind: TableKind) -> &'static [(&'static str, Kind)] {
@@ -381,6 +382,12 @@ fn call(rows: &mut Rows, tenant: &TenantId, c: &LlmCall) -> ControlFlow<()> {
     } else {
         Cell::Owned(serde_json::Value::from(c.tags.clone()).to_string())
     };
+    let attributes = if c.attributes.is_empty() {
+        Cell::Null
+    } else {
+        let pairs = c.attributes.iter().map(|(n, v)| (n.clone(), v.clone().into()));
+        Cell::Owned(serde_json::Value::Object(pairs.collect()).to_string())
+    };
     rows.push([
         Cell::Time(c.start.nanos()),
         Cell::Text(tenant.as_str()),
@@ -427,5 +434,6 @@ fn call(rows: &mut Rows, tenant: &TenantId, c: &LlmCall) -> ControlFlow<()> {
         c.cost_max.map_or(Cell::Null, Cell::Money),
         Cell::Text(&c.evidence),
         Cell::Int(c.revision.into()),
+        attributes,
     ])
 }

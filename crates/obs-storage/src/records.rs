@@ -448,6 +448,7 @@ impl Record for LlmCall {
         if let Some(m) = self.cost_max {
             put_money(e, m);
         }
+        put_extras(e, self);
     }
 
     fn decode(
@@ -534,8 +535,29 @@ impl Record for LlmCall {
             set_later_counts(&mut call, counts);
             call.cost_max = if d.u8()? == 0 { None } else { Some(get_money(d)?) };
         }
+        if !d.is_done() {
+            get_extras(d, &mut call)?;
+        }
         Ok(call)
     }
+}
+
+/// Writes what rows of the first two versions lack: attributes and the embedding.
+pub(crate) fn put_extras(e: &mut Encoder, c: &LlmCall) {
+    e.len(c.attributes.len());
+    for (name, value) in &c.attributes {
+        e.str(name);
+        e.str(value);
+    }
+    e.len(c.embedding.len());
+    c.embedding.iter().for_each(|v| e.f64((*v).into()));
+}
+
+pub(crate) fn get_extras(d: &mut Decoder<'_>, c: &mut LlmCall) -> Result<(), Malformed> {
+    c.attributes =
+        (0..d.len()?).map(|_| Ok((d.string()?, d.string()?))).collect::<Result<_, Malformed>>()?;
+    c.embedding = (0..d.len()?).map(|_| Ok(d.f64()? as f32)).collect::<Result<_, Malformed>>()?;
+    Ok(())
 }
 
 pub(crate) const LATER_TEXTS: usize = 6;
@@ -723,6 +745,8 @@ pub(crate) mod tests {
             revision: 3,
             booked_at: TimestampNs::from_nanos(5),
             reason: "reprice".into(),
+            attributes: vec![("customer.tier".into(), "gold".into())],
+            embedding: vec![0.5, -0.25],
         }
     }
 

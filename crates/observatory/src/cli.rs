@@ -45,6 +45,8 @@ pub(crate) enum Command {
     Budget(crate::money_cli::BudgetArgs),
     /// Look for models whose calls changed.
     Drift(crate::money_cli::DriftArgs),
+    /// Show or say what calls, traces and sessions were worth.
+    Score(crate::score_cli::ScoreArgs),
     /// Check every byte of a data directory that no server has open.
     Verify(VerifyArgs),
     /// Copy everything a running server has acknowledged into a new directory.

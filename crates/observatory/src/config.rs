@@ -40,6 +40,7 @@ struct Raw {
     listen: BTreeMap<String, String>,
     limits: RawLimits,
     prices: RawPrices,
+    llm: RawLlm,
     retention: RawRetention,
     prometheus: RawPrometheus,
     alertmanager: RawAlertmanager,
@@ -72,6 +73,13 @@ struct RawPrices {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+struct RawLlm {
+    /// Attributes that are kept with calls, to be asked by as `attribute:NAME`.
+    attributes: Vec<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 struct RawTraces {
     clock_skew_adjustment: Option<String>,
 }
@@ -91,6 +99,8 @@ pub(crate) struct Config {
     pub(crate) server: ServerLimits,
     pub(crate) ingest: TenantLimits,
     pub(crate) price_files: Vec<PathBuf>,
+    /// Further attributes that calls keep.
+    pub(crate) call_attributes: Vec<String>,
     /// Whether data may be deleted over the API; when absent, on loopback listeners.
     pub(crate) admin_api: Option<bool>,
     pub(crate) tier: Option<TierSettings>,
@@ -346,6 +356,14 @@ pub(crate) fn load(
         })?;
     }
     let price_files = raw.prices.files.into_iter().map(|p| base.join(p)).collect();
+    const ATTRIBUTES_MAX: usize = 64;
+    let call_attributes = raw.llm.attributes;
+    if call_attributes.len() > ATTRIBUTES_MAX
+        || call_attributes.iter().any(|a| a.is_empty() || a.len() > 128)
+    {
+        let text = "names of 1 to 128 bytes";
+        return Err(fail(format!("llm.attributes: at most {ATTRIBUTES_MAX} {text}")));
+    }
     let admin_api = raw.data.admin_api;
     let tier = raw.data.tier.map(TierSettings::read).transpose().map_err(&fail)?;
     let prometheus = Settings::read(raw.prometheus, raw.profile, &base).map_err(&fail)?;
@@ -359,6 +377,7 @@ pub(crate) fn load(
         server,
         ingest,
         price_files,
+        call_attributes,
         admin_api,
         tier,
         prometheus,

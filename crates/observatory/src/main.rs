@@ -18,6 +18,7 @@ mod prometheus;
 mod retention;
 mod rules_cli;
 mod sampling;
+mod score_cli;
 mod send;
 mod serve;
 mod tailing;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         cli::Command::Cost(a) => money_cli::cost(&a),
         cli::Command::Budget(a) => money_cli::budget(&a),
         cli::Command::Drift(a) => money_cli::drift(&a),
+        cli::Command::Score(a) => score_cli::score(&a),
         cli::Command::Verify(a) => cli::verify(&a),
         cli::Command::Backup(a) => backup::backup(&a),
         cli::Command::Restore(a) => backup::restore(&a),

@@ -67,6 +67,42 @@ enum Cost {
         #[command(flatten)]
         range: Range,
     },
+    /// What moved most against the stretch of time before.
+    Movers {
+        #[arg(long, default_value = "model")]
+        by: String,
+        #[arg(long, default_value_t = 20)]
+        limit: u32,
+        #[command(flatten)]
+        range: Range,
+    },
+    /// What a success cost, by what scores say of traces or sessions.
+    Outcomes {
+        /// Name of the score that decides.
+        #[arg(long, default_value = "user_feedback")]
+        score: String,
+        /// A score above this is a success.
+        #[arg(long, default_value_t = 0.0)]
+        above: f64,
+        /// trace or session.
+        #[arg(long, default_value = "trace")]
+        unit: String,
+        #[arg(long, default_value = "prompt_version")]
+        by: String,
+        #[command(flatten)]
+        range: Range,
+    },
+    /// Cost by second of GPU, where series of GPUs are there.
+    Gpu {
+        /// What an hour of a GPU costs, USD.
+        #[arg(long)]
+        hour_usd: Option<String>,
+        /// Which GPUs: a series selector such as {instance="a"}.
+        #[arg(long)]
+        gpus: Option<String>,
+        #[command(flatten)]
+        range: Range,
+    },
     /// What the coming days will cost.
     Forecast {
         #[arg(long, default_value_t = 30)]
@@ -219,14 +255,14 @@ impl Range {
     }
 }
 
-enum Body {
+pub(crate) enum Body {
     None,
     Json(Value),
     Csv(String),
 }
 
 /// Asks the server; `Err` with its own words when it refuses.
-fn ask(
+pub(crate) fn ask(
     s: &Server,
     method: reqwest::Method,
     path: &str,
@@ -253,7 +289,7 @@ fn ask(
 }
 
 /// Prints an answer, or the server's refusal.
-fn finish(
+pub(crate) fn finish(
     s: &Server,
     answer: Result<Value, String>,
     print: impl FnOnce(&Value),
@@ -274,7 +310,7 @@ fn finish(
     }
 }
 
-fn cell(v: &Value, key: &str) -> String {
+pub(crate) fn cell(v: &Value, key: &str) -> String {
     match v.get(key) {
         None | Some(Value::Null) => "-".to_owned(),
         Some(Value::String(s)) if s.is_empty() => "(none)".to_owned(),
@@ -284,7 +320,7 @@ fn cell(v: &Value, key: &str) -> String {
     }
 }
 
-fn print_rows(list: Option<&Value>, columns: &[&str]) {
+pub(crate) fn print_rows(list: Option<&Value>, columns: &[&str]) {
     let rows: Vec<Vec<String>> = list
         .and_then(Value::as_array)
         .into_iter()
@@ -415,6 +451,65 @@ pub(crate) fn cost(a: &CostArgs) -> Result<ExitCode> {
             ];
             print_rows(v.get("items"), &columns);
         }),
+        Cost::Movers { by, limit, range } => {
+            let mut params = range.params()?;
+            params.push(("dimension".into(), by.clone()));
+            params.push(("limit".into(), limit.to_string()));
+            finish(s, read("/api/v1/costs/movers", &params)?, |v| {
+                let columns = ["value", "change", "change_percent", "by_volume", "by_unit_cost"];
+                print_rows(v.get("movers"), &columns);
+                let total = v.get("total").unwrap_or(&Value::Null);
+                say(&format!(
+                    "total ${} to ${} ({})",
+                    cell(total, "before"),
+                    cell(total, "now"),
+                    cell(total, "change")
+                ));
+            })
+        }
+        Cost::Outcomes { score, above, unit, by, range } => {
+            let mut params = range.params()?;
+            let more =
+                [("score", score), ("unit", unit), ("by", by), ("above", &above.to_string())];
+            params.extend(more.map(|(n, v)| (n.to_owned(), v.clone())));
+            finish(s, read("/api/v1/costs/outcomes", &params)?, |v| {
+                let rest = ["scored", "successes", "total_cost", "cost_per_success"];
+                print_rows(v.get("groups"), &[&[by.as_str()], &rest[..]].concat());
+                let total = v.get("total").unwrap_or(&Value::Null);
+                say(&format!(
+                    "{} of {} succeeded, ${} each",
+                    cell(total, "successes"),
+                    cell(total, "scored"),
+                    cell(total, "cost_per_success")
+                ));
+            })
+        }
+        Cost::Gpu { hour_usd, gpus, range } => {
+            let mut params = range.params()?;
+            params.extend(hour_usd.clone().map(|v| ("gpu_hour_usd".to_owned(), v)));
+            params.extend(gpus.clone().map(|v| ("gpus".to_owned(), v)));
+            finish(s, read("/api/v1/costs/gpu", &params)?, |v| {
+                let number = |v: &Value, key: &str| {
+                    v.get(key).and_then(Value::as_f64).map_or("-".to_owned(), |n| format!("{n:.6}"))
+                };
+                for (name, key) in [
+                    ("GPU seconds", "gpu_seconds"),
+                    ("busy", "busy_gpu_seconds"),
+                    ("USD of calls per GPU second", "usd_per_gpu_second"),
+                    ("tokens per GPU second", "tokens_per_gpu_second"),
+                ] {
+                    say(&format!("{name}: {}", number(v, key)));
+                }
+                if let Some(h) = v.get("hardware").filter(|h| !h.is_null()) {
+                    say(&format!(
+                        "hardware: ${} of which idle ${}; ${} per million tokens",
+                        number(h, "total_usd"),
+                        number(h, "idle_usd"),
+                        number(h, "usd_per_million_tokens")
+                    ));
+                }
+            })
+        }
         Cost::Forecast { days, filters } => {
             let mut params = pairs(filters)?;
             params.push(("horizon_days".into(), days.to_string()));

@@ -126,6 +126,7 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
     let control = store.control();
     let prices = stored_prices(&*control, config.prices()?).map_err(UsageError)?;
     let ingest = Ingest::new(fan_out.clone(), config.ingest.clone(), prices, telemetry);
+    ingest.keep_attributes(config.call_attributes.iter().cloned());
     let purses = Purses::new(control.clone(), ingest.clone());
     let drifts = Drifts::new(control.clone(), ingest.clone());
     let (loading, from) = (purses.clone(), store.clone());
@@ -199,6 +200,7 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
                 alerting.reconfigure(notify, outbound)?;
                 running.apply(loaded, &tail)?;
                 ingest.set_prices(prices);
+                ingest.keep_attributes(fresh.call_attributes.iter().cloned());
                 ingest.sampling().set(strategies);
                 ingest.set_tail(tail_sampling);
                 collector::apply(collected.collector, &processing, &ingest);

@@ -11,7 +11,7 @@ pub use spec::{BudgetSpec, Period, Unit};
 
 use obs_model::{DAY_NS, LlmCall, Money, TimestampNs};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::report::Dimension;
 
@@ -71,12 +71,12 @@ pub struct Ask {
 }
 
 impl Ask {
-    fn values(&self, d: Dimension) -> Vec<String> {
+    fn values(&self, d: &Dimension) -> Vec<String> {
         let of = |(name, value): (&String, &String)| {
-            (Dimension::parse(name) == Some(d)).then(|| value.clone())
+            (Dimension::parse(name).as_ref() == Some(d)).then(|| value.clone())
         };
         let mut out: Vec<String> = self.scope.iter().filter_map(of).collect();
-        if d == Dimension::Tag {
+        if *d == Dimension::Tag {
             // Several tags are separated by commas.
             out = out.iter().flat_map(|t| t.split(',')).map(|t| t.trim().to_owned()).collect();
         }
@@ -218,21 +218,40 @@ impl Budget {
 /// Most budgets of a tenant, and open reservations.
 const BUDGETS_MAX: usize = 10_000;
 const OPEN_MAX: usize = 100_000;
+/// Attributes that a tenant's budgets name together: each is looked for in every call.
+const ATTRIBUTES_MAX: usize = 64;
+/// How long a reservation may still be settled after its time, ns: streams outlive estimates.
+const LATE: i64 = DAY_NS;
 
 /// The budgets of a tenant and what is reserved against them.
 #[derive(Debug, Default)]
 pub struct Budgets {
     budgets: BTreeMap<String, Budget>,
     open: HashMap<String, Reservation>,
+    /// Reservations whose time is over, for a day: they set nothing aside.
+    late: HashMap<String, Reservation>,
 }
 
 impl Budgets {
-    /// Adds a budget or changes one; what was spent is kept if scope, unit and period stay.
-    /// Returns whether its spend must be filled in from the ledger.
+    /// Tells whether there is room for a budget.
     ///
     /// # Errors
-    /// When there are too many.
-    pub fn set(&mut self, spec: BudgetSpec) -> Result<bool, String> {
+    /// When there are too many, or they name too many attributes.
+    pub fn admits(&self, spec: &BudgetSpec) -> Result<(), String> {
+        if !self.budgets.contains_key(&spec.id) && self.budgets.len() >= BUDGETS_MAX {
+            return Err(format!("there are {BUDGETS_MAX} budgets already"));
+        }
+        let mut names: BTreeSet<String> = self.specs().flat_map(BudgetSpec::attributes).collect();
+        names.extend(spec.attributes());
+        if names.len() > ATTRIBUTES_MAX {
+            return Err(format!("budgets may name {ATTRIBUTES_MAX} attributes together"));
+        }
+        Ok(())
+    }
+
+    /// Adds a budget or changes one; what was spent is kept if scope, unit and period stay.
+    /// Returns whether its spend must be filled in from the ledger.
+    pub fn set(&mut self, spec: BudgetSpec) -> bool {
         if let Some(b) = self.budgets.get_mut(&spec.id) {
             let same = b.spec.scope == spec.scope
                 && b.spec.unit == spec.unit
@@ -241,17 +260,15 @@ impl Budgets {
                 && b.spec.time_zone == spec.time_zone;
             if same {
                 b.spec = spec;
-                return Ok(false);
+                return false;
             }
-        } else if self.budgets.len() >= BUDGETS_MAX {
-            return Err(format!("there are {BUDGETS_MAX} budgets already"));
         }
         let open = self.open.values().filter(|r| spec.covers(&|d| r.ask.values(d)));
         let mut reserved = Sum::default();
         open.for_each(|r| reserved.add(r.ask.amount.get(spec.unit)));
         let budget = Budget { spec, spent: BTreeMap::new(), reserved, first: None, last: None };
         self.budgets.insert(budget.spec.id.clone(), budget);
-        Ok(true)
+        true
     }
 
     pub fn remove(&mut self, id: &str) -> bool {
@@ -330,6 +347,7 @@ impl Budgets {
             return Err(Err(format!("{OPEN_MAX} reservations are open already")));
         }
         self.check(&r.ask, r.created_at).map_err(Ok)?;
+        self.late.remove(&r.id);
         self.restore(r.clone());
         Ok(r)
     }
@@ -362,10 +380,33 @@ impl Budgets {
         Some(r)
     }
 
-    /// Returns the reservations whose time is over.
-    pub fn expired(&self, now: i64) -> Vec<String> {
+    /// Ends the reservations whose time is over: what they set aside is free again, and they can be
+    /// settled for a day. Returns how many ended.
+    pub fn expire(&mut self, now: i64) -> usize {
         let over = self.open.values().filter(|r| r.expires_at <= now);
-        over.map(|r| r.id.clone()).collect()
+        let ids: Vec<String> = over.map(|r| r.id.clone()).collect();
+        let ended = ids.iter().filter_map(|id| self.release(id)).collect::<Vec<_>>();
+        let n = ended.len();
+        self.late.extend(ended.into_iter().map(|r| (r.id.clone(), r)));
+        n
+    }
+
+    /// Returns the ended reservations that are not waited for any longer.
+    pub fn abandoned(&self, now: i64) -> Vec<String> {
+        let mut late: Vec<&Reservation> = self.late.values().collect();
+        late.sort_by_key(|r| std::cmp::Reverse(r.expires_at));
+        let over = |(i, r): &(usize, &Reservation)| *i >= OPEN_MAX || r.expires_at + LATE <= now;
+        late.into_iter().enumerate().filter(over).map(|(_, r)| r.id.clone()).collect()
+    }
+
+    /// Returns a reservation whose time is over.
+    pub fn late(&self, id: &str) -> Option<&Reservation> {
+        self.late.get(id)
+    }
+
+    /// Forgets a reservation whose time is over.
+    pub fn forget_late(&mut self, id: &str) -> Option<Reservation> {
+        self.late.remove(id)
     }
 
     /// Forgets spend that no period holds any more.
@@ -527,11 +568,10 @@ mod tests {
     #[test]
     fn every_covering_budget_must_have_room_and_the_refusal_names_it() {
         let mut b = Budgets::default();
-        b.set(spec(r#"{"name":"all","limit":"10"}"#)).unwrap();
-        b.set(spec(r#"{"name":"search","limit":"3","scope":{"team":"search"}}"#)).unwrap();
-        b.set(spec(r#"{"name":"soft","limit":"0.5","hard":false}"#)).unwrap();
-        b.set(spec(r#"{"name":"few","limit":"2","unit":"requests","scope":{"team":"ads"}}"#))
-            .unwrap();
+        b.set(spec(r#"{"name":"all","limit":"10"}"#));
+        b.set(spec(r#"{"name":"search","limit":"3","scope":{"team":"search"}}"#));
+        b.set(spec(r#"{"name":"soft","limit":"0.5","hard":false}"#));
+        b.set(spec(r#"{"name":"few","limit":"2","unit":"requests","scope":{"team":"ads"}}"#));
         let now = at("2026-11-22T12:00:00Z");
         b.count(&call("search", Money::from(2), now - DAY_NS), None, None);
         // Last month's call is last month's.
@@ -553,7 +593,7 @@ mod tests {
     #[test]
     fn a_revision_counts_its_difference_and_repeated_calls_nothing() {
         let mut b = Budgets::default();
-        b.set(spec(r#"{"name":"all","limit":"10"}"#)).unwrap();
+        b.set(spec(r#"{"name":"all","limit":"10"}"#));
         let now = at("2026-11-22T12:00:00Z");
         let first = call("t", Money::from(4), now);
         b.count(&first, None, None);
@@ -571,7 +611,7 @@ mod tests {
     #[test]
     fn a_rolling_period_forgets_and_reservations_expire() {
         let mut b = Budgets::default();
-        b.set(spec(r#"{"name":"r","limit":"10","period":"rolling","rolling_days":1}"#)).unwrap();
+        b.set(spec(r#"{"name":"r","limit":"10","period":"rolling","rolling_days":1}"#));
         let now = at("2026-11-22T12:30:00Z");
         b.count(&call("t", Money::from(9), now), None, None);
         let two = ask("t", Money::from(2));
@@ -581,10 +621,14 @@ mod tests {
         b.reserve(r.clone()).unwrap();
         assert_eq!(b.reserve(r).unwrap().id, "a");
         assert_eq!(b.open(), 1);
-        assert!(b.expired(now + 2 * DAY_NS).is_empty());
-        assert_eq!(b.expired(now + 2 * DAY_NS + 600 * SECOND), ["a"]);
-        b.release("a").unwrap();
-        assert!(b.release("a").is_none());
+        assert_eq!(b.expire(now + 2 * DAY_NS), 0);
+        assert_eq!(b.expire(now + 2 * DAY_NS + 600 * SECOND), 1);
+        // It sets nothing aside any longer, but can be settled for a day.
+        assert!(b.reservation("a").is_none() && b.late("a").is_some());
+        assert!(b.abandoned(now + 2 * DAY_NS + 600 * SECOND).is_empty());
+        assert_eq!(b.abandoned(now + 3 * DAY_NS + 600 * SECOND), ["a"]);
+        b.forget_late("a").unwrap();
+        assert!(b.late("a").is_none() && b.release("a").is_none());
         assert_eq!(b.status("r", now + 2 * DAY_NS).unwrap().reserved, Money::ZERO);
     }
 
@@ -592,7 +636,7 @@ mod tests {
     fn states_are_judged_in_the_order_of_cost_ops() {
         let status_of = |spent: i64, day: &str| {
             let mut b = Budgets::default();
-            b.set(spec(r#"{"name":"m","limit":"100"}"#)).unwrap();
+            b.set(spec(r#"{"name":"m","limit":"100"}"#));
             b.count(&call("t", Money::from(spent), at("2026-11-01T00:00:00Z")), None, None);
             b.status("m", at(day)).unwrap()
         };
@@ -635,7 +679,7 @@ mod tests {
         #[test]
         fn no_order_of_events_overshoots(events in proptest::collection::vec((0_u8..5, 0_usize..30, 1_i64..40, 0_u32..=100), 1..300)) {
             let mut b = Budgets::default();
-            b.set(spec(r#"{"name":"cent","limit":"0.01"}"#)).unwrap();
+            b.set(spec(r#"{"name":"cent","limit":"0.01"}"#));
             let now = at("2026-11-22T12:00:00Z");
             let mut spent = Money::ZERO;
             for (what, id, amount, share) in events {
@@ -655,7 +699,7 @@ mod tests {
                     _ => {
                         // A crash: what is durable comes back.
                         let mut next = Budgets::default();
-                        next.set(spec(r#"{"name":"cent","limit":"0.01"}"#)).unwrap();
+                        next.set(spec(r#"{"name":"cent","limit":"0.01"}"#));
                         next.count(&call("t", spent, now), None, None);
                         b.open.values().for_each(|r| next.restore(r.clone()));
                         b = next;

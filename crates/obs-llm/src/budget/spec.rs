@@ -188,14 +188,20 @@ impl BudgetSpec {
         }
     }
 
-    pub(super) fn covers(&self, attributes: &dyn Fn(Dimension) -> Vec<String>) -> bool {
+    pub(super) fn covers(&self, attributes: &dyn Fn(&Dimension) -> Vec<String>) -> bool {
         self.scope.iter().all(|(name, want)| {
             let Some(d) = Dimension::parse(name) else { return false };
-            attributes(d).iter().any(|have| match want.strip_suffix('*') {
+            attributes(&d).iter().any(|have| match want.strip_suffix('*') {
                 Some(start) => have.starts_with(start),
                 None => want == have,
             })
         })
+    }
+
+    /// Returns the further attributes that the scope names.
+    pub fn attributes(&self) -> Vec<String> {
+        let of = |name: &String| Some(Dimension::parse(name)?.attribute()?.to_owned());
+        self.scope.keys().filter_map(of).collect()
     }
 
     /// Returns the scope as text: `team=search,model=gpt-*`.

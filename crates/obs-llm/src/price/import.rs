@@ -168,12 +168,14 @@ pub fn import_litellm(text: &str) -> Result<Imported, PriceBookError> {
         }
         let provider = litellm_provider(from);
         let (region, model) = litellm_name(key, &provider, from);
+        let window = m.get("max_input_tokens");
         let source = m.get("source").and_then(Value::as_str).unwrap_or_default().to_owned();
         let record = PriceRecord {
             region,
             tiers,
             modes,
             source,
+            context_tokens: window.and_then(Value::as_u64).unwrap_or(0),
             ..PriceRecord::new(provider, model, rates)
         };
         let name = (record.provider.clone(), record.model.clone(), record.region.clone());

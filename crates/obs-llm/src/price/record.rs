@@ -19,6 +19,7 @@ const KEYS: &[&str] = &[
     "overage",
     "source",
     "hours",
+    "context_tokens",
 ];
 const RATE_KEYS: &[&str] = &[
     "input",
@@ -187,6 +188,9 @@ pub struct PriceRecord {
     pub included_tokens: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub overage: Option<Money>,
+    /// Tokens that the model takes in at most; zero where it is not known.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub context_tokens: u64,
     /// Where the price is written.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub source: String,
@@ -214,6 +218,7 @@ impl PriceRecord {
             modes: BTreeMap::new(),
             included_tokens: 0,
             overage: None,
+            context_tokens: 0,
             source: String::new(),
         }
     }

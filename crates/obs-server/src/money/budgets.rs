@@ -200,6 +200,12 @@ impl Request {
                 Some(Dimension::Environment) => c.environment = value,
                 Some(Dimension::Prompt) => c.prompt_name = value,
                 Some(Dimension::Region) => c.region = value,
+                Some(Dimension::PromptVersion) => c.prompt_version = value,
+                Some(Dimension::Key) => c.keep_attribute(obs_llm::KEY, value),
+                Some(Dimension::Attribute(a)) => {
+                    let name = a.strip_prefix("attribute:").unwrap_or(&a);
+                    c.keep_attribute(name, value);
+                }
                 Some(Dimension::Tag) => {
                     c.tags.extend(value.split(',').map(|t| t.trim().to_owned()));
                 }
@@ -334,8 +340,10 @@ async fn settle(State(state): State<AppState>, headers: HeaderMap, bytes: Bytes)
         // Expired, or settled before. What was used is told by the call itself, if it was booked.
         None => {
             let (trace, _) = obs_llm::usage_id(&owner, &ask.id);
-            let text =
-                format!("no open reservation {:?}; call {trace} tells if it was settled", ask.id);
+            let text = format!(
+                "no reservation {:?} of the last day; call {trace} tells if it was settled",
+                ask.id
+            );
             return Err(Fault::new(StatusCode::NOT_FOUND, "NOT_FOUND", text));
         }
     };

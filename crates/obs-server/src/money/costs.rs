@@ -13,7 +13,7 @@ use obs_llm::report::{Dimension, Report, Totals, day_text};
 use obs_model::{CallStatus, DAY_NS, LlmCall, Money, TimestampNs};
 use rust_decimal::prelude::ToPrimitive as _;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 pub(super) fn routes() -> Router<AppState> {
     Router::new()
@@ -30,7 +30,7 @@ pub(super) fn routes() -> Router<AppState> {
         .route("/api/v1/models/compare", get(compare))
 }
 
-fn dimensions(text: &str) -> Result<Vec<Dimension>, Fault> {
+pub(super) fn dimensions(text: &str) -> Result<Vec<Dimension>, Fault> {
     let names = text.split(',').map(str::trim).filter(|n| !n.is_empty() && *n != "none");
     let parse = |n: &str| {
         let bad = || Fault::bad(format!("cannot group by {n:?}; known: {}", Dimension::names()));
@@ -40,7 +40,7 @@ fn dimensions(text: &str) -> Result<Vec<Dimension>, Fault> {
     if list.len() > 4 { Err(Fault::bad("group by at most four")) } else { Ok(list) }
 }
 
-fn limit(p: &Params, default: usize, most: usize) -> Result<usize, Fault> {
+pub(super) fn limit(p: &Params, default: usize, most: usize) -> Result<usize, Fault> {
     let n = p.number("limit", default).map_err(Fault::bad)?;
     if (1..=most).contains(&n) { Ok(n) } else { Err(Fault::bad(format!("limit is 1 to {most}"))) }
 }
@@ -54,7 +54,7 @@ async fn report(
     read(state, &p.tenant, q, Report::new(by), Report::add).await
 }
 
-fn range(q: &Query) -> Value {
+pub(super) fn range(q: &Query) -> Value {
     json!({"start": q.start.to_string(), "end": q.end.to_string()})
 }
 
@@ -124,6 +124,18 @@ struct Summary {
     days: Report,
     weeks: Report,
     traces: Traces,
+    sessions: HashSet<String>,
+    users: HashSet<String>,
+}
+
+/// Names that a summary counts one by one; beyond, it does not say how many.
+const NAMES_MAX: usize = 1_000_000;
+
+/// Counts a name once.
+fn note(set: &mut HashSet<String>, name: &str) {
+    if !name.is_empty() && set.len() < NAMES_MAX && !set.contains(name) {
+        set.insert(name.to_owned());
+    }
 }
 
 async fn summary(State(state): State<AppState>, p: Params) -> Answer {
@@ -135,10 +147,12 @@ async fn summary(State(state): State<AppState>, p: Params) -> Answer {
     let faces = [Dimension::Provider, Dimension::Model, Dimension::Environment];
     let empty = Summary {
         total: Totals::default(),
-        by: faces.iter().map(|d| Report::new(vec![*d])).collect(),
+        by: faces.iter().map(|d| Report::new(vec![d.clone()])).collect(),
         days: Report::new(vec![Dimension::Day]),
         weeks: Report::new(vec![Dimension::Week]),
         traces: Traces::default(),
+        sessions: HashSet::new(),
+        users: HashSet::new(),
     };
     let s = read(&state, &p.tenant, &q, empty, |s, c| {
         s.total.add(c);
@@ -146,6 +160,8 @@ async fn summary(State(state): State<AppState>, p: Params) -> Answer {
         s.days.add(c);
         s.weeks.add(c);
         if !c.is_repeated() {
+            note(&mut s.sessions, &c.session_id);
+            note(&mut s.users, &c.user_id);
             let t = s.traces.0.entry(c.trace_id).or_insert((Money::ZERO, 0, c.start));
             *t = (t.0.saturating_add(c.cost_usd()), t.1 + c.tokens.total(), t.2.min(c.start));
         }
@@ -170,12 +186,13 @@ async fn summary(State(state): State<AppState>, p: Params) -> Answer {
     let ([day, day_before, ..], (week, week_before)) = (days, days.split_at(7));
     let (week, week_before) = (sum(week), sum(week_before));
     let breakdown = |r: &Report, d: Dimension| -> Vec<Value> {
-        r.ranked().iter().map(|(k, t)| group(&[d], k, t, s.total.usd)).collect()
+        let d = [d];
+        r.ranked().iter().map(|(k, t)| group(&d, k, t, s.total.usd)).collect()
     };
     let trend = |r: &Report, d: Dimension| -> Vec<Value> {
-        let mut last: Option<Money> = None;
+        let (mut last, d): (Option<Money>, _) = (None, [d]);
         let rows = r.groups.iter().map(|(k, t)| {
-            let mut v = group(&[d], k, t, s.total.usd);
+            let mut v = group(&d, k, t, s.total.usd);
             if let (Some(o), Some(before)) = (v.as_object_mut(), last) {
                 o.insert("growth_percent".into(), change(t.usd, before));
             }
@@ -194,6 +211,10 @@ async fn summary(State(state): State<AppState>, p: Params) -> Answer {
         })
         .collect();
     let [providers, models, environments] = faces;
+    let each = |n: usize| {
+        let counted = (1..NAMES_MAX).contains(&n);
+        counted.then(|| s.total.usd.checked_div(Money::from(n)).map(|m| usd(m.round_dp(12))))
+    };
     let of = |i: usize, d| s.by.get(i).map(|r| breakdown(r, d)).unwrap_or_default();
     Ok(data(
         &state,
@@ -203,6 +224,8 @@ async fn summary(State(state): State<AppState>, p: Params) -> Answer {
             "by_provider": of(0, providers), "by_model": of(1, models), "by_environment": of(2, environments),
             "daily": trend(&s.days, Dimension::Day), "weekly": trend(&s.weeks, Dimension::Week),
             "top_traces": traces,
+            "traces": s.traces.0.len(), "sessions": s.sessions.len(), "users": s.users.len(),
+            "average_cost_per_trace": each(s.traces.0.len()), "average_cost_per_session": each(s.sessions.len()), "average_cost_per_user": each(s.users.len()),
         }),
     ))
 }
@@ -374,7 +397,7 @@ async fn analytics(State(state): State<AppState>, p: Params) -> Answer {
     if let Some(strange) = wanted.iter().find(|w| !known.contains(*w)) {
         return Err(Fault::bad(format!("metric {strange:?} is none of {}", known.join(", "))));
     }
-    let r = report(&state, &p, &q, vec![interval]).await?;
+    let r = report(&state, &p, &q, vec![interval.clone()]).await?;
     let of = |t: &Totals| -> Value {
         let pick = |name: &str| match name {
             "total_cost" => json!(usd(t.usd)),

@@ -11,7 +11,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::HeaderMap;
 use obs_ingest::{Checked, DriftAsk, PurseError};
-use obs_llm::drift::{CRITICAL, Drift, Feature, SAMPLES_MIN, WARNING};
+use obs_llm::drift::{ACCURACY_MIN, CRITICAL, Feature, SAMPLES_MIN, WARNING, combined};
 use serde_json::{Value, json};
 
 pub(super) fn routes() -> Router<AppState> {
@@ -31,19 +31,28 @@ fn feature(f: &Feature) -> Value {
         .iter()
         .map(|(bin, before, now)| json!({"bin": bin, "baseline": before, "current": now}));
     json!({
-        "name": f.name, "kind": f.kind, "psi": f.psi, "psi_corrected": f.psi_corrected, "kl": f.kl,
+        "distance": f.distance, "name": f.name, "kind": f.kind, "psi": f.psi, "psi_corrected": f.psi_corrected, "kl": f.kl,
         "n_ref": f.n_ref, "n_cur": f.n_cur, "top_bins": bins.collect::<Vec<_>>(),
     })
 }
 
 fn outcome(c: &Checked) -> Value {
-    let base = json!({"model": c.model, "scope": c.scope, "calls": c.calls, "computed_at": c.at.to_string()});
+    let accuracy = c.accuracy.as_ref().map(|a| {
+        json!({
+            "baseline": a.baseline, "current": a.current, "n_ref": a.n_ref, "n_cur": a.n_cur,
+            "status": a.status(), "minimum": ACCURACY_MIN,
+        })
+    });
+    let base = json!({
+        "model": c.model, "scope": c.scope, "calls": c.calls, "computed_at": c.at.to_string(),
+        "status": c.status(), "accuracy": accuracy,
+    });
     let more = match &c.drift {
         None => {
-            json!({"status": "skipped", "reason": format!("fewer than {SAMPLES_MIN} calls in a window"), "score": null, "features": []})
+            json!({"reason": format!("fewer than {SAMPLES_MIN} calls in a window"), "score": null, "features": []})
         }
         Some(d) => json!({
-            "status": d.status(), "score": d.score, "features": d.features.iter().map(feature).collect::<Vec<_>>(),
+            "score": d.score, "combined_score": combined(d, c.accuracy.as_ref()), "features": d.features.iter().map(feature).collect::<Vec<_>>(),
             "windows": {"baseline": [d.baseline.0.to_string(), d.baseline.1.to_string()], "current": [d.current.0.to_string(), d.current.1.to_string()]},
             "served_anew": d.served_anew.iter().map(|(n, s)| json!({"served": n, "share": s})).collect::<Vec<_>>(),
         }),
@@ -56,10 +65,9 @@ fn outcome(c: &Checked) -> Value {
 }
 
 fn worst(list: &[Checked]) -> &'static str {
-    let all = || list.iter().filter_map(|c| c.drift.as_ref()).map(Drift::status);
     ["critical", "warning", "normal"]
         .into_iter()
-        .find(|s| all().any(|x| x == *s))
+        .find(|s| list.iter().any(|c| c.status() == *s))
         .unwrap_or("skipped")
 }
 
@@ -79,7 +87,7 @@ async fn check(State(state): State<AppState>, headers: HeaderMap, bytes: Bytes) 
     state.drifts.keep(&owner, incidents).await?;
     let severity = worst(&found);
     Ok(Json(json!({
-        "status": if found.iter().any(|c| c.drift.is_some()) { "success" } else { "skipped" },
+        "status": if found.iter().any(|c| c.status() != "skipped") { "success" } else { "skipped" },
         "drift_detected": matches!(severity, "warning" | "critical"), "severity": severity,
         "checked_scopes": found.len(), "scope_results": found.iter().map(outcome).collect::<Vec<_>>(), "timestamp": now.to_string(),
     }))
@@ -97,9 +105,7 @@ async fn metrics(State(state): State<AppState>, p: Params) -> Answer {
 
 async fn summary(State(state): State<AppState>, p: Params) -> Answer {
     let list = state.drifts.latest(&p.tenant);
-    let count = |status: &str| {
-        list.iter().filter(|c| c.drift.as_ref().map_or("skipped", Drift::status) == status).count()
-    };
+    let count = |status: &str| list.iter().filter(|c| c.status() == status).count();
     let open = state.drifts.incidents(&p.tenant).iter().filter(|i| i.status == "open").count();
     Ok(Json(json!({
         "severity": worst(&list), "series": list.len(), "normal": count("normal"), "warning": count("warning"),

@@ -7,6 +7,7 @@ mod exports;
 mod ledger;
 mod pricing;
 mod usage;
+mod worth;
 
 use crate::body::{RETRY_AFTER_SECONDS, Refusal};
 use crate::llm::native_status;
@@ -46,6 +47,7 @@ pub(crate) fn routes() -> Router<AppState> {
         .merge(pricing::routes())
         .merge(budgets::routes())
         .merge(drift::routes())
+        .merge(worth::routes())
 }
 
 /// An error of these APIs: status, code and message.

@@ -15,6 +15,7 @@ use obs_model::{
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -96,6 +97,16 @@ pub(super) struct Usage {
     service: String,
     #[serde(default)]
     environment: String,
+    #[serde(default)]
+    prompt: String,
+    #[serde(default)]
+    prompt_version: String,
+    /// The id of the key that paid, never the key.
+    #[serde(default, alias = "api_key_id", alias = "key_id")]
+    key: String,
+    /// Further attributes, kept as they are: budgets and reports ask by `attribute:NAME`.
+    #[serde(default)]
+    attributes: BTreeMap<String, String>,
     #[serde(default)]
     tags: Vec<String>,
     /// `enterprise` and the like: a tag `tier:enterprise`, by which price files give discounts.
@@ -179,6 +190,18 @@ impl Usage {
         if c.tags.len() > TAGS_MAX || c.tags.iter().any(|t| t.len() > 1024) {
             return Err(("tags", format!("{TAGS_MAX} tags of 1024 bytes at most")));
         }
+        const ATTRIBUTES_MAX: usize = 32;
+        let long = |(k, v): (&String, &String)| k.is_empty() || k.len() > 128 || v.len() > 256;
+        if self.attributes.len() > ATTRIBUTES_MAX || self.attributes.iter().any(long) {
+            let text = format!("{ATTRIBUTES_MAX} names of 128 and values of 256 bytes at most");
+            return Err(("attributes", text));
+        }
+        if self.key.len() > 256 {
+            return Err(("key", "256 bytes at most".into()));
+        }
+        c.keep_attribute(obs_llm::KEY, self.key);
+        self.attributes.into_iter().for_each(|(k, v)| c.keep_attribute(&k, v));
+        (c.prompt_name, c.prompt_version) = (self.prompt, self.prompt_version);
         c.call_id = self.response_id;
         c.organization = self.organization_id;
         c.project = self.project_id;

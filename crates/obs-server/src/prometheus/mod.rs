@@ -420,19 +420,21 @@ fn write_sample(out: &mut String, s: &Sample) {
     }
 }
 
+/// Reads a series selector.
+pub(crate) fn matchers_of(text: &str) -> Result<Vec<Matcher>, String> {
+    match parse(text) {
+        Ok(Expr::Selector(s)) => Ok(s.matchers),
+        Ok(_) => Err(format!("{text:?} is not a series selector")),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
 /// The selectors of `match[]`; `None` where the endpoint allows none.
 fn selectors(p: &Params, required: bool) -> Api<Vec<Vec<Matcher>>> {
     let mut out = Vec::new();
     for text in p.all("match[]") {
-        match parse(text) {
-            Ok(Expr::Selector(s)) => out.push(s.matchers),
-            Ok(_) => {
-                return Err(ApiError::bad(format!(
-                    "invalid parameter \"match[]\": {text:?} is not a series selector"
-                )));
-            }
-            Err(e) => return Err(ApiError::bad(format!("invalid parameter \"match[]\": {e}"))),
-        }
+        let bad = |e| ApiError::bad(format!("invalid parameter \"match[]\": {e}"));
+        out.push(matchers_of(text).map_err(bad)?);
     }
     if out.is_empty() {
         if required {

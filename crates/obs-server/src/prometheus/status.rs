@@ -107,12 +107,7 @@ fn group(g: &Group, rules: Vec<Value>) -> Value {
 
 /// Matchers of `match[]`, over the rules' own labels.
 fn rule_matchers(p: &Params) -> Api<Vec<Vec<Matcher>>> {
-    let one = |text: &str| match parse(text) {
-        Ok(Expr::Selector(s)) => Ok(s.matchers),
-        Ok(_) => Err(ApiError::bad(format!("{text:?} is not a series selector"))),
-        Err(e) => Err(ApiError::bad(e.to_string())),
-    };
-    p.all("match[]").map(one).collect()
+    p.all("match[]").map(|text| super::matchers_of(text).map_err(ApiError::bad)).collect()
 }
 
 pub(super) async fn rules(State(state): State<AppState>, p: Params) -> Api<Response> {

@@ -2,8 +2,8 @@
 
 use crate::bin::{Decoder, Encoder, Malformed};
 use crate::records::{
-    LATER_COUNTS, LATER_TEXTS, counts, get_money, later_counts, later_texts, later_texts_mut,
-    put_money, set_later_counts,
+    LATER_COUNTS, LATER_TEXTS, counts, get_extras, get_money, later_counts, later_texts,
+    later_texts_mut, put_extras, put_money, set_later_counts,
 };
 use crate::segment::attrs::{Sink, Source, get_doubles, put_doubles};
 use crate::segment::columns::{
@@ -159,6 +159,17 @@ impl Row for LlmCall {
             })
             .collect();
         put_texts(e, &most.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        let extras: Vec<Vec<u8>> = rows
+            .iter()
+            .map(|r| {
+                let mut one = Encoder::default();
+                if !r.attributes.is_empty() || !r.embedding.is_empty() {
+                    put_extras(&mut one, r);
+                }
+                one.bytes
+            })
+            .collect();
+        put_texts(e, &extras.iter().map(Vec::as_slice).collect::<Vec<_>>());
         Ok(())
     }
 
@@ -268,6 +279,8 @@ struct Later {
     texts: Vec<Strings>,
     counts: Vec<Vec<i64>>,
     cost_max: Texts,
+    /// Absent in blocks of the second version.
+    extras: Option<Texts>,
 }
 
 impl Later {
@@ -276,6 +289,7 @@ impl Later {
             texts: (0..LATER_TEXTS).map(|_| get_strings(d)).collect::<Result<_, _>>()?,
             counts: (0..LATER_COUNTS).map(|_| get_ints(d)).collect::<Result<_, _>>()?,
             cost_max: get_texts(d)?,
+            extras: if d.is_done() { None } else { Some(get_texts(d)?) },
         })
     }
 
@@ -295,6 +309,12 @@ impl Later {
         set_later_counts(call, counts);
         let mut d = Decoder::new(self.cost_max.get(i).ok_or(bad)?);
         call.cost_max = if d.is_done() { None } else { Some(get_amount(&mut d)?) };
+        if let Some(extras) = &self.extras {
+            let mut d = Decoder::new(extras.get(i).ok_or(bad)?);
+            if !d.is_done() {
+                get_extras(&mut d, call)?;
+            }
+        }
         Ok(())
     }
 }

@@ -248,6 +248,10 @@ try {
     await page.waitForURL(/by=team/);
     await page.getByRole('region', { name: 'By team' }).waitFor();
     await until('fresh data', async () => (await page.locator('.stale').count()) === 0);
+    await page.getByRole('region', { name: 'What moved' }).getByRole('cell', { name: /^\+\$/ }).first().waitFor();
+    const worth = page.getByRole('region', { name: 'Cost of a success' });
+    await worth.getByRole('combobox', { name: 'Unit' }).selectOption('session');
+    await worth.getByRole('cell').first().waitFor();
     await page.getByRole('combobox', { name: 'What to export' }).selectOption('Calls as Parquet');
     await page.getByRole('button', { name: 'Export', exact: true }).click();
     const [file] = await Promise.all([page.waitForEvent('download'), page.getByRole('link', { name: /^Download/ }).click()]);
