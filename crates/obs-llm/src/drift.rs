@@ -154,6 +154,17 @@ fn feature(
     Some(Feature { name, kind, psi, psi_corrected, kl, n_ref, n_cur, top_bins, distance: None })
 }
 
+/// Writes a number with four significant digits: costs are small and token counts large.
+fn four_digits(v: f64) -> String {
+    let scale = if v == 0.0 { 0 } else { v.abs().log10().floor() as i32 };
+    let text = format!("{v:.*}", usize::try_from(3 - scale).unwrap_or(0).min(15));
+    if text.contains('.') {
+        text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    } else {
+        text
+    }
+}
+
 fn numeric(name: &str, reference: &[f64], current: &[f64]) -> Option<Feature> {
     let mut sorted: Vec<f64> = reference.iter().copied().filter(|v| v.is_finite()).collect();
     if sorted.len() < SAMPLES_MIN {
@@ -174,7 +185,7 @@ fn numeric(name: &str, reference: &[f64], current: &[f64]) -> Option<Feature> {
         }
         out
     };
-    let edge = |i: Option<usize>| i.and_then(|i| edges.get(i)).map(|e| format!("{e:.4}"));
+    let edge = |i: Option<usize>| i.and_then(|i| edges.get(i)).map(|e| four_digits(*e));
     let names: Vec<String> = (0..=edges.len())
         .map(|i| match (edge(i.checked_sub(1)), edge(Some(i))) {
             (None, Some(high)) => format!("below {high}"),
@@ -512,6 +523,21 @@ mod tests {
         }
         let d = compare(&more[..500], &more[500..]).unwrap();
         assert_eq!(d.served_anew, [("gpt-4o-2026-01-01 fp_2".to_owned(), 1.0)]);
+    }
+
+    #[test]
+    fn edges_are_told_apart_at_any_size() {
+        for (v, text) in [
+            (0.000_312_5, "0.0003125"),
+            (0.0, "0"),
+            (17.0, "17"),
+            (1234.567, "1235"),
+            (-0.25, "-0.25"),
+            (123_456.0, "123456"),
+            (1e-20, "0"),
+        ] {
+            assert_eq!(four_digits(v), text);
+        }
     }
 
     #[test]

@@ -27,6 +27,7 @@ pub(crate) fn routes() -> Router<AppState> {
     Router::new()
         .route("/api/v1/scores", get(list).post(say))
         .route("/api/v1/scores/summary", get(summary))
+        .route("/api/v1/analytics/quality", get(quality))
         .route("/api/v1/feedback", post(feedback))
 }
 
@@ -331,18 +332,19 @@ fn group(by: &str, s: &Scored, calls: &Calls) -> String {
     }
 }
 
-async fn summary(State(state): State<AppState>, p: Params) -> Response {
+/// Sums scores up by their names and one attribute.
+async fn summed(state: &AppState, p: &Params) -> Result<Value, Response> {
     let by = p.get("by").unwrap_or_default().to_owned();
     if !BY.contains(&by.as_str()) {
         let message = format!("by is one of {}", BY.get(1..).unwrap_or_default().join(", "));
-        return native_error(StatusCode::BAD_REQUEST, &message);
+        return Err(native_error(StatusCode::BAD_REQUEST, &message));
     }
-    let (ask, points) = match (Ask::read(&state, &p), p.number("points", 30_i64)) {
+    let (ask, points) = match (Ask::read(state, p), p.number("points", 30_i64)) {
         (Ok(a), Ok(n)) => (a, n.clamp(1, 500)),
-        (Err(e), _) | (_, Err(e)) => return native_error(StatusCode::BAD_REQUEST, &e),
+        (Err(e), _) | (_, Err(e)) => return Err(native_error(StatusCode::BAD_REQUEST, &e)),
     };
     let tenant = p.tenant.clone();
-    let done = blocking(&state, "llm_repository", "scores", move |s, b| {
+    let done = blocking(state, "llm_repository", "scores", move |s, b| {
         let mut all = ask.find(s, &tenant, b, READ_MAX + 1)?;
         if all.len() > READ_MAX {
             let message = format!("more than {READ_MAX} scores; ask for a shorter range");
@@ -386,8 +388,15 @@ async fn summary(State(state): State<AppState>, p: Params) -> Response {
             "groups": groups.iter().map(one).collect::<Vec<_>>(),
         }))
     });
-    match done.await {
-        Ok(v) => Json(v).into_response(),
-        Err(f) => native_failure(&f),
-    }
+    done.await.map_err(|f| native_failure(&f))
+}
+
+async fn summary(State(state): State<AppState>, p: Params) -> Response {
+    summed(&state, &p).await.map_or_else(|r| r, |v| Json(v).into_response())
+}
+
+/// The same as the analytics API names and wraps it.
+async fn quality(State(state): State<AppState>, p: Params) -> Response {
+    let wrap = |v| crate::money::data(&state, v);
+    summed(&state, &p).await.map_or_else(|r| r, wrap)
 }

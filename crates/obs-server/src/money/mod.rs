@@ -126,7 +126,7 @@ impl From<PurseError> for Fault {
 type Answer = Result<Response, Fault>;
 
 /// Wraps an answer as Cost Ops does.
-fn data(state: &AppState, v: Value) -> Response {
+pub(crate) fn data(state: &AppState, v: Value) -> Response {
     let now = state.now();
     let meta = json!({
         "request_id": format!("{:x}", now.nanos()),
