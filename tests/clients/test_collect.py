@@ -1,20 +1,28 @@
 """Lines that the binary collects itself: files as they are rotated, containers, syslog."""
 
+import contextlib
+import datetime
 import gzip
 import http.server
+import ipaddress
 import json
 import os
 import shutil
 import signal
 import socket
 import socketserver
+import ssl
 import struct
 import subprocess
+import sys
 import threading
 import time
 import urllib.parse
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from running import Server
 from test_prometheus import free_port, wait_for
 
@@ -22,10 +30,10 @@ needs_logrotate = pytest.mark.skipif(not shutil.which("logrotate"), reason="Debi
 needs_rsyslog = pytest.mark.skipif(not shutil.which("rsyslogd"), reason="Debian's rsyslog is not installed")
 
 
-def start(tmp_path, promtail, name="data"):
+def start(tmp_path, promtail, name="data", env=None):
     (tmp_path / "promtail.yaml").write_text(promtail)
     (tmp_path / "o.yaml").write_text("promtail: {config_file: promtail.yaml}\n")
-    return Server(tmp_path / name, "--config", str(tmp_path / "o.yaml"))
+    return Server(tmp_path / name, "--config", str(tmp_path / "o.yaml"), env=env)
 
 
 def streams(server, query, limit=5000):
@@ -328,11 +336,143 @@ action(type="omfwd" target="127.0.0.1" port="{port}" protocol="tcp" template="RS
         server.stop()
 
 
+def certificate(folder, name, issuer=None):
+    """Writes a certificate and its key; signed by `issuer`, or by itself as an authority."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    built = (
+        x509.CertificateBuilder().subject_name(subject).issuer_name(issuer[0].subject if issuer else subject)
+        .public_key(key.public_key()).serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), True)
+        .sign(issuer[1] if issuer else key, hashes.SHA256())
+    )
+    (folder / f"{name}.crt").write_bytes(built.public_bytes(serialization.Encoding.PEM))
+    (folder / f"{name}.key").write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+    return built, key
+
+
+def test_syslog_over_tls(tmp_path):
+    authority = certificate(tmp_path, "ca")
+    certificate(tmp_path, "server", authority)
+    certificate(tmp_path, "client", authority)
+    port = free_port()
+    tls = "      tls_config: {cert_file: server.crt, key_file: server.key, ca_file: ca.crt}\n    relabel_configs"
+    text = SYSLOG.format(port=port, protocol="tcp", format="rfc5424").replace("    relabel_configs", tls)
+    server = start(tmp_path, text)
+    try:
+        context = ssl.create_default_context(cafile=str(tmp_path / "ca.crt"))
+        context.load_cert_chain(tmp_path / "client.crt", tmp_path / "client.key")
+
+        def send(data, context=context):
+            with socket.create_connection(("127.0.0.1", port)) as s, context.wrap_socket(s, server_hostname="127.0.0.1") as t:
+                t.sendall(data)
+                t.unwrap()
+            return True
+
+        wait_for(lambda: send(b"<14>1 - - shop - - - in secret\n"))
+        wait_for(lambda: "in secret" in lines(server, '{job="syslog"}'))
+        # Who shows no certificate, and who does not speak TLS, is not heard.
+        stranger = ssl.create_default_context(cafile=str(tmp_path / "ca.crt"))
+        with contextlib.suppress(OSError):
+            send(b"<14>1 - - shop - - - from a stranger\n" * 1000, stranger)
+        with socket.create_connection(("127.0.0.1", port)) as s:
+            s.sendall(b"<14>1 - - shop - - - in the open\n")
+            assert s.recv(100) in (b"", b"\x15\x03\x03\x00\x02\x022")
+        send(b"<14>1 - - shop - - - at last\n")
+        wait_for(lambda: "at last" in lines(server, '{job="syslog"}'))
+        assert set(lines(server, '{job="syslog"}')) == {"in secret", "at last"}
+    finally:
+        server.stop()
+
+
+JOURNAL = """
+scrape_configs:
+  - job_name: journal
+    journal: {{path: {tmp}/journal, max_age: 12h, matches: "_TRANSPORT=kernel", labels: {{job: journal}}}}
+    relabel_configs:
+      - {{source_labels: [__journal__systemd_unit], target_label: unit}}
+      - {{source_labels: [__journal_priority_keyword], target_label: level}}
+    pipeline_stages:
+      - regex: {{expression: "took (?P<ms>[0-9]+)"}}
+      - metrics:
+          took_ms: {{type: Counter, description: "Time taken.", source: ms, config: {{action: add}}}}
+"""
+# Answers as journalctl does, from a file with an entry a line, and tells how it was asked.
+JOURNALCTL = """#!{python}
+import json, os, sys, time
+folder = {folder!r}
+with open(folder + "/asked", "a") as f:
+    f.write(json.dumps(sys.argv[1:]) + "\\n")
+after = next((a.split("=", 1)[1] for a in sys.argv if a.startswith("--after-cursor=")), None)
+seen, past = 0, after is None
+while True:
+    entries = open(folder + "/entries").read().splitlines()
+    for e in entries[seen:]:
+        if past:
+            print(e, flush=True)
+        past = past or json.loads(e)["__CURSOR"] == after
+    seen = len(entries)
+    if os.path.exists(folder + "/end"):
+        os.unlink(folder + "/end")
+        sys.exit("it ended")
+    time.sleep(0.05)
+"""
+
+
+def test_the_journal_is_followed_from_where_it_was_left(tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "journalctl").write_text(JOURNALCTL.format(python=sys.executable, folder=str(tmp_path)))
+    (tools / "journalctl").chmod(0o755)
+
+    def entry(i, **more):
+        at = str(time.time_ns() // 1000)
+        with open(tmp_path / "entries", "a") as f:
+            f.write(json.dumps({"__CURSOR": f"s=a;i={i}", "__REALTIME_TIMESTAMP": at, "_SYSTEMD_UNIT": "shop.service", **more}) + "\n")
+
+    entry(1, MESSAGE="started, took 40", PRIORITY="6")
+    entry(2, MESSAGE=[98, 97, 100, 255], PRIORITY="3")
+    env = {"PATH": f"{tools}:{os.environ['PATH']}"}
+    server = start(tmp_path, JOURNAL.format(tmp=tmp_path), env=env)
+    try:
+        wait_for(lambda: len(lines(server, '{job="journal"}')) == 2)
+        (bad,) = streams(server, '{job="journal", level="error"}')
+        assert bad["stream"] == {"job": "journal", "unit": "shop.service", "level": "error"} and bad["values"][0][1] == "bad\ufffd"
+        entry(3, MESSAGE="still here, took 2", PRIORITY="6")
+        wait_for(lambda: len(lines(server, '{job="journal"}')) == 3)
+        asked = json.loads((tmp_path / "asked").read_text().splitlines()[0])
+        assert {"--output=json", "--follow", "--since=-12h", "_TRANSPORT=kernel"} <= set(asked) and f"{tmp_path}/journal" in asked
+
+        def counted():
+            found = server.get("/api/v1/query", listener="prometheus", query="promtail_custom_took_ms")["data"]["result"]
+            return found and (found[0]["metric"], found[0]["value"][1])
+
+        wait_for(lambda: counted() == ({"__name__": "promtail_custom_took_ms", "job": "journal", "unit": "shop.service", "level": "info"}, "42"), 40)
+    finally:
+        server.stop()
+    entry(4, MESSAGE="while away", PRIORITY="6")
+    (tmp_path / "data" / "endpoints.json").unlink(missing_ok=True)
+    server = start(tmp_path, JOURNAL.format(tmp=tmp_path), env=env)
+    try:
+        wait_for(lambda: "while away" in lines(server, '{job="journal"}'))
+        assert len(lines(server, '{job="journal"}')) == 4, "nothing is read twice"
+        assert "--after-cursor=s=a;i=3" in json.loads((tmp_path / "asked").read_text().splitlines()[-1])
+        # It ends, is started again, and nothing is lost.
+        (tmp_path / "end").touch()
+        entry(5, MESSAGE="after its end", PRIORITY="6")
+        wait_for(lambda: "after its end" in lines(server, '{job="journal"}'))
+    finally:
+        server.stop()
+
+
 def test_what_is_not_supported_is_named(tmp_path):
     binary = os.environ["OBSERVATORY_BIN"]
     for text, why in [
         ("scrape_configs: [{job_name: k, kafka: {brokers: [x]}}]\nclients: []\n", "kafka is not supported"),
-        ("scrape_configs: [{job_name: j, journal: {}}]\nclients: []\n", "journal is not supported"),
+        ("scrape_configs: [{job_name: j, syslog: {listen_address: 'x:1', listen_protocol: udp, tls_config: {}}}]\nclients: []\n", "UDP has no TLS"),
         ("scrape_configs: [{job_name: j, pipeline_stages: [{geoip: {}}]}]\nclients: []\n", "geoip: this stage is not supported"),
         ("positions: {nope: 1}\n", "nope"),
     ]:

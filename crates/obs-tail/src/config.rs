@@ -179,16 +179,11 @@ pub fn read(text: &str) -> Result<PromtailConfig, String> {
     let config = raw.unwrap_or_default();
     for job in &config.scrape_configs {
         let name = &job.job_name;
-        crate::stage::Pipeline::new(&job.pipeline_stages)
+        crate::stage::Pipeline::new(&job.pipeline_stages, &crate::Counts::default())
             .map_err(|e| format!("job {name:?}: pipeline_stages: {e}"))?;
         if job.loki_push_api.is_some() {
             return Err(format!(
                 "job {name:?}: loki_push_api is not needed: this server takes pushes itself"
-            ));
-        }
-        if job.journal.is_some() {
-            return Err(format!(
-                "job {name:?}: journal is not supported; let rsyslog write or send what the journal holds"
             ));
         }
         if let Some(s) = &job.syslog {
@@ -199,8 +194,8 @@ pub fn read(text: &str) -> Result<PromtailConfig, String> {
                     "job {name:?}: syslog needs listen_address, listen_protocol tcp or udp and syslog_format rfc5424 or rfc3164"
                 ));
             }
-            if s.tls_config.is_some() {
-                return Err(format!("job {name:?}: syslog over TLS is not supported"));
+            if s.tls_config.is_some() && s.listen_protocol == "udp" {
+                return Err(format!("job {name:?}: syslog over UDP has no TLS"));
             }
         }
     }

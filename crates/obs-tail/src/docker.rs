@@ -148,7 +148,7 @@ impl Container {
             return Err(format!("HTTP status {}", answer.status()));
         }
         let mut frames = Frames { is_plain: is_plain.unwrap_or(false), ..Frames::default() };
-        let mut pipeline = Pipeline::new(&self.job.pipeline_stages)?;
+        let mut pipeline = Pipeline::new(&self.job.pipeline_stages, &self.shipper.counts)?;
         let labels = [self.labels("stdout"), self.labels("stderr")];
         let (mut last, mut last_ns) = (seen, 0_i64);
         while let Some(chunk) = answer.chunk().await.map_err(show)? {

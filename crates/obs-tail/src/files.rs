@@ -1,5 +1,6 @@
 //! Follows files: through growth, rotation and truncation, compressed ones to their end.
 
+use crate::Counts;
 use crate::config::{Job, LimitsConfig};
 use crate::entry::{Entry, LabelMap, record};
 use crate::positions::{Position, Positions};
@@ -98,7 +99,13 @@ fn is_compressed(path: &Path, job: &Job) -> bool {
 }
 
 impl Tail {
-    fn open(path: &Path, shown: &Path, t: &Target, job: &Job, from: u64) -> std::io::Result<Self> {
+    fn open(
+        path: &Path,
+        shown: &Path,
+        t: &Target,
+        (job, counts): (&Job, &Counts),
+        from: u64,
+    ) -> std::io::Result<Self> {
         let mut file = File::open(path)?;
         let meta = file.metadata()?;
         if !meta.is_file() {
@@ -118,7 +125,8 @@ impl Tail {
             t.labels.iter().map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
         labels.insert("filename".into(), shown.display().to_string());
         // Checked when the configuration was read.
-        let pipeline = Pipeline::new(&job.pipeline_stages).map_err(std::io::Error::other)?;
+        let pipeline =
+            Pipeline::new(&job.pipeline_stages, counts).map_err(std::io::Error::other)?;
         Ok(Self {
             path: shown.to_owned(),
             reader,
@@ -286,13 +294,20 @@ impl Files {
                 .map(|e| e.path())
                 .find(|p| std::fs::metadata(p).is_ok_and(|m| identity(&m) == known.identity));
             if let Some(moved) = moved
-                && let Ok(mut tail) = Tail::open(&moved, path, target, &self.job, known.offset)
+                && let Ok(mut tail) = Tail::open(
+                    &moved,
+                    path,
+                    target,
+                    (&self.job, &self.shipper.counts),
+                    known.offset,
+                )
             {
                 tail.is_gone = true;
                 self.leaving.push(tail);
             }
         }
-        Tail::open(path, path, target, &self.job, if is_same { known.offset } else { 0 })
+        let from = if is_same { known.offset } else { 0 };
+        Tail::open(path, path, target, (&self.job, &self.shipper.counts), from)
     }
 
     fn round(&mut self) -> Round {

@@ -1,7 +1,7 @@
 //! Collects log lines as Promtail does: follows files, containers and syslog, and runs pipelines.
 //!
 //! [`config`] is Promtail's file, [`Pipeline`](stage) its stages, [`files`] follows files,
-//! [`docker`] containers, [`syslog`] listens; [`manager`] keeps them in step with the
+//! [`docker`] containers, [`journal`] systemd's journal, [`syslog`] listens; [`manager`] keeps them in step with the
 //! configuration. A position moves on only after the lines before it are stored, so that lines are
 //! read at least once.
 
@@ -10,6 +10,7 @@ mod detect;
 mod docker;
 mod entry;
 mod files;
+mod journal;
 pub mod manager;
 mod positions;
 mod ship;
@@ -18,10 +19,12 @@ mod syslog;
 
 pub use entry::{Entry, LabelMap};
 pub use manager::Manager;
+pub use stage::metrics::Custom;
 
 use obs_model::LogRecord;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 /// Why lines were not stored.
@@ -55,4 +58,6 @@ pub struct Counts {
     /// Syslog messages that were none.
     pub malformed: AtomicU64,
     pub files: AtomicU64,
+    /// What stages `metrics` counted.
+    pub custom: Arc<Custom>,
 }

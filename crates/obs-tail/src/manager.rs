@@ -3,6 +3,7 @@
 use crate::config::{Job, PromtailConfig};
 use crate::docker::{Container, containers};
 use crate::files::{Clock, Files, Target};
+use crate::journal::Reader;
 use crate::positions::Positions;
 use crate::ship::Shipper;
 use crate::syslog::Receiver;
@@ -196,17 +197,34 @@ impl Manager {
         before: Vec<JoinHandle<()>>,
     ) -> Result<(), String> {
         let job = running.job.clone();
+        let clients = config.clients.iter().chain(&config.client);
+        let external: BTreeMap<String, String> =
+            clients.flat_map(|c| c.external_labels.clone()).collect();
         let shipper = Shipper {
             sink: self.0.sink.clone(),
             counts: self.0.counts.clone(),
             stop: running.stop.clone(),
+            external: Arc::new(external),
         };
         let clock = self.0.clock.clone();
         let spawn = |task: JoinHandle<()>| locked(&running.tasks).push(task);
+        if let Some(journal) = job.journal.clone() {
+            let (job, positions) = (job.clone(), positions.clone());
+            let reader = Reader { job, journal, positions, shipper, clock };
+            spawn(tokio::spawn(async move {
+                for task in before {
+                    let _ = task.await;
+                }
+                reader.run().await;
+            }));
+            return Ok(());
+        }
         if let Some(syslog) = job.syslog.clone() {
+            let tls = syslog.tls_config.as_ref().map(|c| crate::syslog::acceptor(c, folder));
             let receiver = Receiver {
                 job: job.clone(),
                 syslog,
+                tls: tls.transpose()?,
                 shipper: shipper.clone(),
                 clock: clock.clone(),
             };
@@ -236,12 +254,6 @@ impl Manager {
         }));
         let found: Mutex<HashMap<usize, Vec<TargetGroup>>> = Mutex::default();
         let followed: Mutex<HashMap<String, CancellationToken>> = Mutex::default();
-        let external: BTreeMap<String, String> = config
-            .clients
-            .iter()
-            .chain(&config.client)
-            .flat_map(|c| c.external_labels.clone())
-            .collect();
         let tasks = running.tasks.clone();
         let (place, positions) = (folder.to_owned(), positions.clone());
         let sources = discovered_by(&job)?;
@@ -251,15 +263,7 @@ impl Manager {
                 found.insert(source, groups);
                 found.values().flat_map(|g| flattened(g)).collect()
             };
-            let with_external = |mut t: Target| {
-                let mut b = t.labels.to_builder();
-                for (n, v) in &external {
-                    b.set(n, v);
-                }
-                t.labels = b.build();
-                t
-            };
-            let files = all.iter().filter_map(|l| file_target(l, &job)).map(with_external);
+            let files = all.iter().filter_map(|l| file_target(l, &job));
             *locked(&targets) = files.collect();
             let mut followed = locked(&followed);
             let now = containers(&all);

@@ -1,7 +1,7 @@
 //! Brings lines to the store, however long that takes.
 
 use crate::{Counts, LogSink, StoreError};
-use obs_model::LogRecord;
+use obs_model::{Labels, LogRecord};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -17,6 +17,25 @@ pub(crate) struct Shipper {
     pub(crate) sink: Arc<dyn LogSink>,
     pub(crate) counts: Arc<Counts>,
     pub(crate) stop: CancellationToken,
+    /// Labels of every line that lacks them.
+    pub(crate) external: Arc<BTreeMap<String, String>>,
+}
+
+/// Adds labels to each record; what it has stays.
+fn label(records: &mut [LogRecord], external: &BTreeMap<String, String>) {
+    let mut last: Option<(Labels, Labels)> = None;
+    for r in records {
+        if let Some((_, now)) = last.as_ref().filter(|(before, _)| *before == r.stream) {
+            r.stream = now.clone();
+            continue;
+        }
+        let mut b = r.stream.to_builder();
+        for (n, v) in external.iter().filter(|(n, _)| r.stream.get(n).is_empty()) {
+            b.set(n, v);
+        }
+        let now = b.build();
+        last = Some((std::mem::replace(&mut r.stream, now.clone()), now));
+    }
 }
 
 impl Shipper {
@@ -24,7 +43,10 @@ impl Shipper {
     pub(crate) async fn ship(&self, batch: Batch) -> bool {
         const FIRST_WAIT: Duration = Duration::from_millis(200);
         const LONGEST_WAIT: Duration = Duration::from_secs(10);
-        for (tenant, records) in batch {
+        for (tenant, mut records) in batch {
+            if !self.external.is_empty() {
+                label(&mut records, &self.external);
+            }
             let (mut wait, count) = (FIRST_WAIT, records.len() as u64);
             loop {
                 match self.sink.store(tenant.as_deref(), records.clone()).await {

@@ -4,9 +4,11 @@ mod container;
 mod extract;
 mod filter;
 mod label;
+pub(crate) mod metrics;
 mod multiline;
 mod transform;
 
+use crate::Counts;
 use crate::entry::Entry;
 use obs_model::TimestampNs;
 use serde::Deserialize;
@@ -54,12 +56,12 @@ impl Pipeline {
     ///
     /// # Errors
     /// With the stage and what is wrong with it.
-    pub(crate) fn new(configs: &[StageConfig]) -> Result<Self, String> {
+    pub(crate) fn new(configs: &[StageConfig], counts: &Counts) -> Result<Self, String> {
         let mut stages = Vec::new();
         for c in configs {
             for (name, settings) in &c.0 {
                 let settings = settings.clone().unwrap_or(Value::Null);
-                stages.push(build(name, settings).map_err(|e| format!("{name}: {e}"))?);
+                stages.push(build(name, settings, counts).map_err(|e| format!("{name}: {e}"))?);
             }
         }
         Ok(Self(stages))
@@ -121,7 +123,7 @@ fn settings<T: DeserializeOwned>(v: Value) -> Result<T, String> {
     serde_json::from_value(v).map_err(|e| e.to_string())
 }
 
-fn build(name: &str, v: Value) -> Result<Box<dyn Stage>, String> {
+fn build(name: &str, v: Value, counts: &Counts) -> Result<Box<dyn Stage>, String> {
     match name {
         "docker" => Ok(container::docker()),
         "cri" => container::cri(settings(v)?),
@@ -141,11 +143,12 @@ fn build(name: &str, v: Value) -> Result<Box<dyn Stage>, String> {
         "labeldrop" => label::drop(settings(v)?),
         "labelallow" => label::allow(settings(v)?),
         "drop" => filter::drop(settings(v)?),
-        "match" => filter::matching(settings(v)?),
+        "match" => filter::matching(settings(v)?, counts),
         "limit" => filter::limit(settings(v)?),
         "sampling" => filter::sampling(settings(v)?),
         "multiline" => multiline::multiline(settings(v)?),
-        "metrics" | "geoip" | "eventlogmessage" | "event_log_message" | "non_indexed_labels" => {
+        "metrics" => metrics::metrics(settings(v)?, &counts.custom),
+        "geoip" | "eventlogmessage" | "event_log_message" | "non_indexed_labels" => {
             Err("this stage is not supported".into())
         }
         _ => Err("invalid stage".into()),
@@ -160,7 +163,8 @@ pub(crate) mod tests {
     /// is its number.
     pub(crate) fn run(stages: &str, lines: &[&str]) -> Vec<Entry> {
         let configs: Vec<StageConfig> = serde_saphyr::from_str(stages).unwrap();
-        let mut pipeline = Pipeline::new(&configs).unwrap_or_else(|e| panic!("{stages}: {e}"));
+        let mut pipeline =
+            Pipeline::new(&configs, &Counts::default()).unwrap_or_else(|e| panic!("{stages}: {e}"));
         let labels = BTreeMap::from([("job".to_owned(), "j".to_owned())]);
         let mut out = Vec::new();
         let at = |i: usize| TimestampNs::from_nanos(i as i64 * 1_000_000_000);
@@ -187,13 +191,18 @@ pub(crate) mod tests {
             ("[{nope: {}}]", "nope: invalid stage"),
             ("[{geoip: {}}]", "geoip: this stage is not supported"),
             ("[{regex: {expression: '('}}]", "regex: "),
+            ("[{json: {expressions: {a: 'b['}}}]", "json: could not compile JMES expression"),
+            (
+                "[{timestamp: {source: t, format: Unix, location: Mars/Base}}]",
+                "timestamp: invalid location",
+            ),
             ("[{regex: {}}]", "regex: missing field `expression`"),
             ("[{timestamp: {source: t}}]", "timestamp: missing field `format`"),
             ("[{output: {source: x, what: y}}]", "output: unknown field `what`"),
             ("[{match: {selector: '{a='}}]", "match: "),
         ] {
             let configs: Vec<StageConfig> = serde_saphyr::from_str(stages).unwrap();
-            let e = Pipeline::new(&configs).unwrap_err();
+            let e = Pipeline::new(&configs, &Counts::default()).unwrap_err();
             assert!(e.starts_with(why), "{stages}: {e}");
         }
     }

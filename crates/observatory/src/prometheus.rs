@@ -317,7 +317,7 @@ pub(crate) struct Running {
     pub(crate) workers: Workers,
     notifier: Arc<Notifier>,
     fan_out: Arc<FanOut>,
-    tailing: Tailing,
+    pub(crate) tailing: Tailing,
     alerting: Dispatcher,
     processing: Processing,
 }

@@ -547,7 +547,11 @@ async fn tick(
             _ = scrape.tick() => {
                 publish_usage(&store, &memory, ingest.telemetry());
                 running.publish(&ingest);
-                let (series, metadata) = ingest.telemetry().series(&instance, wall_clock().to_millis());
+                let now = wall_clock().to_millis();
+                let (mut series, mut metadata) = ingest.telemetry().series(&instance, now);
+                let custom = running.tailing.series(now);
+                series.extend(custom.0);
+                metadata.extend(custom.1);
                 store.append(&TenantId::default(), WriteBatch { series, metadata, ..WriteBatch::default() }).await.map(|_| ())
             }
         };

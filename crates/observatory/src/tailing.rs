@@ -3,7 +3,7 @@
 use crate::config::{ConfigError, environment, expand};
 use crate::serve::wall_clock;
 use obs_ingest::Ingest;
-use obs_model::{AppendError, LogRecord, TenantId};
+use obs_model::{AppendError, LogRecord, MetricMetadata, Series, TenantId, TimestampMs};
 use obs_tail::config::PromtailConfig;
 use obs_tail::{LogSink, Manager, StoreError, StoreFuture};
 use serde::Deserialize;
@@ -118,6 +118,11 @@ impl Tailing {
         ] {
             t.raise(name, &[], total.load(Ordering::Relaxed));
         }
+    }
+
+    /// Returns what the pipelines' own metrics are now.
+    pub(crate) fn series(&self, now: TimestampMs) -> (Vec<Series>, Vec<MetricMetadata>) {
+        self.manager.counts().custom.series(now)
     }
 
     pub(crate) async fn stop(&self) {

@@ -16,6 +16,33 @@ pub(super) struct JsonSettings {
     drop_malformed: bool,
 }
 
+/// A JMESPath expression; those that name one value are looked up without it, which is many times
+/// faster.
+enum Expression {
+    Path(Path),
+    Any(jmespath::Expression<'static>),
+}
+
+impl Expression {
+    fn new(text: &str) -> Result<Self, String> {
+        if let Some(path) = Path::new(text) {
+            return Ok(Self::Path(path));
+        }
+        let any = jmespath::compile(text);
+        any.map(Self::Any).map_err(|e| format!("could not compile JMES expression: {e}"))
+    }
+
+    fn find(&self, v: &Value) -> Option<Value> {
+        match self {
+            Self::Path(p) => p.find(v).cloned(),
+            Self::Any(e) => {
+                let found = e.search(v).ok().filter(|f| !f.is_null())?;
+                serde_json::to_value(&*found).ok()
+            }
+        }
+    }
+}
+
 /// A path through JSON: names and indexes.
 struct Path(Vec<Step>);
 
@@ -25,37 +52,35 @@ enum Step {
 }
 
 impl Path {
-    /// Reads what of JMESPath names one value: `a.b`, `"a.b".c`, `a[0]`, `a[-1]`.
-    fn new(text: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("expression {text:?} is not supported: only names, dots and indexes are");
+    /// Reads what of JMESPath names one value: `a.b`, `"a.b".c`, `a[0]`, `a[-1]`; `None` for more.
+    fn new(text: &str) -> Option<Self> {
         let mut steps = Vec::new();
         let mut rest = text.trim();
         while !rest.is_empty() {
             if let Some(tail) = rest.strip_prefix('[') {
-                let (index, tail) = tail.split_once(']').ok_or_else(wrong)?;
-                steps.push(Step::Index(index.trim().parse().map_err(|_| wrong())?));
+                let (index, tail) = tail.split_once(']')?;
+                steps.push(Step::Index(index.trim().parse().ok()?));
                 rest = tail;
                 continue;
             }
             if !steps.is_empty() {
-                rest = rest.strip_prefix('.').ok_or_else(wrong)?;
+                rest = rest.strip_prefix('.')?;
             }
             if let Some(tail) = rest.strip_prefix('"') {
-                let (name, tail) = tail.split_once('"').ok_or_else(wrong)?;
+                let (name, tail) = tail.split_once('"').filter(|(n, _)| !n.contains('\\'))?;
                 steps.push(Step::Key(name.to_owned()));
                 rest = tail;
                 continue;
             }
             let len = rest.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(rest.len());
             let (name, tail) = rest.split_at(len);
-            if name.is_empty() {
-                return Err(wrong());
+            if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
+                return None;
             }
             steps.push(Step::Key(name.to_owned()));
             rest = tail;
         }
-        Ok(Self(steps))
+        (!steps.is_empty()).then_some(Self(steps))
     }
 
     fn find<'v>(&self, v: &'v Value) -> Option<&'v Value> {
@@ -77,7 +102,7 @@ pub(super) fn json(c: JsonSettings) -> Result<Box<dyn Stage>, String> {
     let mut paths = Vec::new();
     for (name, path) in c.expressions {
         let text = path.filter(|p| !p.is_empty()).unwrap_or_else(|| format!("\"{name}\""));
-        paths.push((name, Path::new(&text)?));
+        paths.push((name, Expression::new(&text)?));
     }
     Ok(keep(move |e: &mut Entry, _| {
         let Some(source) = e.source(c.source.as_deref()) else { return true };
@@ -87,7 +112,7 @@ pub(super) fn json(c: JsonSettings) -> Result<Box<dyn Stage>, String> {
                 // Objects and lists are handed on as text.
                 let value = match found {
                     Value::Object(_) | Value::Array(_) => found.to_string().into(),
-                    other => other.clone(),
+                    other => other,
                 };
                 e.extracted.insert(name.clone(), value);
             }
@@ -174,6 +199,17 @@ mod tests {
             ]
         );
         assert_eq!(run(stages, &[line])[0].extracted["all"], "[1,2]");
+        // All of JMESPath.
+        let stages = r#"
+- json: {expressions: {names: "users[?age > `20`].name | join(',', @)", count: "length(users)", old: "max_by(users, &age).name", none: "users[9].name"}}
+- labels: {names: , count: , old: , none: }
+"#;
+        let users =
+            r#"{"users":[{"name":"ann","age":30},{"name":"bob","age":12},{"name":"cy","age":40}]}"#;
+        assert_eq!(
+            shown(stages, &[users]),
+            [format!("count=3 job=j names=ann,cy old=cy | {users}")]
+        );
         let dropped = "[{json: {expressions: {a: }, drop_malformed: true}}]";
         assert!(run(dropped, &["{"]).is_empty());
         let stages = "

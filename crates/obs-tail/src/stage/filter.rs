@@ -2,6 +2,7 @@
 
 use super::extract::extracted;
 use super::{Pipeline, Stage, StageConfig, keep};
+use crate::Counts;
 use crate::entry::Entry;
 use obs_collect::config::Span;
 use obs_logql::Follower;
@@ -105,7 +106,7 @@ struct Match {
     is_drop: bool,
 }
 
-pub(super) fn matching(c: MatchSettings) -> Result<Box<dyn Stage>, String> {
+pub(super) fn matching(c: MatchSettings, counts: &Counts) -> Result<Box<dyn Stage>, String> {
     let expr = match obs_logql::parse(&c.selector).map_err(|e| e.to_string())? {
         Query::Log(expr) => expr,
         Query::Metric(_) => return Err("selector must be a log query".into()),
@@ -116,7 +117,7 @@ pub(super) fn matching(c: MatchSettings) -> Result<Box<dyn Stage>, String> {
         Some("drop") => return Err("stages cannot be given with action drop".into()),
         Some(other) => return Err(format!("invalid action {other:?} (keep or drop)")),
     };
-    Ok(Box::new(Match { expr, stages: Pipeline::new(&c.stages)?, is_drop }))
+    Ok(Box::new(Match { expr, stages: Pipeline::new(&c.stages, counts)?, is_drop }))
 }
 
 impl Stage for Match {

@@ -3,6 +3,8 @@
 use super::extract::extracted;
 use super::{Stage, change};
 use crate::entry::{Entry, LabelMap};
+use chrono::{DateTime, TimeDelta, TimeZone as _};
+use chrono_tz::Tz;
 use obs_logql::{LineTemplate, strip_ansi};
 use obs_model::{TimestampNs, go_regex};
 use obs_template::{Value as Data, parse_time};
@@ -27,10 +29,12 @@ enum Form {
     /// A number of these many nanoseconds, perhaps with a fraction.
     Unix(f64),
     Layout(String),
+    /// One that does not say where, and where that is.
+    Local(String, Tz),
 }
 
 impl Form {
-    fn new(name: &str) -> Self {
+    fn new(name: &str, zone: Tz) -> Self {
         let layout = match name {
             "Unix" => return Self::Unix(1e9),
             "UnixMs" => return Self::Unix(1e6),
@@ -48,7 +52,11 @@ impl Form {
             "RFC3339Nano" => "2006-01-02T15:04:05.999999999Z07:00",
             other => other,
         };
-        Self::Layout(layout.to_owned())
+        let says_where = ["MST", "Z07", "-07"].iter().any(|z| layout.contains(z));
+        if says_where || zone == Tz::UTC {
+            return Self::Layout(layout.to_owned());
+        }
+        Self::Local(layout.to_owned(), zone)
     }
 
     fn parse(&self, text: &str) -> Option<TimestampNs> {
@@ -62,6 +70,17 @@ impl Form {
                 Some(TimestampNs::from_nanos(ns))
             }
             Self::Layout(layout) => parse_time(text, layout),
+            Self::Local(layout, zone) => {
+                let clock = DateTime::from_timestamp_nanos(parse_time(text, layout)?.nanos());
+                let clock = clock.naive_utc();
+                let local = zone.from_local_datetime(&clock).earliest();
+                // In the hour that a clock leaves out: what the clock before it would have shown.
+                let local = local.or_else(|| {
+                    let before = clock - TimeDelta::hours(1);
+                    Some(zone.from_local_datetime(&before).earliest()? + TimeDelta::hours(1))
+                })?;
+                Some(TimestampNs::from_nanos(local.timestamp_nanos_opt()?))
+            }
         }
     }
 }
@@ -70,16 +89,17 @@ impl Form {
 const STREAMS_MAX: usize = 10_000;
 
 pub(super) fn timestamp(c: TimestampSettings) -> Result<Box<dyn Stage>, String> {
-    if let Some(zone) = c.location.as_deref().filter(|z| !matches!(*z, "" | "UTC" | "Etc/UTC")) {
-        return Err(format!("location {zone:?} is not supported: only UTC is"));
-    }
+    let zone = match c.location.as_deref() {
+        None | Some("") => Tz::UTC,
+        Some(name) => name.parse().map_err(|_| format!("invalid location specified: {name:?}"))?,
+    };
     let fudge = match c.action_on_failure.as_deref() {
         None | Some("fudge") => true,
         Some("skip") => false,
         Some(other) => return Err(format!("invalid action on failure {other:?} (fudge or skip)")),
     };
     let forms: Vec<Form> =
-        std::iter::once(&c.format).chain(&c.fallback_formats).map(|f| Form::new(f)).collect();
+        std::iter::once(&c.format).chain(&c.fallback_formats).map(|f| Form::new(f, zone)).collect();
     // A line without a readable time stands a nanosecond behind the one before.
     let mut last: HashMap<LabelMap, TimestampNs> = HashMap::new();
     Ok(change(move |e: &mut Entry, _| {
@@ -246,6 +266,19 @@ mod tests {
                 1_679_580_005_000_000_000,
                 "{format}"
             );
+        }
+        // A place for layouts that do not say where: summer, winter, the hour that is left out, and a
+        // layout that does say.
+        for (text, format, want) in [
+            ("2023-07-01 12:00:00", "'2006-01-02 15:04:05'", 1_688_205_600),
+            ("2023-01-01 12:00:00", "'2006-01-02 15:04:05'", 1_672_570_800),
+            ("2023-03-26 02:30:00", "'2006-01-02 15:04:05'", 1_679_794_200),
+            ("2023-07-01T12:00:00Z", "RFC3339", 1_688_212_800),
+        ] {
+            let stages = format!(
+                "[{{regex: {{expression: '^(?P<t>.*)$'}}}}, {{timestamp: {{source: t, format: {format}, location: Europe/Berlin}}}}]"
+            );
+            assert_eq!(run(&stages, &[text])[0].time.nanos(), want * 1_000_000_000, "{text}");
         }
         // What has no time follows the line before.
         let stages =
