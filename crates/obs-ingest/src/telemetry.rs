@@ -72,7 +72,7 @@ impl Handles {
 type Named = (&'static str, &'static [&'static str], &'static str);
 
 /// What rules, remote write, the collection of lines and notifications count.
-const NAMED: [Named; 25] = [
+const NAMED: [Named; 26] = [
     ("otelcol_processor_dropped_spans", &["processor"], "Spans that a processor dropped."),
     (
         "otelcol_processor_dropped_metric_points",
@@ -92,6 +92,7 @@ const NAMED: [Named; 25] = [
     ("promtail_read_lines_total", &[], "Lines collected."),
     ("promtail_read_bytes_total", &[], "Bytes collected."),
     ("promtail_dropped_entries_total", &[], "Collected lines that the store refused for good."),
+    ("promtail_rate_limited_lines_total", &[], "Collected lines over readline_rate, dropped."),
     (
         "promtail_request_retries_total",
         &[],

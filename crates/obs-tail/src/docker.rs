@@ -180,6 +180,7 @@ impl Container {
             if !self.shipper.ship(batch).await {
                 return Ok(());
             }
+            self.shipper.pause(pipeline.pause()).await;
             if !is_holding {
                 let mut p = self.positions.lock().unwrap_or_else(PoisonError::into_inner);
                 p.set(&self.key(), Position { offset: last, identity: String::new() });

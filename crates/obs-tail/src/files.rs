@@ -91,6 +91,8 @@ struct Round {
     batch: Batch,
     bytes: usize,
     reached: Vec<(String, Position)>,
+    /// How long the files must be left alone.
+    pause: Duration,
 }
 
 fn is_compressed(path: &Path, job: &Job) -> bool {
@@ -224,6 +226,7 @@ impl Files {
                     p.set(&path, position);
                 }
             }
+            shipper.pause(round.pause).await;
             if shipper.stop.is_cancelled() {
                 return;
             }
@@ -341,6 +344,7 @@ impl Files {
             t.look();
             self.read(t, now, &mut round);
             t.pipeline.flush(now, false, &mut |e| put(&mut round.batch, e));
+            round.pause = round.pause.max(t.pipeline.pause());
             if t.is_gone && t.at_end {
                 self.finish(t, now, &mut round);
                 replaced.push(path.clone());

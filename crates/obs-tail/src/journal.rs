@@ -216,6 +216,7 @@ impl Reader {
             if let Some(p) = reached.take_if(|_| !is_holding) {
                 self.positions.lock().unwrap_or_else(PoisonError::into_inner).set(&self.key(), p);
             }
+            self.shipper.pause(pipeline.pause()).await;
             (gathered, until) = (0, None);
             if is_over {
                 let status = child.wait().await.map_err(|e| e.to_string())?;

@@ -53,6 +53,8 @@ pub struct Counts {
     pub too_long: AtomicU64,
     /// Lines that the store refused for good.
     pub refused: AtomicU64,
+    /// Lines over `readline_rate`.
+    pub over_rate: AtomicU64,
     /// Times that the store asked to come again.
     pub retries: AtomicU64,
     /// Syslog messages that were none.

@@ -1,11 +1,11 @@
 //! Keeps sources in step with the configuration and with what discovery finds.
 
-use crate::config::{Job, PromtailConfig};
+use crate::config::{Job, LimitsConfig, PromtailConfig};
 use crate::docker::{Container, containers};
 use crate::files::{Clock, Files, Target};
 use crate::journal::Reader;
 use crate::positions::Positions;
-use crate::ship::Shipper;
+use crate::ship::{Rate, Shipper};
 use crate::syslog::Receiver;
 use crate::{Counts, LogSink};
 use obs_collect::config::ScrapeConfig;
@@ -36,6 +36,8 @@ struct Inner {
     counts: Arc<Counts>,
     jobs: Mutex<BTreeMap<String, Running>>,
     positions: Mutex<Option<(PathBuf, Arc<Mutex<Positions>>)>>,
+    /// What all sources may read together, and the limits that say so.
+    rate: Mutex<(LimitsConfig, Option<Arc<Rate>>)>,
     stop: CancellationToken,
 }
 
@@ -103,6 +105,7 @@ impl Manager {
             counts: Arc::default(),
             jobs: Mutex::default(),
             positions: Mutex::default(),
+            rate: Mutex::default(),
             stop: CancellationToken::new(),
         }))
     }
@@ -125,6 +128,13 @@ impl Manager {
     ) -> Result<(), String> {
         let file = config.positions.filename.clone().unwrap_or_else(|| positions.to_owned());
         let positions = self.positions(&file);
+        {
+            let mut rate = locked(&self.0.rate);
+            if rate.0 != config.limits_config {
+                *rate =
+                    (config.limits_config.clone(), Rate::new(&config.limits_config).map(Arc::new));
+            }
+        }
         let mut old = std::mem::take(&mut *locked(&self.0.jobs));
         let mut fresh: BTreeMap<String, Running> = BTreeMap::new();
         let mut start = Vec::new();
@@ -205,6 +215,7 @@ impl Manager {
             counts: self.0.counts.clone(),
             stop: running.stop.clone(),
             external: Arc::new(external),
+            rate: locked(&self.0.rate).1.clone(),
         };
         let clock = self.0.clock.clone();
         let spawn = |task: JoinHandle<()>| locked(&running.tasks).push(task);

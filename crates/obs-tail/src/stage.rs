@@ -15,6 +15,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// One item of `pipeline_stages`: a stage's name and its settings.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -28,6 +29,11 @@ pub(crate) trait Stage: Send {
 
     /// Gives up what was held back for long enough, or everything when the source ends.
     fn flush(&mut self, _now: TimestampNs, _is_end: bool, _out: &mut dyn FnMut(Entry)) {}
+
+    /// Returns how long the source must be left alone after what was taken.
+    fn pause(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// Returns where the first line that is held back begins.
     fn oldest_held(&self) -> Option<u64> {
@@ -73,6 +79,10 @@ impl Pipeline {
 
     pub(crate) fn oldest_held(&self) -> Option<u64> {
         self.0.iter().filter_map(|s| s.oldest_held()).min()
+    }
+
+    pub(crate) fn pause(&self) -> Duration {
+        self.0.iter().map(|s| s.pause()).max().unwrap_or_default()
     }
 
     pub(crate) fn take(&mut self, entry: Entry, now: TimestampNs, out: &mut dyn FnMut(Entry)) {

@@ -426,6 +426,7 @@ impl Receiver {
             if !self.shipper.ship(batch).await {
                 return Ok(());
             }
+            self.shipper.pause(session.pipeline.pause()).await;
             match fault {
                 Some(e) => return Err(e),
                 None if n == 0 => return Ok(()),

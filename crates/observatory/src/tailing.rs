@@ -112,6 +112,7 @@ impl Tailing {
             ("promtail_read_lines_total", &c.lines),
             ("promtail_read_bytes_total", &c.bytes),
             ("promtail_dropped_entries_total", &c.refused),
+            ("promtail_rate_limited_lines_total", &c.over_rate),
             ("promtail_request_retries_total", &c.retries),
             ("promtail_too_long_lines_total", &c.too_long),
             ("promtail_syslog_parsing_errors_total", &c.malformed),

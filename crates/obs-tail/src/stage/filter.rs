@@ -11,6 +11,7 @@ use obs_model::{Labels, TimestampNs, go_regex};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::HashMap;
+use std::time::Duration;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -131,6 +132,10 @@ impl Stage for Match {
         }
     }
 
+    fn pause(&self) -> Duration {
+        self.stages.pause()
+    }
+
     fn oldest_held(&self) -> Option<u64> {
         self.stages.oldest_held()
     }
@@ -159,12 +164,47 @@ struct Bucket {
     filled: TimestampNs,
 }
 
+impl Bucket {
+    fn fill(&mut self, c: &LimitSettings, now: TimestampNs) {
+        let seconds = (now.nanos() - self.filled.nanos()).max(0) as f64 / 1e9;
+        self.tokens = (self.tokens + seconds * c.rate).min(c.burst);
+        self.filled = now;
+    }
+}
+
+/// Keeps every line and says for how long its source must be left alone.
+struct Slow {
+    settings: LimitSettings,
+    bucket: Option<Bucket>,
+}
+
+impl Stage for Slow {
+    fn take(&mut self, entry: Entry, now: TimestampNs, out: &mut dyn FnMut(Entry)) {
+        let fresh = || Bucket { tokens: self.settings.burst, filled: now };
+        let b = self.bucket.get_or_insert_with(fresh);
+        b.fill(&self.settings, now);
+        b.tokens -= 1.0;
+        out(entry);
+    }
+
+    fn pause(&self) -> Duration {
+        let debt = self.bucket.as_ref().map_or(0.0, |b| (-b.tokens).max(0.0));
+        Duration::try_from_secs_f64(debt / self.settings.rate).unwrap_or(PAUSE_MAX).min(PAUSE_MAX)
+    }
+}
+
+/// What one reading of lines may make its source wait.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
 pub(super) fn limit(c: LimitSettings) -> Result<Box<dyn Stage>, String> {
     if c.rate <= 0.0 || c.burst < 1.0 {
         return Err("rate and burst must be positive".into());
     }
     if !c.drop {
-        return Err("only drop: true is supported: a store that is not kept up with is what fills the queues of others".into());
+        if !c.by_label_name.is_empty() {
+            return Err("by_label_name can only be used with drop: true".into());
+        }
+        return Ok(Box::new(Slow { settings: c, bucket: None }));
     }
     let mut buckets: HashMap<String, Bucket> = HashMap::new();
     let max = c.max_distinct_labels.clamp(1, 10_000);
@@ -182,9 +222,7 @@ pub(super) fn limit(c: LimitSettings) -> Result<Box<dyn Stage>, String> {
         }
         let fresh = || Bucket { tokens: c.burst, filled: now };
         let b = buckets.entry(key).or_insert_with(fresh);
-        let seconds = (now.nanos() - b.filled.nanos()).max(0) as f64 / 1e9;
-        b.tokens = (b.tokens + seconds * c.rate).min(c.burst);
-        b.filled = now;
+        b.fill(&c, now);
         let is_kept = b.tokens >= 1.0;
         if is_kept {
             b.tokens -= 1.0;
@@ -220,6 +258,32 @@ pub(super) fn sampling(c: SamplingSettings) -> Result<Box<dyn Stage>, String> {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{run, shown};
+    use super::*;
+
+    #[test]
+    fn a_limit_without_dropping_makes_the_source_wait() {
+        let text = "[{match: {selector: '{job=\"j\"}', stages: [{limit: {rate: 10, burst: 20}}]}}]";
+        let configs: Vec<StageConfig> = serde_saphyr::from_str(text).unwrap();
+        let mut pipeline = Pipeline::new(&configs, &Counts::default()).unwrap();
+        let labels = [("job".to_owned(), "j".to_owned())].into();
+        let mut taken = 0;
+        let mut feed = |seconds: i64, n: usize| {
+            let now = TimestampNs::from_nanos(seconds * 1_000_000_000);
+            for _ in 0..n {
+                let entry = Entry::new(now, "x".into(), &labels);
+                pipeline.take(entry, now, &mut |_| taken += 1);
+            }
+            pipeline.pause()
+        };
+        assert_eq!(feed(0, 20), Duration::ZERO);
+        assert_eq!(feed(0, 20), Duration::from_secs(2));
+        assert_eq!(feed(2, 0), Duration::from_secs(2), "as of what was taken");
+        assert_eq!(feed(3, 5), Duration::ZERO);
+        assert_eq!(taken, 45, "every line passes");
+        let by_label = "[{limit: {rate: 1, burst: 1, by_label_name: x}}]";
+        let configs: Vec<StageConfig> = serde_saphyr::from_str(by_label).unwrap();
+        assert!(Pipeline::new(&configs, &Counts::default()).is_err());
+    }
 
     #[test]
     fn lines_are_dropped() {
