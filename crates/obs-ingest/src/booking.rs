@@ -231,6 +231,9 @@ impl Ingest {
             }
             match &b.before {
                 Some(before) => {
+                    if before.call_id.is_empty() && !c.call_id.is_empty() {
+                        state.responses.insert(response(tenant, c));
+                    }
                     state.events.remove(&(tenant.clone(), c.trace_id, c.span_id));
                     state.derived.adjust(tenant, before, c, now.to_millis());
                 }

@@ -301,7 +301,7 @@ pub struct Said {
 pub struct Verdicts {
     by_span: HashMap<(TraceId, SpanId), Said>,
     by_response: HashMap<String, Said>,
-    /// Of a trace as a whole, said of the first of its calls that asks.
+    /// Of a trace as a whole, said of the first of its answers that asks.
     by_trace: HashMap<TraceId, Said>,
     names: HashMap<String, Arc<str>>,
 }
@@ -333,7 +333,7 @@ impl Verdicts {
         out
     }
 
-    /// Takes what was said of a call; what was said of its whole trace goes to one call of it.
+    /// Takes what was said of a call; what was said of its whole trace goes to one answer in it.
     pub fn take(&mut self, c: &LlmCall) -> Option<Said> {
         let response = |m: &mut HashMap<String, Said>| {
             if c.call_id.is_empty() { None } else { m.remove(&c.call_id) }
@@ -341,7 +341,10 @@ impl Verdicts {
         self.by_span
             .remove(&(c.trace_id, c.span_id))
             .or_else(|| response(&mut self.by_response))
-            .or_else(|| self.by_trace.remove(&c.trace_id))
+            .or_else(|| {
+                let answers = c.operation.is_generation();
+                answers.then(|| self.by_trace.remove(&c.trace_id)).flatten()
+            })
     }
 }
 
@@ -503,6 +506,15 @@ mod tests {
             SpanId::from_slice(&[8; 8]).unwrap(),
             obs_model::Dialect::Plain,
         );
+        let about_all = Scored { span_id: None, ..rating(1.0, "cy", 9) };
+        let mut of_trace = Verdicts::of(vec![about_all]);
+        let embedding = LlmCall { operation: obs_model::Operation::Embeddings, ..c.clone() };
+        assert_eq!(
+            of_trace.take(&embedding),
+            None,
+            "what was said of a trace is said of its answer"
+        );
+        assert_eq!(of_trace.take(&c).unwrap().ratings.len(), 1);
         let said = v.take(&c).unwrap();
         assert_eq!(said.ratings.iter().filter(|r| r.1).count(), 3);
         assert_eq!(said.scores, [("relevance".into(), 0.4)]);

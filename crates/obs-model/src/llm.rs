@@ -24,6 +24,11 @@ impl Operation {
         }
     }
 
+    /// Whether an answer is written: what people and evaluators judge.
+    pub const fn is_generation(self) -> bool {
+        matches!(self, Self::Chat | Self::TextCompletion | Self::GenerateContent)
+    }
+
     pub fn parse(name: &str) -> Option<Self> {
         Some(match name {
             "chat" => Self::Chat,

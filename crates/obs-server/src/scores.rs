@@ -295,7 +295,11 @@ impl Calls {
         let mut out = Self::default();
         state.source.current_calls(tenant, &selection, budget, &mut |c| {
             out.by_span.insert((c.trace_id, c.span_id), c.clone());
-            out.by_trace.entry(c.trace_id).or_insert_with(|| c.clone());
+            // What is said of a trace is said of its answer, not of what was looked up for it.
+            let of_trace = out.by_trace.entry(c.trace_id).or_insert_with(|| c.clone());
+            if c.operation.is_generation() && !of_trace.operation.is_generation() {
+                *of_trace = c.clone();
+            }
             if !c.call_id.is_empty() {
                 out.by_response.insert(c.call_id.clone(), c.clone());
             }

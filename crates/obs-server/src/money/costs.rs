@@ -129,7 +129,7 @@ struct Summary {
 }
 
 /// Names that a summary counts one by one; beyond, it does not say how many.
-const NAMES_MAX: usize = 1_000_000;
+const NAMES_MAX: usize = 200_000;
 
 /// Counts a name once.
 fn note(set: &mut HashSet<String>, name: &str) {
