@@ -2,7 +2,8 @@
 
 use crate::pipeline::Ingest;
 use obs_llm::{
-    Link, call_from_event, call_from_span, keep_attributes, replacing_event, with_event,
+    Link, call_from_event, call_from_span, is_call_event, keep_attributes, replacing_event,
+    with_event,
 };
 use obs_model::{
     AppendError, CostState, LlmCall, LogRecord, MetricMetadata, Series, Span, SpanId, TenantId,
@@ -131,6 +132,10 @@ impl Ingest {
 
     /// Returns the call that a log record tells of, if it does.
     pub(crate) fn call_of_event(&self, tenant: &TenantId, r: &LogRecord) -> Option<LlmCall> {
+        // Nearly no record is one: nothing is fetched for the others.
+        if !is_call_event(r) {
+            return None;
+        }
         let mut c = call_from_event(r, tenant, &self.prices())?;
         let attributes = (&r.attributes, &r.resource.attributes);
         keep_attributes(&mut c, attributes, self.kept().names(tenant));
@@ -145,6 +150,9 @@ impl Ingest {
         mut events: Vec<LlmCall>,
         now: TimestampNs,
     ) -> Vec<Booking> {
+        if events.is_empty() {
+            return Vec::new();
+        }
         let state = self.state();
         let mut here = HashSet::new();
         events.retain(|c| here.insert((c.trace_id, c.span_id)));
@@ -178,7 +186,7 @@ impl Ingest {
         bookings: &[Booking],
         now: TimestampNs,
     ) {
-        let late = self.booked(tenant, &[], bookings, now);
+        // First: a span that comes now must find the event, not only that the call is known.
         {
             let mut state = self.state();
             for b in bookings.iter().filter(|b| b.before.is_none()) {
@@ -186,6 +194,7 @@ impl Ingest {
                 state.events.put(key, b.call.clone());
             }
         }
+        let late = self.booked(tenant, &[], bookings, now);
         if let Err(e) = self.book(tenant, late, now).await {
             tracing::warn!(error = %e, "a revision of calls was not stored");
         }

@@ -12,13 +12,24 @@ use std::sync::Arc;
 /// The event's name.
 pub(crate) const DETAILS_EVENT: &str = "gen_ai.client.inference.operation.details";
 
+/// Returns the name of the event that a record is; older SDKs put it among the attributes.
+pub(crate) fn event_name(r: &LogRecord) -> &str {
+    if r.event_name.is_empty() {
+        r.attributes.get_str("event.name").unwrap_or_default()
+    } else {
+        &r.event_name
+    }
+}
+
+/// Whether a record tells of a whole call.
+pub fn is_call_event(r: &LogRecord) -> bool {
+    event_name(r) == DETAILS_EVENT
+}
+
 /// Translates a record of the event into a priced call; `None` for any other record. When it began
 /// is not said: it is a moment.
 pub fn call_from_event(r: &LogRecord, tenant: &TenantId, prices: &PriceBook) -> Option<LlmCall> {
-    let named = r.event_name == DETAILS_EVENT
-        || r.event_name.is_empty()
-            && r.attributes.get_str("event.name").is_some_and(|n| n == DETAILS_EVENT);
-    if !named {
+    if !is_call_event(r) {
         return None;
     }
     // One outside of any span is known by the provider's id, or by all that it says.

@@ -24,7 +24,7 @@ mod usage;
 pub mod worth;
 
 pub use call::{KEY, call_from_span, is_llm_event, keep_attributes, service_tier};
-pub use event::{call_from_event, replacing_event, with_event};
+pub use event::{call_from_event, is_call_event, replacing_event, with_event};
 pub use kin::{Kin, Link, links};
 pub use messages::{Conversation, messages_of};
 pub use price::{

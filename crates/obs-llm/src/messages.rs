@@ -1,6 +1,6 @@
 //! Prompts and answers of a call as messages, from whichever form a dialect uses.
 
-use crate::event::DETAILS_EVENT;
+use crate::event::{DETAILS_EVENT, event_name};
 use obs_model::{AttributeValue, Attributes, LogRecord, Message, MessagePart, Span};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
@@ -237,11 +237,7 @@ fn flat_message(f: &Attributes, default_role: &str) -> Message {
 fn from_events<'a>(logs: impl Iterator<Item = &'a LogRecord>) -> Conversation {
     let mut c = Conversation::default();
     for log in logs {
-        let name = if log.event_name.is_empty() {
-            log.attributes.get_str("event.name").unwrap_or_default()
-        } else {
-            &log.event_name
-        };
+        let name = event_name(log);
         let body: Json =
             serde_json::from_str(&log.line).unwrap_or_else(|_| Json::String(log.line.clone()));
         match name {

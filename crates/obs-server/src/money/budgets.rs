@@ -202,9 +202,8 @@ impl Request {
                 Some(Dimension::Region) => c.region = value,
                 Some(Dimension::PromptVersion) => c.prompt_version = value,
                 Some(Dimension::Key) => c.keep_attribute(obs_llm::KEY, value),
-                Some(Dimension::Attribute(a)) => {
-                    let name = a.strip_prefix("attribute:").unwrap_or(&a);
-                    c.keep_attribute(name, value);
+                Some(d @ Dimension::Attribute(_)) => {
+                    c.keep_attribute(d.attribute().unwrap_or_default(), value);
                 }
                 Some(Dimension::Tag) => {
                     c.tags.extend(value.split(',').map(|t| t.trim().to_owned()));

@@ -163,7 +163,6 @@ async fn gpu(State(state): State<AppState>, p: Params) -> Answer {
         None => Vec::new(),
         Some(text) => matchers_of(text).map_err(|e| Fault::bad(format!("gpus: {e}")))?,
     };
-    let calls = read(&state, &p.tenant, &q, Totals::default(), Totals::add).await?;
     let (tenant, q2) = (p.tenant.clone(), q.clone());
     let found = blocking(&state, "metrics_repository", "gpu", move |s, b| {
         let range = (q2.start.to_millis().millis(), q2.end.to_millis().millis());
@@ -175,6 +174,7 @@ async fn gpu(State(state): State<AppState>, p: Params) -> Answer {
         let text = format!("no series of GPUs in this range; known: {}", names.join(", "));
         return Err(Fault::new(http::StatusCode::NOT_FOUND, "NOT_FOUND", text));
     };
+    let calls = read(&state, &p.tenant, &q, Totals::default(), Totals::add).await?;
     let spent = calls.usd.to_f64().unwrap_or(0.0);
     let per = |whole: f64, part: f64| (part > 0.0).then(|| whole / part);
     let tokens = calls.tokens() as f64;

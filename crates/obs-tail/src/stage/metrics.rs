@@ -160,6 +160,7 @@ struct Collector {
     name: String,
     source: String,
     action: Action,
+    is_gauge: bool,
     match_all: bool,
     count_bytes: bool,
     value: Option<String>,
@@ -220,6 +221,7 @@ impl Collector {
             source: m.source.unwrap_or_else(|| name.to_owned()),
             name: full,
             action,
+            is_gauge: metric == MetricKind::Gauge,
             match_all: c.match_all,
             count_bytes: c.count_entry_bytes,
             value: c.value,
@@ -241,9 +243,7 @@ impl Collector {
         let change = match (self.action, number) {
             (Action::Increase(by), _) => by,
             // A counter that would fall is left alone.
-            (Action::Add(sign), Some(v)) if sign < 0.0 || v >= 0.0 || self.is_gauge(custom) => {
-                sign * v
-            }
+            (Action::Add(sign), Some(v)) if sign < 0.0 || v >= 0.0 || self.is_gauge => sign * v,
             (Action::Set | Action::Observe, Some(v)) => v,
             _ => return,
         };
@@ -270,10 +270,6 @@ impl Collector {
                 }
             }
         });
-    }
-
-    fn is_gauge(&self, custom: &Custom) -> bool {
-        custom.lock().families.get(&self.name).is_some_and(|f| f.0 == MetricKind::Gauge)
     }
 }
 
