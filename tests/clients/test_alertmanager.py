@@ -19,7 +19,7 @@ import urllib.request
 
 import pytest
 from receiving import MailServer, Receiver, parsed
-from running import BINARY, Server
+from running import BINARY, Server, until
 
 TELEGRAM = b'{"ok":true,"result":{"message_id":1,"date":1,"chat":{"id":-12,"type":"group"},"text":"x"}}'
 
@@ -67,6 +67,10 @@ class Alerting(Server):
         )
         super().__init__(keep or directory / "data", "--config", str(directory / "observatory.yaml"))
         self.base = "http://" + self.endpoints["alertmanager"]
+
+    def noted(self, n):
+        """Waits until `n` notifications of this process are on disk: a kill before that repeats one."""
+        return until(lambda: len(self.get("/api/v1/alerting/receivers")["recent"]) >= n)
 
     def kill(self):
         self.process.send_signal(signal.SIGKILL)
@@ -355,6 +359,7 @@ def test_nothing_is_lost_or_said_twice_over_kill_9(tmp_path):
     server = Alerting(tmp_path, text)
     post_alerts(server.base, [alert("told", team="a"), alert("silenced", team="b")])
     receiver.wait("/hook", 2)
+    server.noted(2)
     wish = {
         "matchers": [{"name": "team", "value": "b", "isRegex": False, "isEqual": True}],
         "startsAt": iso(0), "endsAt": iso(3600), "createdBy": "me", "comment": "why",
@@ -747,6 +752,7 @@ def test_slack_messages_of_a_group_are_changed_in_place(tmp_path):
     receiver.wait("/api/", 1)
     post_alerts(server.base, [alert("x", i="2")])
     receiver.wait("/api/", 2)
+    server.noted(2)
     server.kill()
     (tmp_path / "data/endpoints.json").unlink()
     server = Alerting(tmp_path, text)

@@ -481,12 +481,14 @@ impl Dispatcher {
         };
         let elsewhere = self.claimed_elsewhere(&job).await;
         let is_ours = elsewhere.is_none();
-        let (ended, said) = match elsewhere {
-            Some(x) => {
-                self.0.counts.left_to_others.fetch_add(1, Ordering::Relaxed);
-                x
-            }
-            None => (self.send(&job, &target).await, None),
+        let mut error = None;
+        let (ended, said) = if let Some(x) = elsewhere {
+            self.0.counts.left_to_others.fetch_add(1, Ordering::Relaxed);
+            x
+        } else {
+            let (ended, why) = self.send(&job, &target).await;
+            error = why;
+            (ended, None)
         };
         let now = self.now();
         let kept = {
@@ -498,6 +500,10 @@ impl Dispatcher {
         if let Err(e) = kept.await {
             tracing::error!(error = %e, "a sent notification could not be noted; it may be sent twice");
         }
+        if is_ours {
+            // What is shown as sent is not sent again after a crash.
+            self.remember(&job, error);
+        }
         if let Some(t) = self.0.together.as_ref().filter(|_| is_ours) {
             // In the transaction that says what was told, or after it.
             t.release(job.log_key());
@@ -505,17 +511,16 @@ impl Dispatcher {
         self.0.wake.notify_one();
     }
 
-    /// Sends a notification, and counts and remembers what came of it.
-    async fn send(&self, job: &Job, target: &Target) -> Ended {
+    /// Sends a notification and counts it; returns what came of it, with the last error.
+    async fn send(&self, job: &Job, target: &Target) -> (Ended, Option<String>) {
         self.0.counts.add(target.kind, 0);
         let (ended, error) = self.attempts(job, target).await;
-        self.remember(job, error);
         if matches!(ended, Ended::Delivered(_)) {
             self.0.troubles.lock().unwrap_or_else(PoisonError::into_inner).remove(&job.integration);
         } else {
             self.0.counts.add(target.kind, 1);
         }
-        ended
+        (ended, error)
     }
 
     /// Claims a delivery; returns how it ended here if another instance does it or did, and what
