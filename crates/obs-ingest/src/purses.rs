@@ -259,7 +259,7 @@ impl Purses {
         self.with(tenant, |b| b.status(id, now.nanos()))
     }
 
-    /// Judges an ask; nothing is reserved.
+    /// Judges an ask; nothing is reserved. Returns the ids of the budgets that cover it.
     ///
     /// # Errors
     /// With the budget that has no room.
@@ -268,7 +268,7 @@ impl Purses {
         tenant: &TenantId,
         ask: &Ask,
         now: TimestampNs,
-    ) -> Result<(), Box<Refusal>> {
+    ) -> Result<Vec<String>, Box<Refusal>> {
         self.with(tenant, |b| b.check(ask, now.nanos()))
     }
 

@@ -4,8 +4,8 @@ use crate::embedding::embedding;
 use crate::price::PriceBook;
 use crate::{estimate, messages_of, provider, tokens};
 use obs_model::{
-    AttributeValue, Attributes, CallStatus, CostState, Dialect, LlmCall, Message, MessagePart,
-    Money, Operation, Span, TimestampNs, TokenUsage,
+    AttributeValue, Attributes, CONTENT_FILTER, CallStatus, CostState, Dialect, LlmCall, Message,
+    MessagePart, Money, Operation, Span, TimestampNs, TokenUsage,
 };
 use serde_json::Value as Json;
 
@@ -186,7 +186,7 @@ fn finish_reason(raw: &str) -> String {
         }
         "end_turn" | "stop_sequence" | "stop" | "completed" | "complete" => "stop".to_owned(),
         "max_tokens" | "length" | "max_output_tokens" => "length".to_owned(),
-        "content_filter" | "content-filter" | "safety" | "refusal" => "content_filter".to_owned(),
+        CONTENT_FILTER | "content-filter" | "safety" | "refusal" => CONTENT_FILTER.to_owned(),
         other => other.to_owned(),
     }
 }

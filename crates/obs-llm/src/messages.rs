@@ -14,6 +14,53 @@ pub struct Conversation {
     pub tools: Vec<String>,
 }
 
+/// Characters of a preview.
+const PREVIEW_CHARS: usize = 200;
+
+/// Puts a text on one line and cuts it, with a mark where something was cut.
+fn line(text: &str) -> String {
+    // More than is shown need not be looked at.
+    let words = text.split_whitespace().take(PREVIEW_CHARS + 1);
+    let mut out = String::new();
+    for word in words {
+        if !out.is_empty() {
+            out.push(' ');
+        }
+        out.extend(word.chars().take(PREVIEW_CHARS + 1));
+        if let Some((cut, _)) = out.char_indices().nth(PREVIEW_CHARS) {
+            out.truncate(cut);
+            out.push('…');
+            break;
+        }
+    }
+    out
+}
+
+/// What a message says, or asks a tool for.
+fn gist(m: &Message) -> Option<String> {
+    let one = |p: &MessagePart| match p {
+        MessagePart::Text(t) => Some(line(t)),
+        MessagePart::ToolCall { name, arguments, .. } => {
+            Some(line(&format!("{name}({arguments})")))
+        }
+        MessagePart::ToolResult { content, .. } => Some(line(content)),
+        MessagePart::Reasoning(_) => None,
+        MessagePart::Other { kind, .. } => Some(format!("[{kind}]")),
+    };
+    m.parts.iter().filter_map(one).find(|t| !t.is_empty())
+}
+
+impl Conversation {
+    /// Returns what was asked last and what was answered, a line of at most 200 characters each;
+    /// empty where nothing was recorded.
+    pub fn preview(&self) -> (String, String) {
+        let asked = self.input.iter().rev().filter(|m| m.role == "user").find_map(gist);
+        let asked = asked.or_else(|| self.input.iter().rev().find_map(gist));
+        let answered = self.output.iter().find_map(gist);
+        (asked.unwrap_or_default(), answered.unwrap_or_default())
+    }
+}
+
 /// Collects a span's messages. `logs` are the log records of the span; some SDKs put the
 /// messages there.
 pub fn messages_of<'a>(span: &Span, logs: impl Iterator<Item = &'a LogRecord>) -> Conversation {

@@ -23,6 +23,7 @@ pub enum Dimension {
     PromptVersion,
     Operation,
     Status,
+    FinishReason,
     CostState,
     ServiceTier,
     Region,
@@ -44,7 +45,7 @@ const ATTRIBUTE: &str = "attribute:";
 /// Bytes that the name of a further attribute may have.
 const ATTRIBUTE_BYTES_MAX: usize = 128;
 
-const NAMES: [(&str, Dimension); 25] = [
+const NAMES: [(&str, Dimension); 26] = [
     ("provider", Dimension::Provider),
     ("model", Dimension::Model),
     ("request_model", Dimension::RequestModel),
@@ -60,6 +61,7 @@ const NAMES: [(&str, Dimension); 25] = [
     ("prompt_version", Dimension::PromptVersion),
     ("operation", Dimension::Operation),
     ("status", Dimension::Status),
+    ("finish_reason", Dimension::FinishReason),
     ("cost_state", Dimension::CostState),
     ("service_tier", Dimension::ServiceTier),
     ("region", Dimension::Region),
@@ -114,53 +116,65 @@ impl Dimension {
         names.collect::<Vec<_>>().join(", ")
     }
 
+    /// Returns whether something holds of a value under which a call counts: one, or one a tag.
+    pub fn any(&self, c: &LlmCall, mut holds: impl FnMut(&str) -> bool) -> bool {
+        match self {
+            Self::Provider => holds(&c.provider),
+            Self::Model => holds(c.model()),
+            Self::RequestModel => holds(&c.request_model),
+            Self::Service => holds(&c.service),
+            Self::Environment => holds(&c.environment),
+            Self::User => holds(&c.user_id),
+            Self::Session => holds(&c.session_id),
+            Self::Team => holds(&c.team),
+            Self::Project => holds(&c.project),
+            Self::Organization => holds(&c.organization),
+            Self::Agent => holds(&c.agent),
+            Self::Prompt => holds(&c.prompt_name),
+            Self::PromptVersion => holds(&c.prompt_version),
+            Self::Operation => holds(c.operation.as_str()),
+            Self::Status => holds(c.status.as_str()),
+            Self::FinishReason => holds(&c.finish_reason),
+            Self::CostState => holds(c.cost_state.as_str()),
+            Self::ServiceTier => holds(&c.service_tier),
+            Self::Region => holds(&c.region),
+            Self::PriceId => holds(c.cost.as_ref().map_or("", |x| &x.price_id)),
+            Self::Tag if c.tags.is_empty() => holds(""),
+            Self::Tag => c.tags.iter().any(|t| holds(t)),
+            Self::Hour => {
+                holds(&format!("{}:00:00Z", c.start.to_string().get(..13).unwrap_or_default()))
+            }
+            Self::Day => holds(&day_text(c.start.nanos().div_euclid(DAY_NS))),
+            Self::Week => {
+                let today = c.start.nanos().div_euclid(DAY_NS);
+                // 1970-01-01 was a Thursday; weeks begin on Monday.
+                holds(&day_text(today - (today + 3).rem_euclid(7)))
+            }
+            Self::Month => holds(c.start.to_string().get(..7).unwrap_or_default()),
+            Self::Key => holds(c.attribute(KEY)),
+            Self::Attribute(_) => holds(c.attribute(self.attribute().unwrap_or_default())),
+        }
+    }
+
     /// Returns the values under which a call counts: one, or one a tag.
     pub fn values(&self, c: &LlmCall) -> Vec<String> {
-        let text = match self {
-            Self::Provider => c.provider.clone(),
-            Self::Model => c.model().to_owned(),
-            Self::RequestModel => c.request_model.clone(),
-            Self::Service => c.service.clone(),
-            Self::Environment => c.environment.clone(),
-            Self::User => c.user_id.clone(),
-            Self::Session => c.session_id.clone(),
-            Self::Team => c.team.clone(),
-            Self::Project => c.project.clone(),
-            Self::Organization => c.organization.clone(),
-            Self::Agent => c.agent.clone(),
-            Self::Prompt => c.prompt_name.clone(),
-            Self::PromptVersion => c.prompt_version.clone(),
-            Self::Operation => c.operation.as_str().to_owned(),
-            Self::Status => c.status.as_str().to_owned(),
-            Self::CostState => c.cost_state.as_str().to_owned(),
-            Self::ServiceTier => c.service_tier.clone(),
-            Self::Region => c.region.clone(),
-            Self::PriceId => c.cost.as_ref().map(|x| x.price_id.clone()).unwrap_or_default(),
-            Self::Tag if c.tags.is_empty() => String::new(),
-            Self::Tag => return c.tags.clone(),
-            Self::Hour => format!("{}:00:00Z", c.start.to_string().get(..13).unwrap_or_default()),
-            Self::Day => day_text(c.start.nanos().div_euclid(DAY_NS)),
-            Self::Week => {
-                let day = c.start.nanos().div_euclid(DAY_NS);
-                // 1970-01-01 was a Thursday; weeks begin on Monday.
-                day_text(day - (day + 3).rem_euclid(7))
-            }
-            Self::Month => c.start.to_string().get(..7).unwrap_or_default().to_owned(),
-            Self::Key => c.attribute(KEY).to_owned(),
-            Self::Attribute(_) => c.attribute(self.attribute().unwrap_or_default()).to_owned(),
-        };
-        vec![text]
+        let mut out = Vec::new();
+        self.any(c, |v| {
+            out.push(v.to_owned());
+            false
+        });
+        out
     }
 
     /// Returns whether a call has one of some values here. A value may end in `*`.
     pub fn matches(&self, c: &LlmCall, wanted: &[String]) -> bool {
-        self.values(c).iter().any(|have| {
-            wanted.iter().any(|want| match want.strip_suffix('*') {
-                Some(start) => have.starts_with(start),
-                None => want == have,
-            })
-        })
+        self.any(c, |have| wanted.iter().any(|want| fits(have, want)))
     }
+}
+
+/// Whether a value is what is wanted, or begins so where that ends in `*`.
+pub(crate) fn fits(have: &str, want: &str) -> bool {
+    want.strip_suffix('*').map_or(have == want, |start| have.starts_with(start))
 }
 
 /// Returns the date of a number of days since 1970.

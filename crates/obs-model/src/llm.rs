@@ -182,6 +182,9 @@ impl TokenUsage {
     }
 }
 
+/// The finish reason of answers that a filter or the model withheld, whatever the provider calls it.
+pub const CONTENT_FILTER: &str = "content_filter";
+
 /// One request to a model, whichever dialect told of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LlmCall {
@@ -340,6 +343,11 @@ impl LlmCall {
     /// Whether the usage is counted by another call too, so that sums leave this one out.
     pub const fn is_repeated(&self) -> bool {
         matches!(self.cost_state, CostState::Rollup | CostState::Duplicate)
+    }
+
+    /// Whether a filter or the model itself withheld the answer.
+    pub fn is_refused(&self) -> bool {
+        self.finish_reason == CONTENT_FILTER
     }
 
     /// Makes the usage count elsewhere, as a roll-up or a duplicate: then it costs nothing here.

@@ -19,6 +19,7 @@ mod otlp_grpc;
 mod otlp_http;
 mod params;
 mod partial;
+mod previews;
 mod prometheus;
 mod remote_write;
 pub mod router;
@@ -34,6 +35,7 @@ mod tempo_grpc;
 mod tenant;
 mod traces;
 mod ui;
+mod views;
 mod zipkin;
 
 pub use alertmanager::explained;

@@ -184,6 +184,7 @@ async fn calls(State(state): State<AppState>, p: Params) -> Response {
 pub(crate) struct Sums {
     pub(crate) requests: u64,
     pub(crate) errors: u64,
+    refusals: u64,
     unpriced: u64,
     input: u64,
     output: u64,
@@ -197,6 +198,7 @@ impl Sums {
     pub(crate) fn add(&mut self, c: &LlmCall) {
         self.requests += 1;
         self.errors += u64::from(c.status == CallStatus::Error);
+        self.refusals += u64::from(c.is_refused());
         self.unpriced += u64::from(c.cost_state == CostState::Unpriced);
         self.input += c.tokens.input_total();
         self.output += c.tokens.output_total();
@@ -208,7 +210,7 @@ impl Sums {
 
     pub(crate) fn json(&mut self) -> Value {
         json!({
-            "requests": self.requests, "errors": self.errors, "unpriced": self.unpriced, "input_tokens": self.input, "output_tokens": self.output,
+            "requests": self.requests, "errors": self.errors, "refusals": self.refusals, "unpriced": self.unpriced, "input_tokens": self.input, "output_tokens": self.output,
             "cached_tokens": self.cached, "cost_usd": self.cost.normalize().to_string(),
             "p50_ms": quantile(&mut self.durations, 0.5), "p95_ms": quantile(&mut self.durations, 0.95),
             "ttft_p50_ms": quantile(&mut self.first_tokens, 0.5), "ttft_p95_ms": quantile(&mut self.first_tokens, 0.95),

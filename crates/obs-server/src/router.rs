@@ -2,8 +2,9 @@
 
 use crate::state::AppState;
 use crate::{
-    admin, alertmanager, health, jaeger, llm, loki, money, otlp_http, partial, prometheus,
-    remote_write, sampling, scores, sessions, sql, tempo, tempo_grpc, traces, ui, zipkin,
+    admin, alertmanager, health, jaeger, llm, loki, money, otlp_http, partial, previews,
+    prometheus, remote_write, sampling, scores, sessions, sql, tempo, tempo_grpc, traces, ui,
+    views, zipkin,
 };
 use axum::Router;
 use axum::extract::{Request, State};
@@ -139,6 +140,8 @@ pub fn router(listener: Listener, state: AppState) -> Router {
             .merge(admin::routes())
             .merge(sql::routes())
             .merge(llm::routes())
+            .merge(previews::routes())
+            .merge(views::routes())
             .merge(scores::routes())
             .merge(sessions::routes())
             .merge(money::routes())

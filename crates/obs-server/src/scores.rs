@@ -244,7 +244,7 @@ impl Ask {
     }
 }
 
-fn score_json(s: &Scored) -> Value {
+pub(crate) fn score_json(s: &Scored) -> Value {
     json!({
         "name": s.score.name, "value": s.score.value, "label": s.score.label,
         "explanation": s.score.explanation, "source": s.score.source, "model": s.score.model,

@@ -9,6 +9,7 @@ use obs_process::Processing;
 use obs_sql::Source;
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -91,13 +92,26 @@ type Probe = Arc<dyn Fn() -> Result<(), AppendError> + Send + Sync>;
 type Quit = Arc<dyn Fn() + Send + Sync>;
 type Reload = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
-/// Handles to everything a handler may use; cheap to clone.
-#[derive(Clone)]
+/// Handles to everything a handler may use, of one listener; cheap to clone.
+#[derive(Debug, Clone)]
 pub struct AppState {
-    pub source: Arc<dyn Source>,
-    pub store: Arc<dyn Maintain>,
     /// Whether data may be deleted over this listener.
     pub admin_api: AdminApi,
+    shared: Arc<Shared>,
+}
+
+impl Deref for AppState {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.shared
+    }
+}
+
+/// What all listeners have in common.
+pub struct Shared {
+    pub source: Arc<dyn Source>,
+    pub store: Arc<dyn Maintain>,
     pub ingest: Ingest,
     /// What records pass through before they are stored.
     pub processing: Processing,
@@ -135,9 +149,9 @@ pub struct AppState {
     pub(crate) admission: Arc<Admission>,
 }
 
-impl fmt::Debug for AppState {
+impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AppState").field("limits", &self.limits).finish_non_exhaustive()
+        f.debug_struct("Shared").field("limits", &self.limits).finish_non_exhaustive()
     }
 }
 
@@ -178,10 +192,9 @@ impl AppState {
         let gate = Arc::new(Semaphore::new(p.limits.query_concurrency));
         let started = (p.clock)();
         let admission = Admission::new(p.memory.clone(), p.limits.ingest_bytes_max);
-        Self {
+        let shared = Shared {
             source: p.source,
             store: p.store,
-            admin_api: p.admin_api,
             ingest: p.ingest,
             exports: Arc::new(Exports::new(p.exports, p.control.clone())),
             processing: p.processing,
@@ -205,7 +218,8 @@ impl AppState {
             gate,
             memory: p.memory,
             admission: Arc::new(admission),
-        }
+        };
+        Self { admin_api: p.admin_api, shared: Arc::new(shared) }
     }
 
     pub(crate) fn now(&self) -> TimestampNs {

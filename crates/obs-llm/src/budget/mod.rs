@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::report::Dimension;
+use spec::Scope;
 
 const SECOND: i64 = 1_000_000_000;
 
@@ -71,16 +72,26 @@ pub struct Ask {
 }
 
 impl Ask {
-    fn values(&self, d: &Dimension) -> Vec<String> {
-        let of = |(name, value): (&String, &String)| {
-            (Dimension::parse(name).as_ref() == Some(d)).then(|| value.clone())
-        };
-        let mut out: Vec<String> = self.scope.iter().filter_map(of).collect();
-        if *d == Dimension::Tag {
+    /// Reads the names of the scope.
+    fn parsed(&self) -> Asked<'_> {
+        let of = self.scope.iter();
+        Asked(of.filter_map(|(n, v)| Some((Dimension::parse(n)?, v.as_str()))).collect())
+    }
+}
+
+/// Who asks, names read.
+struct Asked<'a>(Vec<(Dimension, &'a str)>);
+
+impl Asked<'_> {
+    fn is_in(&self, scope: &Scope) -> bool {
+        scope.covers(|d, holds| {
             // Several tags are separated by commas.
-            out = out.iter().flat_map(|t| t.split(',')).map(|t| t.trim().to_owned()).collect();
-        }
-        out
+            let held = |v: &str| match d {
+                Dimension::Tag => v.split(',').any(|t| holds(t.trim())),
+                _ => holds(v),
+            };
+            self.0.iter().filter(|(x, _)| x == d).any(|(_, v)| held(v))
+        })
     }
 }
 
@@ -172,6 +183,7 @@ fn ratio(a: Money, b: Money) -> f64 {
 #[derive(Debug)]
 struct Budget {
     spec: BudgetSpec,
+    scope: Scope,
     /// Spend by the start of its stretch of time, ns: a day, or the period.
     spent: BTreeMap<i64, Sum>,
     reserved: Sum,
@@ -263,10 +275,12 @@ impl Budgets {
                 return false;
             }
         }
-        let open = self.open.values().filter(|r| spec.covers(&|d| r.ask.values(d)));
+        let scope = spec.parsed_scope();
+        let open = self.open.values().filter(|r| r.ask.parsed().is_in(&scope));
         let mut reserved = Sum::default();
         open.for_each(|r| reserved.add(r.ask.amount.get(spec.unit)));
-        let budget = Budget { spec, spent: BTreeMap::new(), reserved, first: None, last: None };
+        let budget =
+            Budget { spec, scope, spent: BTreeMap::new(), reserved, first: None, last: None };
         self.budgets.insert(budget.spec.id.clone(), budget);
         true
     }
@@ -296,19 +310,22 @@ impl Budgets {
         let time = c.start.nanos();
         for b in self.budgets.values_mut() {
             let wanted = only.is_none_or(|ids| ids.contains(&b.spec.id));
-            if wanted && b.spec.covers(&|d| d.values(c)) {
+            if wanted && b.scope.covers(|d, holds| d.any(c, holds)) {
                 b.count(time, plus.get(b.spec.unit), minus.get(b.spec.unit));
             }
         }
     }
 
-    /// Judges an ask without reserving anything: the first hard budget that has no room for it.
+    /// Judges an ask without reserving anything; returns the ids of the budgets that cover it.
     ///
     /// # Errors
-    /// With that budget.
-    pub fn check(&self, ask: &Ask, now: i64) -> Result<(), Box<Refusal>> {
-        for b in self.budgets.values().filter(|b| b.spec.hard) {
-            if !b.spec.covers(&|d| ask.values(d)) {
+    /// With the first hard budget that has no room.
+    pub fn check(&self, ask: &Ask, now: i64) -> Result<Vec<String>, Box<Refusal>> {
+        let asked = ask.parsed();
+        let mut covering = Vec::new();
+        for b in self.budgets.values().filter(|b| asked.is_in(&b.scope)) {
+            covering.push(b.spec.id.clone());
+            if !b.spec.hard {
                 continue;
             }
             let (asked, spent) = (ask.amount.get(b.spec.unit), b.spent(now));
@@ -326,12 +343,13 @@ impl Budgets {
                 }));
             }
         }
-        Ok(())
+        Ok(covering)
     }
 
     /// Returns the budgets that cover an ask.
     pub fn covering(&self, ask: &Ask) -> Vec<&BudgetSpec> {
-        self.specs().filter(|s| s.covers(&|d| ask.values(d))).collect()
+        let asked = ask.parsed();
+        self.budgets.values().filter(|b| asked.is_in(&b.scope)).map(|b| &b.spec).collect()
     }
 
     /// Sets an amount aside if every hard budget has room for it. One with the same id that is
@@ -359,7 +377,8 @@ impl Budgets {
     }
 
     fn each(&mut self, ask: &Ask, f: impl Fn(&mut Budget, Money)) {
-        for b in self.budgets.values_mut().filter(|b| b.spec.covers(&|d| ask.values(d))) {
+        let asked = ask.parsed();
+        for b in self.budgets.values_mut().filter(|b| asked.is_in(&b.scope)) {
             let m = ask.amount.get(b.spec.unit);
             f(b, m);
         }

@@ -6,7 +6,7 @@ use obs_model::{DAY_NS, Money};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-use crate::report::Dimension;
+use crate::report::{Dimension, fits};
 
 /// What a budget counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -188,14 +188,10 @@ impl BudgetSpec {
         }
     }
 
-    pub(super) fn covers(&self, attributes: &dyn Fn(&Dimension) -> Vec<String>) -> bool {
-        self.scope.iter().all(|(name, want)| {
-            let Some(d) = Dimension::parse(name) else { return false };
-            attributes(&d).iter().any(|have| match want.strip_suffix('*') {
-                Some(start) => have.starts_with(start),
-                None => want == have,
-            })
-        })
+    /// Returns the scope as it is compared.
+    pub(super) fn parsed_scope(&self) -> Scope {
+        let one = |(name, want): (&String, &String)| Some((Dimension::parse(name)?, want.clone()));
+        Scope(self.scope.iter().map(one).collect())
     }
 
     /// Returns the further attributes that the scope names.
@@ -208,5 +204,19 @@ impl BudgetSpec {
     pub fn scope_text(&self) -> String {
         let parts: Vec<String> = self.scope.iter().map(|(k, v)| format!("{k}={v}")).collect();
         parts.join(",")
+    }
+}
+
+/// What a budget covers, names read; `None` is of a budget that names what there is not.
+#[derive(Debug)]
+pub(super) struct Scope(Option<Vec<(Dimension, String)>>);
+
+impl Scope {
+    /// Whether all of it holds. `any` tells whether something holds of a value of a dimension.
+    pub(super) fn covers(&self, any: impl Fn(&Dimension, &dyn Fn(&str) -> bool) -> bool) -> bool {
+        let all = |s: &Vec<(Dimension, String)>| {
+            s.iter().all(|(d, want)| any(d, &|have| fits(have, want)))
+        };
+        self.0.as_ref().is_some_and(all)
     }
 }

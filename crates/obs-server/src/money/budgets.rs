@@ -265,9 +265,7 @@ async fn check(State(state): State<AppState>, headers: HeaderMap, bytes: Bytes) 
     let request: Request = body(&headers, &bytes)?;
     let now = state.now();
     let ask = request.ask(&state, &owner, now)?;
-    state.purses.check(&owner, &ask, now).map_err(|r| refused(&r))?;
-    let budgets: Vec<String> =
-        state.purses.covering(&owner, &ask).into_iter().map(|b| b.id).collect();
+    let budgets = state.purses.check(&owner, &ask, now).map_err(|r| refused(&r))?;
     Ok(Json(json!({"decision": "allow", "amount_usd": usd(ask.amount.usd), "budgets": budgets}))
         .into_response())
 }
@@ -508,7 +506,7 @@ fn authorize(state: &AppState, request: envoy::CheckRequest) -> envoy::CheckResp
     };
     let judged = ask.and_then(|ask| state.purses.check(&owner, &ask, now).map_err(|r| refused(&r)));
     match judged {
-        Ok(()) => envoy::CheckResponse {
+        Ok(_) => envoy::CheckResponse {
             status: Some(envoy::RpcStatus { code: 0, message: String::new() }),
             denied: None,
         },

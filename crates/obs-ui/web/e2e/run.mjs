@@ -85,18 +85,53 @@ try {
     await axe('home');
   });
 
-  await step('LLM lists calls, facets narrow them, and the URL carries it', async () => {
-    await page.getByRole('link', { name: 'Calls', exact: true }).click();
+  await step('the overview sums calls up and says what moved', async () => {
+    await page.getByRole('link', { name: 'Overview', exact: true }).click();
+    await page.getByRole('region', { name: 'By model' }).getByRole('button', { name: 'gpt-4o-mini', exact: false }).first().waitFor();
+    await page.getByRole('region', { name: 'What moved' }).getByRole('row').nth(1).waitFor();
+    await page.getByRole('region', { name: 'Errors' }).getByRole('link').first().waitFor();
+    assert.match(await page.getByRole('region', { name: 'Requests' }).textContent(), /errors, .* refused/);
+    await shot('llm-light');
+    await axe('llm');
+    await page.getByRole('region', { name: 'By model' }).getByRole('row', { name: /^gpt-4o-mini/ }).getByRole('link', { name: 'calls' }).first().click();
+    await page.waitForURL(/\/llm\/generations\?.*model=gpt-4o-mini/);
+  });
+
+  await step('generations show what was said, facets narrow them, and the view is saved', async () => {
+    await page.getByRole('link', { name: 'Generations', exact: true }).click();
     const calls = page.getByRole('region', { name: 'Calls', exact: true });
     await calls.getByRole('link').first().waitFor();
     await page.getByRole('complementary', { name: 'Filters' }).getByRole('button', { name: /claude-sonnet-4-5-20250929/ }).click();
     await page.waitForURL(/model=claude-sonnet-4-5-20250929/);
     await calls.getByText('anthropic').first().waitFor();
     await until('only one model', async () => (await calls.getByText('gpt-4o-mini').count()) === 0);
+    await calls.locator('td.said').filter({ hasText: /\w+.*→ \w/ }).first().waitFor();
+    page.once('dialog', (d) => d.accept('Only <b>Sonnet</b>'));
+    await page.getByRole('button', { name: 'Save view' }).click();
+    await page.getByRole('button', { name: 'Delete view' }).waitFor();
     await page.getByRole('button', { name: 'Clear filters' }).click();
     await page.getByRole('complementary', { name: 'Filters' }).getByRole('button', { name: /unpriced/ }).waitFor();
-    await shot('llm-light');
-    await axe('llm');
+    await axe('generations');
+    await shot('generations');
+    await page.getByRole('combobox', { name: 'Saved view' }).selectOption('Only <b>Sonnet</b>');
+    await page.waitForURL(/model=claude-sonnet-4-5-20250929/);
+    page.once('dialog', (d) => d.accept());
+    await page.getByRole('button', { name: 'Delete view' }).click();
+    await page.getByRole('combobox', { name: 'Saved view' }).waitFor({ state: 'detached' });
+    await page.getByRole('button', { name: 'Clear filters' }).click();
+  });
+
+  await step('two calls are compared', async () => {
+    await page.getByRole('checkbox', { name: 'Compare call 1', exact: true }).check();
+    await page.getByRole('checkbox', { name: 'Compare call 2', exact: true }).check();
+    await page.getByRole('link', { name: 'Compare the two calls' }).click();
+    await page.waitForURL(/\/llm\/compare\?/);
+    const table = page.getByRole('table', { name: 'The calls' });
+    await table.getByRole('row', { name: /^Tokens in \d/ }).waitFor();
+    await page.getByRole('region', { name: 'Call B' }).getByRole('list', { name: 'Conversation' }).waitFor();
+    await axe('compare calls');
+    await shot('compare-calls');
+    await page.goBack();
   });
 
   await step('a call opens its trace with the conversation', async () => {

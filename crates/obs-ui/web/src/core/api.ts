@@ -108,6 +108,8 @@ export interface Price {
 export interface Sums {
   requests: number;
   errors: number;
+  /** Answers that a filter or the model withheld. */
+  refusals: number;
   unpriced: number;
   input_tokens: number;
   output_tokens: number;
@@ -142,6 +144,8 @@ export interface Call {
   finish_reason: string;
   user_id: string;
   session_id: string;
+  prompt_name: string;
+  prompt_version: string;
   input_tokens: number;
   output_tokens: number;
   cache_read_tokens: number;
@@ -161,6 +165,13 @@ export interface Calls {
   total: number;
   calls: Call[];
   facets: Record<string, Record<string, number>>;
+}
+
+/** What was said in a call, in a line, and how it was judged. */
+export interface Preview {
+  input: string;
+  output: string;
+  scores: { name: string; value: number | null; label: string; explanation: string; source: string }[];
 }
 
 export type Part =

@@ -44,6 +44,13 @@ class Location {
     document.querySelector('main')?.scrollTo(0, 0);
   }
 
+  /** Goes to a path of ours with all of its parameters, the range among them. */
+  show(path: string, query: string) {
+    history.pushState(null, '', query ? `${path}?${query}` : path);
+    this.now = Date.now();
+    this.#read();
+  }
+
   /** Changes parameters of the current page; empty values are removed. */
   set(changes: Record<string, string | string[] | null>, replace = false) {
     const next = new URLSearchParams(this.search);
@@ -74,8 +81,8 @@ class Location {
 export const nav = new Location();
 
 /** Builds a link that keeps the current range. */
-export function link(path: string, params: Record<string, string> = {}): string {
-  const q = new URLSearchParams(params);
+export function link(path: string, params: Record<string, string | string[]> = {}): string {
+  const q = new URLSearchParams(Object.entries(params).flatMap(([n, v]) => [v].flat().map((x) => [n, x])));
   for (const name of ['from', 'to']) {
     const value = nav.params.get(name);
     if (value && !q.has(name)) q.set(name, value);
