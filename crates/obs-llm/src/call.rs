@@ -512,7 +512,7 @@ fn part_text(p: &MessagePart) -> &str {
         MessagePart::Text(t) | MessagePart::Reasoning(t) => t,
         MessagePart::ToolCall { arguments, .. } => arguments,
         MessagePart::ToolResult { content, .. } => content,
-        MessagePart::Other { .. } => "",
+        MessagePart::Media(_) | MessagePart::Other { .. } => "",
     }
 }
 

@@ -4,6 +4,7 @@
 //! [`LlmCall`](obs_model::LlmCall) through [`call_from_span`], a cost through
 //! [`PriceBook::price`], and a conversation through [`messages_of`].
 
+mod actor;
 pub mod budget;
 pub mod cache;
 pub(crate) mod call;
@@ -14,6 +15,7 @@ mod event;
 pub mod forecast;
 mod kin;
 pub mod ledger;
+mod media;
 mod messages;
 mod price;
 mod provider;
@@ -23,9 +25,11 @@ mod tokens;
 mod usage;
 pub mod worth;
 
+pub use actor::{Actor, ActorGraph, ActorKind, Deeds, actor_of};
 pub use call::{KEY, call_from_span, is_llm_event, keep_attributes, service_tier};
 pub use event::{call_from_event, is_call_event, replacing_event, with_event};
 pub use kin::{Kin, Link, links};
+pub use media::inline_bytes;
 pub use messages::{Conversation, messages_of};
 pub use price::{
     BookFile, Discount, Imported, Match, Mode, PriceBook, PriceBookError, PriceRecord, Rate, Rates,

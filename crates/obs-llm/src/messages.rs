@@ -1,7 +1,10 @@
 //! Prompts and answers of a call as messages, from whichever form a dialect uses.
 
 use crate::event::{DETAILS_EVENT, event_name};
-use obs_model::{AttributeValue, Attributes, LogRecord, Message, MessagePart, Span};
+use crate::media::{langfuse_mark, media};
+use obs_model::{
+    AttributeValue, Attributes, LogRecord, Media, MediaAt, Message, MessagePart, Span,
+};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 
@@ -45,12 +48,27 @@ fn gist(m: &Message) -> Option<String> {
         }
         MessagePart::ToolResult { content, .. } => Some(line(content)),
         MessagePart::Reasoning(_) => None,
+        MessagePart::Media(m) if m.modality.is_empty() => Some("[media]".to_owned()),
+        MessagePart::Media(m) => Some(format!("[{}]", m.modality)),
         MessagePart::Other { kind, .. } => Some(format!("[{kind}]")),
     };
     m.parts.iter().filter_map(one).find(|t| !t.is_empty())
 }
 
 impl Conversation {
+    /// Returns the base64 of the inline media, in the order of the messages: a reference to one
+    /// is its place here.
+    pub fn inline_media(&self) -> impl Iterator<Item = (&Media, &str)> {
+        let parts = self.input.iter().chain(&self.output).flat_map(|m| &m.parts);
+        parts.filter_map(|p| match p {
+            MessagePart::Media(m) => match &m.at {
+                MediaAt::Inline(data) => Some((m, data.as_str())),
+                MediaAt::Uri(_) | MediaAt::File(_) => None,
+            },
+            _ => None,
+        })
+    }
+
     /// Returns what was asked last and what was answered, a line of at most 200 characters each;
     /// empty where nothing was recorded.
     pub fn preview(&self) -> (String, String) {
@@ -104,7 +122,8 @@ fn field(v: &Json, keys: &[&str]) -> String {
 /// One part of the OTel schema, of OpenAI's or Anthropic's content arrays.
 fn part(v: &Json) -> MessagePart {
     if let Some(s) = v.as_str() {
-        return MessagePart::Text(s.to_owned());
+        let mark = langfuse_mark(s).map(MessagePart::Media);
+        return mark.unwrap_or_else(|| MessagePart::Text(s.to_owned()));
     }
     let kind = v.get("type").and_then(Json::as_str).unwrap_or("text");
     match kind {
@@ -124,10 +143,13 @@ fn part(v: &Json) -> MessagePart {
             id: field(v, &["id", "tool_use_id", "toolCallId"]),
             content: field(v, &["response", "result", "content", "output"]),
         },
-        other => MessagePart::Other {
-            kind: other.to_owned(),
-            detail: field(v, &["uri", "file_id", "mime_type", "modality"]),
-        },
+        other => media(v).map_or_else(
+            || MessagePart::Other {
+                kind: other.to_owned(),
+                detail: field(v, &["mime_type", "modality"]),
+            },
+            MessagePart::Media,
+        ),
     }
 }
 
@@ -242,6 +264,10 @@ fn flat_message(f: &Attributes, default_role: &str) -> Message {
                 list.push(MessagePart::Reasoning(t.to_owned()))
             }
             (_, Some(t)) => list.push(MessagePart::Text(t.to_owned())),
+            (Some("image"), None) if let Some(url) = fields.get_str("image.image.url") => {
+                let of = serde_json::json!({"type": "image", "image": url});
+                list.extend(media(&of).map(MessagePart::Media));
+            }
             (kind, None) => list.push(MessagePart::Other {
                 kind: kind.unwrap_or("content").to_owned(),
                 detail: String::new(),

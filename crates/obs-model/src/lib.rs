@@ -29,8 +29,8 @@ pub use histogram::{CUSTOM_BUCKETS_SCHEMA, Histogram, HistogramBucket, ResetHint
 pub use ids::{SpanId, TenantId, TenantIdError, TraceId, unhex};
 pub use labels::{Labels, LabelsBuilder, LabelsIter, METRIC_NAME, is_metadata};
 pub use llm::{
-    CONTENT_FILTER, CallCost, CallStatus, CostState, Dialect, LlmCall, Message, MessagePart, Money,
-    Operation, TokenUsage,
+    CONTENT_FILTER, CallCost, CallStatus, CostState, Dialect, LlmCall, Media, MediaAt, Message,
+    MessagePart, Money, Operation, TokenUsage,
 };
 pub use log::{LogRecord, severity_level};
 pub use matcher::{MatchOp, Matcher, MatcherError};

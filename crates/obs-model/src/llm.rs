@@ -389,11 +389,32 @@ pub enum MessagePart {
         id: String,
         content: String,
     },
-    /// Image, audio, file or anything else; a short description, never the bytes.
+    Media(Media),
+    /// Anything else; a short description.
     Other {
         kind: String,
         detail: String,
     },
+}
+
+/// An image, a sound, a video or a document in a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Media {
+    /// `image`, `audio`, `video`, `document`; empty if nobody says.
+    pub modality: String,
+    /// `image/png`; may be empty.
+    pub mime_type: String,
+    pub at: MediaAt,
+}
+
+/// Where media is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MediaAt {
+    Uri(String),
+    /// The provider's id of an uploaded file.
+    File(String),
+    /// Base64 in the message itself.
+    Inline(String),
 }
 
 /// A message of a conversation.

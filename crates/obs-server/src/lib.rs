@@ -6,6 +6,7 @@
 
 mod admin;
 mod admission;
+mod agents;
 mod alertmanager;
 mod archive;
 mod body;
@@ -14,6 +15,7 @@ mod health;
 mod jaeger;
 mod llm;
 mod loki;
+mod media;
 mod money;
 mod otlp_grpc;
 mod otlp_http;

@@ -2,9 +2,9 @@
 
 use crate::state::AppState;
 use crate::{
-    admin, alertmanager, health, jaeger, llm, loki, money, otlp_http, partial, previews,
-    prometheus, remote_write, sampling, scores, sessions, sql, tempo, tempo_grpc, traces, ui,
-    views, zipkin,
+    admin, agents, alertmanager, health, jaeger, llm, loki, media, money, otlp_http, partial,
+    previews, prometheus, remote_write, sampling, scores, sessions, sql, tempo, tempo_grpc, traces,
+    ui, views, zipkin,
 };
 use axum::Router;
 use axum::extract::{Request, State};
@@ -141,6 +141,8 @@ pub fn router(listener: Listener, state: AppState) -> Router {
             .merge(sql::routes())
             .merge(llm::routes())
             .merge(previews::routes())
+            .merge(agents::routes())
+            .merge(media::routes())
             .merge(views::routes())
             .merge(scores::routes())
             .merge(sessions::routes())

@@ -12,11 +12,12 @@ use axum::{Json, Router};
 use http::StatusCode;
 use obs_llm::{Conversation, call_from_span, messages_of};
 use obs_model::{
-    Attributes, Budget, CostState, Direction, LlmCall, LogRecord, LogSelection, Message,
+    Attributes, Budget, CostState, Direction, LlmCall, LogRecord, LogSelection, MediaAt, Message,
     MessagePart, Money, SelectError, Span, SpanId, SpanStatus, TenantId, TraceId,
 };
 use obs_traceql::{Place, Side, Weighed, compare, critical_path, tell_apart};
 use serde_json::{Value, json};
+use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -34,16 +35,16 @@ const PAGE: usize = 20_000;
 const PAGE_MAX: usize = 100_000;
 
 /// A trace with the calls that were booked of its spans.
-struct Whole {
+pub(crate) struct Whole {
     /// Whether only the archive has it.
     is_archived: bool,
-    spans: Vec<Arc<Span>>,
+    pub(crate) spans: Vec<Arc<Span>>,
     /// One a span.
-    calls: Vec<Option<Arc<LlmCall>>>,
+    pub(crate) calls: Vec<Option<Arc<LlmCall>>>,
 }
 
 impl Whole {
-    fn read(
+    pub(crate) fn read(
         state: &AppState,
         tenant: &TenantId,
         id: TraceId,
@@ -264,6 +265,22 @@ pub(crate) fn logs_of_span(
     Ok(out)
 }
 
+/// Returns a span with what was said in it, if it is there.
+pub(crate) fn talk_of(
+    state: &AppState,
+    tenant: &TenantId,
+    (id, span_id): (TraceId, SpanId),
+    budget: &Budget,
+) -> Result<Option<(Arc<Span>, Conversation)>, SelectError> {
+    let (_, spans) = find_trace(state, tenant, id, budget)?;
+    let Some(span) = spans.into_iter().find(|x| x.span_id == span_id) else {
+        return Ok(None);
+    };
+    let logs = logs_of_span(state, tenant, &span, budget)?;
+    let conversation = messages_of(&span, logs.iter().map(|l| &**l));
+    Ok(Some((span, conversation)))
+}
+
 async fn span(
     State(state): State<AppState>,
     Path((id, span_id)): Path<(String, String)>,
@@ -274,12 +291,9 @@ async fn span(
     };
     let tenant = p.tenant.clone();
     let result = blocking(&state, "trace_repository", "get_span", move |s, b| {
-        let (_, spans) = find_trace(s, &tenant, id, b)?;
-        let Some(span) = spans.into_iter().find(|x| x.span_id == span_id) else {
+        let Some((span, conversation)) = talk_of(s, &tenant, (id, span_id), b)? else {
             return Ok(None);
         };
-        let logs = logs_of_span(s, &tenant, &span, b)?;
-        let conversation = messages_of(&span, logs.iter().map(|l| &**l));
         let call = call_from_span(&span, &s.ingest.prices());
         Ok(Some(span_json(&span, call.as_ref(), &conversation)))
     })
@@ -306,12 +320,13 @@ fn span_json(s: &Span, call: Option<&LlmCall>, c: &Conversation) -> Value {
         "attributes": attributes_json(&s.attributes), "resource": attributes_json(&s.resource.attributes),
         "events": s.events.iter().map(event).collect::<Vec<_>>(),
         "call": call.map(crate::llm::call_json),
-        "conversation": conversation_json(c),
+        "conversation": conversation_json(c, &format!("/api/v1/traces/{}/spans/{}/media", s.trace_id, s.span_id)),
     })
 }
 
-/// Writes a conversation; `null` parts when nothing was recorded.
-pub(crate) fn conversation_json(c: &Conversation) -> Value {
+/// Writes a conversation; media that it holds itself is served below `media`, by its place.
+fn conversation_json(c: &Conversation, media: &str) -> Value {
+    let places = Cell::new(0);
     let part = |p: &MessagePart| match p {
         MessagePart::Text(t) => json!({"type": "text", "text": t}),
         MessagePart::Reasoning(t) => json!({"type": "reasoning", "text": t}),
@@ -320,6 +335,19 @@ pub(crate) fn conversation_json(c: &Conversation) -> Value {
         }
         MessagePart::ToolResult { id, content } => {
             json!({"type": "tool_result", "id": id, "content": content})
+        }
+        MessagePart::Media(m) => {
+            let mut v = json!({"type": "media", "modality": m.modality, "mime_type": m.mime_type});
+            let (key, value) = match &m.at {
+                MediaAt::Uri(uri) => ("uri", uri.clone()),
+                MediaAt::File(id) => ("file_id", id.clone()),
+                MediaAt::Inline(_) => {
+                    let place = places.replace(places.get() + 1);
+                    ("href", format!("{media}/{place}"))
+                }
+            };
+            v[key] = value.into();
+            v
         }
         MessagePart::Other { kind, detail } => {
             json!({"type": "other", "kind": kind, "detail": detail})

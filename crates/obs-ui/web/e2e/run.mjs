@@ -134,6 +134,16 @@ try {
     await page.goBack();
   });
 
+  await step('agents, models and tools are drawn with who asked whom', async () => {
+    await page.getByRole('link', { name: 'Agents', exact: true }).click();
+    const asked = page.getByRole('region', { name: 'Who asked whom' });
+    await asked.getByRole('row', { name: /agent .* model/ }).first().waitFor();
+    await page.getByRole('region', { name: 'Map' }).getByRole('link', { name: /gpt-4o-mini/ }).first().waitFor();
+    await axe('agents');
+    await shot('agents');
+    await page.goBack();
+  });
+
   await step('a call opens its trace with the conversation', async () => {
     await page.getByRole('complementary', { name: 'Filters' }).getByRole('button', { name: /^stop/ }).click();
     await page.waitForURL(/finish_reason=stop/);

@@ -179,6 +179,7 @@ export type Part =
   | { type: 'reasoning'; text: string }
   | { type: 'tool_call'; id: string; name: string; arguments: string }
   | { type: 'tool_result'; id: string; content: string }
+  | { type: 'media'; modality: string; mime_type: string; uri?: string; file_id?: string; href?: string }
   | { type: 'other'; kind: string; detail: string };
 
 export interface Message {
