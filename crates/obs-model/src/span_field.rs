@@ -211,6 +211,11 @@ pub trait SpanRow {
     fn start(&self) -> TimestampNs;
     fn duration_ns(&self) -> i64;
     fn get(&self, field: usize) -> FieldValue<'_>;
+    /// Returns a number that stands for the field's value among the spans of one part of a scan:
+    /// the same number, the same value. `None` where there is none.
+    fn code(&self, _field: usize) -> Option<u32> {
+        None
+    }
     /// How many spans it stands for: see [`crate::sampling_weight`].
     fn weight(&self) -> f64;
 }

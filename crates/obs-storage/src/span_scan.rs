@@ -135,6 +135,12 @@ impl Store {
         let hidden = snapshot.tombstones.of(&s.meta);
         let range = (scan.start.nanos(), scan.end.nanos());
         let filter = RowFilter { start: range.0, end: range.1, ..RowFilter::ALL };
+        // Of a block that lies in the range no row need be asked for its time.
+        let whole = rows
+            .blocks
+            .get(number)
+            .is_some_and(|b| b.min >= range.0 && (b.max < range.1 || range.1 == i64::MAX));
+        let partly = !whole;
         let mut damaged =
             |e: &SegmentError, min: i64, max: i64| self.note(budget, s, e, (min, max));
         let mut failure = None;
@@ -149,7 +155,7 @@ impl Store {
             let block = SpanBlock::read(bytes, scan.fields, &mut own)?;
             let mut visited = 0;
             let mut broken = false;
-            block.each(range, traces, scan.equal, &mut |i| {
+            block.each(partly.then_some(range), traces, scan.equal, &mut |i| {
                 let row = block.row(i);
                 if !hidden.is_empty() && hidden.hides_trace(Some(row.trace()?)) {
                     return Ok(true);

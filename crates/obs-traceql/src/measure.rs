@@ -1,7 +1,7 @@
 //! Metrics queries: spans counted and measured over time.
 
 use crate::ast::MetricKind;
-use crate::eval::Env;
+use crate::eval::{Env, Wanted};
 use crate::find::{Keeper, sets_of};
 use crate::plan::{MetricPlan, Plan, Row};
 use crate::series::{Buckets, Exemplar, Steps, TraceSeries, bucket_of, quantile, second_stage};
@@ -130,7 +130,9 @@ impl<'a> Meter<'a> {
         trace: &dyn Fn() -> TraceId,
         weight: f64,
     ) -> Result<(), SelectError> {
-        let Some(step) = self.steps.of(start) else { return Ok(()) };
+        if self.steps.of(start).is_none() {
+            return Ok(());
+        }
         let value = match self.metric.of {
             None => f64::NAN,
             Some(of) => match env.read(of) {
@@ -142,6 +144,13 @@ impl<'a> Meter<'a> {
                 },
             },
         };
+        let place = self.place(env)?;
+        self.count(place, start, trace, weight, value);
+        Ok(())
+    }
+
+    /// Returns the group of a span.
+    fn place(&mut self, env: &dyn Env) -> Result<usize, SelectError> {
         self.key.clear();
         for (w, _) in &self.metric.by {
             put_key(&mut self.key, &env.read(*w));
@@ -172,8 +181,22 @@ impl<'a> Meter<'a> {
             self.last = Some(place);
             self.last_key.clone_from(&self.key);
         }
+        Ok(place)
+    }
+
+    /// Counts a span of a group.
+    fn count(
+        &mut self,
+        place: usize,
+        start: i64,
+        trace: &dyn Fn() -> TraceId,
+        weight: f64,
+        value: f64,
+    ) {
         let kind = self.metric.kind;
-        let Some(group) = self.groups.get_mut(place) else { return Ok(()) };
+        let (Some(step), Some(group)) = (self.steps.of(start), self.groups.get_mut(place)) else {
+            return;
+        };
         match &mut group.cells {
             Cells::Counts(c) => c.get_mut(step).into_iter().for_each(|c| *c += weight),
             Cells::Sums(c) => c.get_mut(step).into_iter().for_each(|(sum, n)| {
@@ -194,7 +217,6 @@ impl<'a> Meter<'a> {
             let timestamp_ms = start / 1_000_000;
             group.exemplars.push(Exemplar { trace_id: trace(), value, timestamp_ms });
         }
-        Ok(())
     }
 
     fn finish(self) -> Vec<TraceSeries> {
@@ -275,6 +297,45 @@ struct Direct<'a> {
     meter: Meter<'a>,
     seen: Seen,
     budget: &'a Budget,
+    /// What is known of the spans of this part, if fields alone decide.
+    coded: Option<Coded>,
+}
+
+/// What the codes of a part's fields decide: no field is read twice for the same codes.
+#[derive(Default)]
+struct Coded {
+    /// Fields that filter and groups read.
+    fields: Vec<usize>,
+    /// The group of the spans with these codes, or that the filter leaves them out.
+    known: HashMap<u128, Option<usize>>,
+    last: Option<(u128, Option<usize>)>,
+}
+
+impl Coded {
+    /// Codes that fit into a key.
+    const FIELDS_MAX: usize = 4;
+
+    /// `None` if more than a few stored fields decide which spans are counted, and where.
+    fn new(filter: &crate::eval::Node, metric: &MetricPlan) -> Option<Self> {
+        if metric.of.is_some() {
+            return None;
+        }
+        let mut wanted: Vec<Wanted> = metric.by.iter().map(|(w, _)| *w).collect();
+        filter.reads(&mut |w| wanted.push(w));
+        let mut fields = Vec::new();
+        for w in wanted {
+            let Wanted::Stored(place) = w else { return None };
+            if !fields.contains(&place) {
+                fields.push(place);
+            }
+        }
+        (fields.len() <= Self::FIELDS_MAX).then(|| Self { fields, ..Self::default() })
+    }
+
+    fn key(&self, row: &dyn SpanRow) -> Option<u128> {
+        let add = |key: u128, field: &usize| Some((key << 32) | u128::from(row.code(*field)?));
+        self.fields.iter().try_fold(0, add)
+    }
 }
 
 /// Spans between two looks at the budget.
@@ -326,19 +387,78 @@ impl Seen {
     }
 }
 
-impl VisitSpans for Direct<'_> {
-    fn visit(&mut self, row: &dyn SpanRow) -> Result<ControlFlow<()>, SelectError> {
+impl Direct<'_> {
+    /// Returns the group of a span, or that it is left out.
+    fn judge(&mut self, row: &dyn SpanRow) -> Result<Option<usize>, SelectError> {
         let env = Row(row);
-        if self.filter.holds(&env) {
-            if !self.seen.is_new(row) {
-                let clash = matches!(self.seen, Seen::Clash);
-                return Ok(if clash { ControlFlow::Break(()) } else { ControlFlow::Continue(()) });
+        if self.filter.holds(&env) { self.meter.place(&env).map(Some) } else { Ok(None) }
+    }
+
+    /// The same by the codes of its fields; `None` if they have none.
+    fn judge_coded(&mut self, row: &dyn SpanRow) -> Result<Option<Option<usize>>, SelectError> {
+        let Some(coded) = &self.coded else { return Ok(None) };
+        let Some(key) = coded.key(row) else { return Ok(None) };
+        if let Some((_, judged)) = coded.last.filter(|(last, _)| *last == key) {
+            return Ok(Some(judged));
+        }
+        let known = coded.known.get(&key).copied();
+        let judged = match known {
+            Some(judged) => judged,
+            None => self.judge(row)?,
+        };
+        if let Some(coded) = &mut self.coded {
+            coded.last = Some((key, judged));
+            if known.is_none() {
+                coded.known.insert(key, judged);
             }
-            // The budget is shared by threads: not for every span.
-            if self.seen.len().is_multiple_of(REMEMBERED) {
-                self.budget.take(0, REMEMBERED * 2 * size_of::<u64>())?;
+        }
+        Ok(Some(judged))
+    }
+
+    /// Whether a span was not counted yet; breaks when the scan must begin again.
+    fn is_new(&mut self, row: &dyn SpanRow) -> Result<ControlFlow<(), bool>, SelectError> {
+        if !self.seen.is_new(row) {
+            let clash = matches!(self.seen, Seen::Clash);
+            return Ok(if clash { ControlFlow::Break(()) } else { ControlFlow::Continue(false) });
+        }
+        // The budget is shared by threads: not for every span.
+        if self.seen.len().is_multiple_of(REMEMBERED) {
+            self.budget.take(0, REMEMBERED * 2 * size_of::<u64>())?;
+        }
+        Ok(ControlFlow::Continue(true))
+    }
+}
+
+impl VisitSpans for Direct<'_> {
+    fn wants(&mut self, _latest: TimestampNs) -> bool {
+        if let Some(coded) = &mut self.coded {
+            coded.known.clear();
+            coded.last = None;
+        }
+        true
+    }
+
+    fn visit(&mut self, row: &dyn SpanRow) -> Result<ControlFlow<()>, SelectError> {
+        let judged = self.judge_coded(row)?;
+        let holds = match judged {
+            Some(judged) => judged.is_some(),
+            None => self.filter.holds(&Row(row)),
+        };
+        if !holds {
+            return Ok(ControlFlow::Continue(()));
+        }
+        match self.is_new(row)? {
+            ControlFlow::Break(()) => return Ok(ControlFlow::Break(())),
+            ControlFlow::Continue(false) => {}
+            ControlFlow::Continue(true) => {
+                let (start, weight) = (row.start().nanos(), row.weight());
+                match judged.flatten() {
+                    Some(place) => {
+                        self.meter.count(place, start, &|| row.trace_id(), weight, f64::NAN);
+                    }
+                    None => self.meter.add(&Row(row), start, &|| row.trace_id(), weight)?,
+                }
             }
-            self.meter.add(&env, row.start().nanos(), &|| row.trace_id(), row.weight())?;
         }
         Ok(ControlFlow::Continue(()))
     }
@@ -391,7 +511,8 @@ pub fn measure(
         let mut seen = Seen::Starts(HashSet::default());
         loop {
             let meter = Meter::new(metric, steps, range.exemplars);
-            let mut direct = Direct { filter, meter, seen, budget };
+            let coded = Coded::new(filter, metric);
+            let mut direct = Direct { filter, meter, seen, budget, coded };
             source.scan_spans(tenant, &scan, budget, &mut direct)?;
             if !matches!(direct.seen, Seen::Clash) {
                 return Ok(direct.meter.finish());

@@ -289,8 +289,20 @@ impl<'a> AttributesReader<'a> {
             .iter()
             .map(|s| s.iter().filter_map(|c| local.get(*c).copied().flatten()).collect())
             .collect();
-        let mut cursors = vec![0_u32; out.columns.len()];
         out.rows.reserve(self.ids.len());
+        // One type of value, once a row: nearly always.
+        if out.columns.len() == 1 && hits.iter().all(|h| h.len() <= 1) {
+            let has: Vec<bool> = hits.iter().map(|h| !h.is_empty()).collect();
+            let mut cursor = 0;
+            for id in self.ids.as_slice() {
+                let has = usize::try_from(*id).ok().and_then(|i| has.get(i)).copied();
+                let has = has.ok_or(Malformed(0))?;
+                out.rows.push((if has { cursor } else { KeyColumn::ABSENT }, 0));
+                cursor += u32::from(has);
+            }
+            return Ok(out);
+        }
+        let mut cursors = vec![0_u32; out.columns.len()];
         for id in self.ids.as_slice() {
             let shape = usize::try_from(*id).ok().and_then(|i| hits.get(i));
             let mut first = (KeyColumn::ABSENT, 0);
@@ -369,6 +381,23 @@ impl KeyColumn {
             Values::Strings(s) => string_field(s, i)?,
             other => FieldValue::from(&value(other, i, source)?).into_owned(),
         })
+    }
+
+    /// Returns a number that is the same for the same value alone; `None` if there is none.
+    pub(crate) fn code(&self, row: usize) -> Option<u32> {
+        const BITS: u32 = 24;
+        let (at, column) = *self.rows.get(row)?;
+        if at == Self::ABSENT {
+            return Some(u32::MAX);
+        }
+        let i = at as usize;
+        let code = match self.columns.get(usize::from(column))? {
+            Values::Empty => 0,
+            Values::Bools(b) => u32::try_from(*b.get(i)?).ok()?,
+            Values::Strings(s) => s.code(i)?,
+            _ => return None,
+        };
+        (code < 1 << BITS && column < u8::MAX).then_some((u32::from(column) << BITS) | code)
     }
 
     /// Returns how to tell the rows whose value is a text, or with `by_text` is written as it.

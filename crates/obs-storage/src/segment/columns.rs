@@ -128,13 +128,20 @@ pub(crate) fn get_ints(d: &mut Decoder<'_>) -> Result<Vec<i64>, Malformed> {
     if width > 8 || planes.len() != width * n {
         return Err(d.bad());
     }
-    let mut coded = vec![0_u64; n];
-    for (plane, bytes) in planes.chunks_exact(n).enumerate() {
+    let is_difference = kind & 0x80 != 0;
+    let mut rest = planes.chunks_exact(n);
+    let Some(lowest) = rest.next() else { return Ok(vec![base; n]) };
+    if width == 1 && !is_difference {
+        // Numbers of a dictionary: most columns.
+        return Ok(lowest.iter().map(|b| base.wrapping_add(i64::from(*b))).collect());
+    }
+    let mut coded: Vec<u64> = lowest.iter().map(|b| u64::from(*b)).collect();
+    for (plane, bytes) in rest.enumerate() {
         for (c, b) in coded.iter_mut().zip(bytes) {
-            *c |= u64::from(*b) << (8 * plane);
+            *c |= u64::from(*b) << (8 * (plane + 1));
         }
     }
-    if kind & 0x80 == 0 {
+    if !is_difference {
         return Ok(coded.into_iter().map(|c| base.wrapping_add(c as i64)).collect());
     }
     let mut last = base;
@@ -643,6 +650,15 @@ impl Strings {
             }
         }
         Some(())
+    }
+
+    /// Returns a number that is the same for the same text alone; `None` if there is none.
+    pub(crate) fn code(&self, i: usize) -> Option<u32> {
+        match self {
+            Self::Const(_) => Some(0),
+            Self::Dict { ids, .. } => u32::try_from(*ids.get(i)?).ok(),
+            _ => None,
+        }
     }
 
     /// Returns the integers of a column of plain numbers, and what to divide them by.

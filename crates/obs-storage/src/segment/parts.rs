@@ -157,24 +157,22 @@ pub(crate) struct Parts {
     places: Vec<(u32, u32)>,
 }
 
-/// Parts that are read of a block one by one; who reads more wants all of it.
-const READS: u32 = 8;
-
 /// The block of parts that was read last: rows that follow one another share it.
 #[derive(Debug, Default)]
 pub(crate) struct PartCache {
     block: Option<(usize, words::Block)>,
-    /// Parts read of it.
-    reads: u32,
+    /// Bytes of text that were gone through for parts of it.
+    decoded: usize,
 }
 
 impl PartCache {
     /// Appends a stretch of the block's text.
     fn append(&mut self, from: usize, to: usize, out: &mut Vec<u8>) -> Result<(), SegmentError> {
-        self.reads += 1;
         let Some((_, block)) = &mut self.block else { return Err(Malformed(from).into()) };
         if let words::Block::Coded(coded) = block {
-            if self.reads <= READS {
+            // Who reads parts that cost as much as all of it reads all of it.
+            self.decoded += coded.cost(from, to);
+            if self.decoded <= coded.raw_len() {
                 return Ok(coded.append(from, to, out)?);
             }
             *block = words::Block::Whole(coded.whole()?);
@@ -234,7 +232,7 @@ impl Parts {
             const RAW_MAX: u32 = 64 << 20;
             let b = self.blocks.get(i).filter(|b| b.raw_len <= RAW_MAX).ok_or(Malformed(i))?;
             let block = words::open(file.read(b.block)?, b.raw_len as usize)?;
-            *cache = PartCache { block: Some((i, block)), reads: 0 };
+            *cache = PartCache { block: Some((i, block)), decoded: 0 };
         }
         cache.append(at as usize, at as usize + len as usize, out)
     }

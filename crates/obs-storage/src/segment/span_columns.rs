@@ -379,6 +379,17 @@ impl<'a> SpanBlock<'a> {
         })
     }
 
+    /// Returns a number that is the same in this block for the same value alone, if there is one.
+    fn code(&self, place: usize, row: usize) -> Result<Option<u32>, SegmentError> {
+        Ok(match self.slot(place)? {
+            Slot::Strings(s) => s.code(row),
+            Slot::Kinds(v) | Slot::Statuses(v) => v.get(row).and_then(|n| u32::try_from(*n).ok()),
+            Slot::Key(k) => k.code(row),
+            Slot::Shared(_, of) => of.get(row).and_then(|n| u32::try_from(*n).ok()),
+            Slot::Events | Slot::Links | Slot::Any(..) => None,
+        })
+    }
+
     fn trace_at(&self, row: usize) -> Result<TraceId, SegmentError> {
         let all = once(&self.traces, || Ok(get_ids(&mut Decoder::new(self.places.traces))?))?;
         Ok(all.get(row).and_then(|t| TraceId::from_slice(t)).ok_or(Malformed(row))?)
@@ -483,11 +494,11 @@ impl<'a> SpanBlock<'a> {
         Ok(out)
     }
 
-    /// Calls `f` with the rows in `[start, end)`, of the traces (ascending) where there are any,
-    /// whose fields may be equal to texts; ends early when `f` returns false.
+    /// Calls `f` with the rows in `[start, end)`, or all without a range, of the traces (ascending)
+    /// where there are any, whose fields may be equal to texts; ends early when `f` returns false.
     pub(crate) fn each(
         &self,
-        (start, end): (i64, i64),
+        range: Option<(i64, i64)>,
         traces: &[TraceId],
         equal: &[Equal<'_>],
         f: &mut dyn FnMut(usize) -> Result<bool, SegmentError>,
@@ -510,9 +521,13 @@ impl<'a> SpanBlock<'a> {
             }
             all.push(tests);
         }
-        for (row, t) in self.starts()?.iter().enumerate() {
-            let inside = *t >= start && (*t < end || end == i64::MAX);
-            let hit = inside
+        let inside = |row: usize| -> Result<bool, SegmentError> {
+            let Some((start, end)) = range else { return Ok(true) };
+            let t = *self.starts()?.get(row).ok_or(Malformed(row))?;
+            Ok(t >= start && (t < end || end == i64::MAX))
+        };
+        for row in 0..self.rows {
+            let hit = inside(row)?
                 && all.iter().all(|tests| tests.iter().any(|t| t.holds(row)))
                 && (traces.is_empty() || traces.binary_search(&self.trace_at(row)?).is_ok());
             if hit && !f(row)? {
@@ -572,6 +587,10 @@ impl SpanRow for BlockRow<'_, '_> {
 
     fn get(&self, field: usize) -> FieldValue<'_> {
         self.block.or(self.block.field(field, self.row), FieldValue::Nil)
+    }
+
+    fn code(&self, field: usize) -> Option<u32> {
+        self.block.or(self.block.code(field, self.row), None)
     }
 
     fn weight(&self) -> f64 {

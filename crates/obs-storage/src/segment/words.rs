@@ -17,7 +17,7 @@ const ZSTD: u8 = 0;
 const WORDS: u8 = 1;
 const MARKED: u8 = 2;
 /// Bytes of text between marks.
-const MARK_BYTES: usize = 16 << 10;
+const MARK_BYTES: usize = 4 << 10;
 const ZSTD_LEVEL: i32 = 3;
 /// Longer words are cut.
 const WORD_BYTES_MAX: usize = 48;
@@ -370,6 +370,22 @@ impl Coded {
         Ok(Self { entries, slots, ranges, marks, packed, sequence, raw_len })
     }
 
+    /// Bytes of the whole text.
+    pub(crate) fn raw_len(&self) -> usize {
+        self.raw_len
+    }
+
+    /// Bytes of text that are gone through for a stretch.
+    pub(crate) fn cost(&self, from: usize, to: usize) -> usize {
+        to.saturating_sub(self.mark(from).map_or(0, |m| m.at))
+    }
+
+    /// Returns the last mark at or before a place.
+    fn mark(&self, at: usize) -> Option<Mark> {
+        let before = self.marks.partition_point(|m| m.at <= at).saturating_sub(1);
+        self.marks.get(before).copied()
+    }
+
     /// Appends a stretch of the text.
     pub(crate) fn append(&self, from: usize, to: usize, out: &mut Vec<u8>) -> io::Result<()> {
         self.decode(from, to, out).map_err(bad)
@@ -386,8 +402,7 @@ impl Coded {
         if from > to || to > self.raw_len {
             return Err(Malformed(to));
         }
-        let before = self.marks.partition_point(|m| m.at <= from).saturating_sub(1);
-        let Some(Mark { mut at, mut x, used }) = self.marks.get(before).copied() else {
+        let Some(Mark { mut at, mut x, used }) = self.mark(from) else {
             return Err(Malformed(0));
         };
         let sequence = self.packed.get(self.sequence..).unwrap_or_default();
@@ -474,7 +489,7 @@ mod tests {
 
     #[test]
     fn blocks_without_marks_are_read_too() {
-        let text = prose(2_000);
+        let text = prose(600);
         let words = split(text.as_bytes()).unwrap();
         let (mut new, mut head, mut marks) =
             (Encoder::default(), Encoder::default(), Encoder::default());
