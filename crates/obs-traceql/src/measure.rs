@@ -340,6 +340,8 @@ impl Coded {
 
 /// Spans between two looks at the budget.
 const REMEMBERED: usize = 4096;
+/// Bytes that one of them takes, with the room that the set keeps.
+const BYTES_OF_ONE: usize = 36;
 
 /// Spans that were counted: one that was sent twice has the same start.
 enum Seen {
@@ -369,6 +371,10 @@ impl Seen {
             Self::Spans(all) => all.insert(identity(row, start)),
             Self::Clash => false,
             Self::Starts(all) => {
+                if all.len() == all.capacity() {
+                    // Every growth hashes all of them again: few steps, each large.
+                    all.reserve(all.len().max(REMEMBERED) * 3);
+                }
                 let is_new = all.insert(start);
                 if !is_new {
                     *self = Self::Clash;
@@ -423,7 +429,7 @@ impl Direct<'_> {
         }
         // The budget is shared by threads: not for every span.
         if self.seen.len().is_multiple_of(REMEMBERED) {
-            self.budget.take(0, REMEMBERED * 2 * size_of::<u64>())?;
+            self.budget.take(0, REMEMBERED * BYTES_OF_ONE)?;
         }
         Ok(ControlFlow::Continue(true))
     }
