@@ -439,8 +439,8 @@ pub struct Equal<'a> {
 
 /// Receives the spans of a scan.
 pub trait VisitSpans {
-    /// Whether spans that start at `latest` or before are wanted still; asked before each part, from
-    /// where on the codes of fields mean something else.
+    /// Whether spans that start at `latest` or before are wanted still: none of those that follow
+    /// starts later. Asked before each part, from where on the codes of fields mean something else.
     fn wants(&mut self, _latest: TimestampNs) -> bool {
         true
     }

@@ -299,6 +299,8 @@ struct Direct<'a> {
     budget: &'a Budget,
     /// What is known of the spans of this part, if fields alone decide.
     coded: Option<Coded>,
+    /// Spans that the budget was asked for.
+    charged: usize,
 }
 
 /// What the codes of a part's fields decide: no field is read twice for the same codes.
@@ -340,13 +342,13 @@ impl Coded {
 
 /// Spans between two looks at the budget.
 const REMEMBERED: usize = 4096;
-/// Bytes that one of them takes, with the room that the set keeps.
-const BYTES_OF_ONE: usize = 36;
+/// Bytes that one of them takes in a set.
+const BYTES_OF_ONE: usize = 2 * size_of::<u64>();
 
 /// Spans that were counted: one that was sent twice has the same start.
 enum Seen {
     /// As long as no two spans start at the same time, none was sent twice, and no id need be read.
-    Starts(HashSet<i64>),
+    Starts(Starts),
     /// Two did.
     Clash,
     /// A hash stands for a span: among ten million, two are the same by chance once in three
@@ -371,11 +373,7 @@ impl Seen {
             Self::Spans(all) => all.insert(identity(row, start)),
             Self::Clash => false,
             Self::Starts(all) => {
-                if all.len() == all.capacity() {
-                    // Every growth hashes all of them again: few steps, each large.
-                    all.reserve(all.len().max(REMEMBERED) * 3);
-                }
-                let is_new = all.insert(start);
+                let is_new = all.set.insert(start);
                 if !is_new {
                     *self = Self::Clash;
                 }
@@ -386,11 +384,31 @@ impl Seen {
 
     fn len(&self) -> usize {
         match self {
-            Self::Starts(all) => all.len(),
+            Self::Starts(all) => all.set.len(),
             Self::Spans(all) => all.len(),
             Self::Clash => 0,
         }
     }
+
+    /// Forgets what cannot come again once spans start at `latest` or before: a small set is a
+    /// fast one.
+    fn go_on(&mut self, latest: i64) {
+        if let Self::Starts(all) = self
+            && all.set.len() > all.floor
+        {
+            all.set.retain(|start| *start <= latest);
+            // Not again before it has doubled, so that each is looked at a few times only.
+            all.floor = (2 * all.set.len()).max(REMEMBERED);
+        }
+    }
+}
+
+/// Starts of spans, as far as they can come again.
+#[derive(Default)]
+struct Starts {
+    set: HashSet<i64>,
+    /// Up to this many none is forgotten.
+    floor: usize,
 }
 
 impl Direct<'_> {
@@ -410,6 +428,8 @@ impl Direct<'_> {
         let known = coded.known.get(&key).copied();
         let judged = match known {
             Some(judged) => judged,
+            // A span outside of the steps makes no series.
+            None if self.meter.steps.of(row.start().nanos()).is_none() => return Ok(None),
             None => self.judge(row)?,
         };
         if let Some(coded) = &mut self.coded {
@@ -428,7 +448,8 @@ impl Direct<'_> {
             return Ok(if clash { ControlFlow::Break(()) } else { ControlFlow::Continue(false) });
         }
         // The budget is shared by threads: not for every span.
-        if self.seen.len().is_multiple_of(REMEMBERED) {
+        if self.seen.len() > self.charged {
+            self.charged += REMEMBERED;
             self.budget.take(0, REMEMBERED * BYTES_OF_ONE)?;
         }
         Ok(ControlFlow::Continue(true))
@@ -436,7 +457,8 @@ impl Direct<'_> {
 }
 
 impl VisitSpans for Direct<'_> {
-    fn wants(&mut self, _latest: TimestampNs) -> bool {
+    fn wants(&mut self, latest: TimestampNs) -> bool {
+        self.seen.go_on(latest.nanos());
         if let Some(coded) = &mut self.coded {
             coded.known.clear();
             coded.last = None;
@@ -514,11 +536,11 @@ pub fn measure(
         equal: &equal,
     };
     if let Some(filter) = plan.only_filter() {
-        let mut seen = Seen::Starts(HashSet::default());
+        let mut seen = Seen::Starts(Starts::default());
         loop {
             let meter = Meter::new(metric, steps, range.exemplars);
             let coded = Coded::new(filter, metric);
-            let mut direct = Direct { filter, meter, seen, budget, coded };
+            let mut direct = Direct { filter, meter, seen, budget, coded, charged: 0 };
             source.scan_spans(tenant, &scan, budget, &mut direct)?;
             if !matches!(direct.seen, Seen::Clash) {
                 return Ok(direct.meter.finish());
@@ -666,4 +688,141 @@ fn compare(
         }
     }
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use obs_model::SpanId;
+    use proptest::prelude::*;
+
+    /// A span of a part whose codes are its own.
+    struct Fake {
+        span: u64,
+        start: i64,
+        service: &'static str,
+        model: Option<&'static str>,
+        codes: Option<u32>,
+    }
+
+    impl SpanRow for Fake {
+        fn trace_id(&self) -> TraceId {
+            TraceId::from_slice(&[1; 16]).unwrap()
+        }
+        fn span_id(&self) -> SpanId {
+            SpanId::from_slice(&(self.span + 1).to_be_bytes()).unwrap()
+        }
+        fn parent_id(&self) -> Option<SpanId> {
+            None
+        }
+        fn start(&self) -> TimestampNs {
+            TimestampNs::from_nanos(self.start)
+        }
+        fn duration_ns(&self) -> i64 {
+            0
+        }
+        fn get(&self, field: usize) -> FieldValue<'_> {
+            match (field, self.model) {
+                (0, _) => FieldValue::str(self.service),
+                (_, Some(m)) => FieldValue::str(m),
+                _ => FieldValue::Nil,
+            }
+        }
+        fn code(&self, field: usize) -> Option<u32> {
+            // Another part numbers the same values otherwise.
+            let salt = self.codes?;
+            let value = match field {
+                0 => self.service.len(),
+                _ => self.model.map_or(0, |m| 1 + usize::from(m == "b")),
+            };
+            Some((value as u32).wrapping_add(salt))
+        }
+        fn weight(&self) -> f64 {
+            1.0
+        }
+    }
+
+    const SECOND: i64 = 1_000_000_000;
+
+    proptest! {
+        /// Spans are counted once, whether codes decide or values, however parts overlap.
+        #[test]
+        fn codes_decide_as_values_do(
+            spans in prop::collection::vec((0..60 * SECOND, 0..3_u8, 0..2_u8), 0..60),
+            again in prop::collection::vec((0..60_usize, 0..4_usize), 0..12),
+            same_start in any::<bool>(),
+        ) {
+            let q = TraceQl::parse(r#"{ resource.service.name = "app" } | rate() by (span.m)"#).unwrap();
+            let (filter, metric) = (q.plan.only_filter().unwrap(), q.plan.metric.as_ref().unwrap());
+            let steps = Steps::new(-1, 60 * SECOND, 10 * SECOND, true);
+            let start = |i: usize, t: i64| if same_start && i.is_multiple_of(5) { 7 * SECOND } else { t * 100 / 60 };
+            // A span is in the part of its time, and some in others once more.
+            let mut parts: Vec<Vec<usize>> = vec![Vec::new(); 4];
+            for (i, (t, ..)) in spans.iter().enumerate() {
+                parts[(start(i, *t) / (25 * SECOND)).min(3) as usize].push(i);
+            }
+            for (i, part) in again.iter().filter(|(i, _)| *i < spans.len()) {
+                parts[*part].push(*i);
+            }
+            let mut rows: Vec<Vec<Fake>> = parts.iter().enumerate().map(|(n, part)| {
+                part.iter().map(|i| {
+                    let (t, model, service) = spans[*i];
+                    Fake {
+                        span: *i as u64,
+                        start: start(*i, t),
+                        service: if service == 0 { "app" } else { "other" },
+                        model: [None, Some("a"), Some("b")][usize::from(model)],
+                        codes: Some(n as u32 * 100),
+                    }
+                }).collect()
+            }).collect();
+            let latest = |part: &[Fake]| part.iter().map(|r| r.start).max();
+            rows.retain(|p| !p.is_empty());
+            rows.sort_by_key(|p| std::cmp::Reverse(latest(p)));
+            let budget = Budget::new(i64::MAX, i64::MAX);
+            let mut run = |coded: bool| {
+                for row in rows.iter_mut().flatten() {
+                    row.codes = row.codes.or(Some(0)).filter(|_| coded);
+                }
+                let mut seen = Seen::Starts(Starts::default());
+                loop {
+                    let meter = Meter::new(metric, steps, 0);
+                    let coded = Coded::new(filter, metric);
+                    assert!(coded.is_some());
+                    let mut direct = Direct { filter, meter, seen, budget: &budget, coded, charged: 0 };
+                    'scan: for part in &rows {
+                        direct.wants(TimestampNs::from_nanos(latest(part).unwrap()));
+                        for row in part {
+                            if direct.visit(row).unwrap().is_break() {
+                                break 'scan;
+                            }
+                        }
+                    }
+                    if !matches!(direct.seen, Seen::Clash) {
+                        let mut out: Vec<_> = direct.meter.finish().into_iter().map(|s| (s.prometheus(), s.samples)).collect();
+                        out.sort_by(|a, b| a.0.cmp(&b.0));
+                        break out;
+                    }
+                    seen = Seen::Spans(HashSet::default());
+                }
+            };
+            let by_codes = run(true);
+            let total: f64 = by_codes.iter().flat_map(|s| &s.1).map(|(_, v)| v * 10.0).sum();
+            let app = spans.iter().enumerate().filter(|(i, (t, _, s))| *s == 0 && steps.of(start(*i, *t)).is_some()).count();
+            prop_assert_eq!(total.round() as usize, app);
+            prop_assert_eq!(by_codes, run(false));
+        }
+    }
+
+    #[test]
+    fn only_what_can_come_again_is_remembered() {
+        let mut seen = Starts { floor: 2, ..Starts::default() };
+        seen.set.extend([10, 20, 30]);
+        let mut seen = Seen::Starts(seen);
+        seen.go_on(20);
+        let Seen::Starts(left) = &seen else { panic!("no clash") };
+        assert_eq!((left.set.len(), left.set.contains(&30), left.floor), (2, false, REMEMBERED));
+        seen.go_on(0);
+        assert_eq!(seen.len(), 2, "few enough");
+    }
 }
