@@ -1,7 +1,7 @@
 //! Who acts in a trace: agents, models, tools, MCP servers and stores, and who asked whom.
 
 use obs_model::{Attributes, LlmCall, Money, Operation, Span, SpanId, SpanKind};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// What kind of thing acts.
@@ -145,6 +145,32 @@ impl Deeds {
     }
 }
 
+/// Returns the nearest place above each that acts; a loop among parents ends where it closes. Each
+/// place is passed once: a deep trace of many actors must not take the square of its length.
+fn askers(actors: &[Option<Actor>], parent: impl Fn(usize) -> Option<usize>) -> Vec<Option<usize>> {
+    let acts = |i: usize| actors.get(i).is_some_and(Option::is_some);
+    let mut known: Vec<Option<Option<usize>>> = vec![None; actors.len()];
+    for i in 0..actors.len() {
+        let (mut path, mut at) = (Vec::new(), i);
+        let found = loop {
+            let Some(place) = known.get_mut(at) else { break None };
+            if let Some(found) = *place {
+                break found;
+            }
+            *place = Some(None);
+            path.push(at);
+            match parent(at) {
+                Some(up) if !acts(up) => at = up,
+                end => break end,
+            }
+        };
+        for p in path {
+            known.get_mut(p).into_iter().for_each(|k| *k = Some(found.filter(|f| *f != p)));
+        }
+    }
+    known.into_iter().map(Option::flatten).collect()
+}
+
 /// Who acts in some traces, and who asked whom.
 #[derive(Debug, Default, PartialEq)]
 pub struct ActorGraph {
@@ -164,23 +190,16 @@ impl ActorGraph {
         };
         let mut actors: Vec<Option<Actor>> =
             spans.iter().enumerate().map(|(i, s)| actor_of(s, call(i))).collect();
-        // The nearest above that acts; a loop among parents ends where it closes.
-        let asker = |actors: &[Option<Actor>], i: usize| {
-            let (mut at, mut seen) = (i, HashSet::from([i]));
-            while let Some(up) = parent(at).filter(|p| seen.insert(*p)) {
-                at = up;
-                if let Some(found) = actors.get(up).and_then(Option::as_ref) {
-                    return Some(found.clone());
-                }
-            }
-            None
+        let above = askers(&actors, parent);
+        let asker = |actors: &[Option<Actor>], above: &[Option<usize>], i: usize| {
+            above.get(i).copied().flatten().and_then(|up| actors.get(up)).cloned().flatten()
         };
         let asks = |s: &Arc<Span>| is_mcp(s) && s.kind != SpanKind::Server;
         // The request of a tool that has a span of its own is its call of the server.
         for (i, span) in spans.iter().enumerate().filter(|(_, s)| asks(s)) {
-            let above = asker(&actors, i);
+            let tool = asker(&actors, &above, i);
             if let Some(own) = actors.get_mut(i)
-                && *own == above
+                && *own == tool
             {
                 *own = Some(mcp_server(span));
             }
@@ -201,10 +220,11 @@ impl ActorGraph {
         for a in actors.iter_mut().flatten().filter(|a| a.name.is_empty()) {
             "mcp".clone_into(&mut a.name);
         }
+        let above = askers(&actors, parent);
         for (i, span) in spans.iter().enumerate() {
             let Some(actor) = actors.get(i).and_then(Option::as_ref) else { continue };
             self.actors.entry(actor.clone()).or_default().add(span, call(i));
-            let asker = asker(&actors, i).unwrap_or_else(|| {
+            let asker = asker(&actors, &above, i).unwrap_or_else(|| {
                 let above = spans.get(parent(i).unwrap_or(i)).unwrap_or(span);
                 Actor { kind: ActorKind::Service, name: above.service().to_owned() }
             });
@@ -213,5 +233,25 @@ impl ActorGraph {
             }
             self.edges.entry((asker, actor.clone())).or_default().add(span, call(i));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_above_is_found_and_loops_end() {
+        let actor = || Some(Actor { kind: ActorKind::Agent, name: "a".into() });
+        // 0 acts; 1 and 2 lead to 3, which acts; 4 and 5 are a loop; 6 acts in a loop with 7.
+        let actors = [actor(), None, None, actor(), None, None, actor(), None];
+        let parents = [None, Some(0), Some(1), Some(2), Some(5), Some(4), Some(7), Some(6)];
+        let above = askers(&actors, |i| parents[i]);
+        assert_eq!(above, [None, Some(0), Some(0), Some(0), None, None, None, Some(6)]);
+        // A hundred thousand below one another, and as many that act at the end.
+        let n = 100_000;
+        let many: Vec<_> = (0..2 * n).map(|i| if i < n { None } else { actor() }).collect();
+        let above = askers(&many, |i| if i < n { i.checked_sub(1) } else { Some(n - 1) });
+        assert_eq!(above.iter().flatten().count(), 0);
     }
 }

@@ -5,9 +5,10 @@ import { nav } from './state.svelte';
 /** Dimensions that calls are counted and filtered by, with their titles. */
 export const facetNames: [string, string][] = [['model', 'Model'], ['provider', 'Provider'], ['service', 'Service'], ['environment', 'Environment'], ['operation', 'Operation'], ['status', 'Status'], ['finish_reason', 'Finish reason'], ['cost_state', 'Price'], ['user', 'User']];
 
-/** The filters of the current page: values by dimension. */
+/** The filters of the current page: values by dimension, of those that have some. */
 export function filters(): Record<string, string[]> {
-  return Object.fromEntries([...facetNames.map(([n]) => n), 'session'].map((n) => [n, nav.all(n)]));
+  const all = [...facetNames.map(([n]) => n), 'session'].map((n): [string, string[]] => [n, nav.all(n)]);
+  return Object.fromEntries(all.filter(([, values]) => values.length));
 }
 
 /** Takes a value into the filters, or out of them. */
