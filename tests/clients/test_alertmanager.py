@@ -9,7 +9,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,7 +18,7 @@ import urllib.request
 
 import pytest
 from receiving import MailServer, Receiver, parsed
-from running import BINARY, Server, until
+from running import BINARY, Server, free_port, until
 
 TELEGRAM = b'{"ok":true,"result":{"message_id":1,"date":1,"chat":{"id":-12,"type":"group"},"text":"x"}}'
 
@@ -166,9 +165,7 @@ class Debian:
     def __init__(self, directory, text):
         directory.mkdir()
         (directory / "am.yml").write_text(text)
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
+        port = free_port()
         self.base = f"http://127.0.0.1:{port}"
         with (directory / "log").open("w") as log:
             self.process = subprocess.Popen(

@@ -259,8 +259,11 @@ async fn a_server_that_reads_its_log_is_alive_and_not_ready() {
         assert_eq!(answer.unwrap().status(), 204);
     }
     server.kill();
-    // Known before the server says it.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    // Known before the server says it, and none that the system gives to connections: who asks
+    // such a port before anybody listens may be connected to itself.
+    let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let first = 10_000 + (std::process::id() % 10_000) as u16;
+    let port = (first..20_000).chain(10_000..first).find(free).unwrap();
     let ui = format!("ui=127.0.0.1:{port}");
     let base = format!("http://127.0.0.1:{port}");
     let looking = tokio::spawn(async move {
