@@ -559,6 +559,50 @@ def test_sampling_strategies(server):
     assert request(server, "sampling", "/sampling")[0] == 400
 
 
+def test_an_adaptive_strategy_steers_an_operation_to_its_target(tmp_path):
+    strategy = {"service": "shop", "type": "adaptive", "target_samples_per_second": 5, "initial_sampling_probability": 1}
+    strategies = {"service_strategies": [strategy]}
+    (tmp_path / "sampling.json").write_text(json.dumps(strategies))
+    config = tmp_path / "observatory.yaml"
+    config.write_text("sampling: {strategies_file: sampling.json, calculation_interval_seconds: 5}\n")
+    server = Server(tmp_path / "data", "--config", str(config))
+    provider = TracerProvider(resource=Resource.create({"service.name": "shop"}))
+    exporter = OTLPSpanExporter(f"http://{server.endpoints['otlp-grpc']}", insecure=True)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = provider.get_tracer("t")
+
+    def share():
+        answer = get(server, "sampling", "/sampling", service="shop")
+        own = answer.get("operationSampling", {}).get("perOperationStrategies", [])
+        return {o["operation"]: o["probabilisticSampling"]["samplingRate"] for o in own}.get("buy", 1)
+
+    def ask(requests, settled):
+        """Sends so many requests a second, sampled as told, until the share has settled."""
+        last, left = time.time(), 0.0
+        end = last + 40
+        while not settled(share()):
+            assert last < end, share()
+            now = time.time()
+            left += share() * requests * (now - last)
+            last = now
+            while left >= 1:
+                tracer.start_span("buy").end()
+                left -= 1
+            time.sleep(0.1)
+        return share()
+
+    try:
+        assert share() == 1
+        # 40 a second are eight times the target; of 4 a second more are wanted, by half at most.
+        down = ask(40, lambda p: p < 0.2)
+        assert down > 0.08
+        up = ask(4, lambda p: p > down)
+        assert up <= 1.5 * down * 1.001
+    finally:
+        provider.shutdown()
+        server.stop()
+
+
 def test_tempo_as_grafana_asks(server, chain):
     trace_id, start = chain
     assert request(server, "tempo", "/api/echo") == (200, b"echo")

@@ -78,12 +78,15 @@ struct Service {
 pub struct Strategies {
     services: HashMap<String, Service>,
     default: Service,
+    /// Seconds between looks at the rates of adaptive strategies.
+    look_seconds: f64,
 }
 
 impl Default for Strategies {
     fn default() -> Self {
         let rule = Rule::Fixed(Rate::Probability(DEFAULT_PROBABILITY));
-        Self { services: HashMap::new(), default: Service { rule, operations: BTreeMap::new() } }
+        let default = Service { rule, operations: BTreeMap::new() };
+        Self { services: HashMap::new(), default, look_seconds: LOOK_SECONDS }
     }
 }
 
@@ -178,7 +181,19 @@ impl Strategies {
             }
             services.insert(s.service.clone(), service);
         }
-        Ok(Self { services, default })
+        Ok(Self { services, default, ..Self::default() })
+    }
+
+    /// Sets how often the rates of adaptive strategies are looked at.
+    ///
+    /// # Errors
+    /// When that is more often than rates are counted, or hardly ever.
+    pub fn every(mut self, seconds: u32) -> Result<Self, String> {
+        if !(5..=3600).contains(&seconds) {
+            return Err(format!("{seconds} seconds are not between 5 and 3600"));
+        }
+        self.look_seconds = f64::from(seconds);
+        Ok(self)
     }
 
     fn of(&self, service: &str) -> &Service {
@@ -206,7 +221,7 @@ const PROBABILITY_MIN: f64 = 1e-5;
 const TOLERANCE: f64 = 0.3;
 /// A share grows by this much a look at most.
 const GROWTH_MAX: f64 = 0.5;
-/// Seconds between looks.
+/// Seconds between looks unless configured, as Jaeger's calculation interval.
 const LOOK_SECONDS: f64 = 60.0;
 
 #[derive(Debug, Default)]
@@ -273,7 +288,7 @@ impl Sampling {
         }
     }
 
-    /// Moves shares towards their targets, once a minute.
+    /// Moves shares towards their targets, when it is time again.
     pub fn tick(&self, now: TimestampNs) {
         let strategies = self.strategies();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -282,7 +297,7 @@ impl Sampling {
             return;
         };
         let seconds = now.nanos().saturating_sub(looked.nanos()) as f64 / 1e9;
-        if seconds < LOOK_SECONDS {
+        if seconds < strategies.look_seconds {
             return;
         }
         state.looked = Some(now);

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 pub(crate) struct RawSampling {
     strategies_file: Option<PathBuf>,
     profile: Option<String>,
+    calculation_interval_seconds: Option<u32>,
     tail: Option<RawTail>,
 }
 
@@ -18,6 +19,7 @@ pub(crate) struct RawSampling {
 pub(crate) struct SamplingSettings {
     file: Option<PathBuf>,
     profile: String,
+    interval: Option<u32>,
     tail: Option<RawTail>,
 }
 
@@ -28,8 +30,12 @@ impl SamplingSettings {
             let known = Strategies::PROFILES.join(", ");
             return Err(format!("sampling.profile: {profile:?} is unknown; there are {known}"));
         }
-        let settings =
-            Self { file: raw.strategies_file.map(|f| base.join(f)), profile, tail: raw.tail };
+        let settings = Self {
+            file: raw.strategies_file.map(|f| base.join(f)),
+            profile,
+            interval: raw.calculation_interval_seconds,
+            tail: raw.tail,
+        };
         settings.tail(None)?;
         Ok(settings)
     }
@@ -48,9 +54,16 @@ impl SamplingSettings {
 
     /// Reads and checks the strategies.
     pub(crate) fn load(&self) -> Result<Strategies, ConfigError> {
+        let own = |message| ConfigError { file: "sampling".into(), place: None, message };
+        let strategies = self.strategies(&own)?;
+        let Some(seconds) = self.interval else { return Ok(strategies) };
+        let named = |e: String| own(format!("calculation_interval_seconds: {e}"));
+        strategies.every(seconds).map_err(named)
+    }
+
+    fn strategies(&self, own: &dyn Fn(String) -> ConfigError) -> Result<Strategies, ConfigError> {
         let Some(file) = &self.file else {
-            let fail = |message| ConfigError { file: "sampling".into(), place: None, message };
-            return Strategies::of_profile(&self.profile).map_err(fail);
+            return Strategies::of_profile(&self.profile).map_err(own);
         };
         let fail = |message: String| ConfigError {
             file: file.display().to_string(),
