@@ -223,19 +223,21 @@ fn quantile(q: f64, mut values: Vec<f64>) -> f64 {
     if q > 1.0 {
         return f64::INFINITY;
     }
-    // NaN sorts first.
-    values.sort_by(|a, b| {
-        b.is_nan().cmp(&a.is_nan()).then(a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal))
-    });
+    // NaN sorts first. Only two values are looked at: the others need no order.
+    let order = |a: &f64, b: &f64| {
+        let nan_first = b.is_nan().cmp(&a.is_nan());
+        nan_first.then(a.partial_cmp(b).unwrap_or(std::cmp::Ordering::Equal))
+    };
     let rank = q * (values.len() as f64 - 1.0);
-    let at = |i: f64| values.get(i as usize).copied();
-    let low = rank.floor().max(0.0);
-    let high = (low + 1.0).min(values.len() as f64 - 1.0);
-    let weight = rank - rank.floor();
-    match (at(low), at(high)) {
-        (Some(a), Some(b)) => a * (1.0 - weight) + b * weight,
-        _ => f64::NAN,
+    let low = rank.floor().max(0.0) as usize;
+    if low >= values.len() {
+        return f64::NAN;
     }
+    let (_, a, above) = values.select_nth_unstable_by(low, order);
+    // The next one, or the last itself.
+    let b = above.iter().copied().min_by(order).unwrap_or(*a);
+    let weight = rank - rank.floor();
+    *a * (1.0 - weight) + b * weight
 }
 
 /// Extrapolates a counter's increase to the range as Loki does: from the window's own first sample,

@@ -218,7 +218,7 @@ fn replace(
         edits.extend(made.as_ref().map(|m| Edit::Swept(m.id, swept)));
     }
     let opened =
-        made.map(|m| Arc::new(OpenSegment::new(inner.vfs.clone(), dir, m, inner.filters.clone())));
+        made.map(|m| Arc::new(OpenSegment::new(inner.vfs.clone(), dir, m, inner.kept.clone())));
     opened.iter().for_each(|s| s.set_swept(swept));
     inner.edit(edits, |view| {
         view.segments.retain(|s| !ids.contains(&s.meta.id));

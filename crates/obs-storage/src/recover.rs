@@ -142,9 +142,8 @@ pub(crate) fn publish(
     }
     edits.extend(metas.iter().cloned().map(Edit::Add));
     let dir = &inner.config.dir;
-    let opened = metas
-        .into_iter()
-        .map(|m| OpenSegment::new(inner.vfs.clone(), dir, m, inner.filters.clone()));
+    let opened =
+        metas.into_iter().map(|m| OpenSegment::new(inner.vfs.clone(), dir, m, inner.kept.clone()));
     let opened: Vec<_> = opened.map(Arc::new).collect();
     inner
         .edit(edits, |view| {

@@ -1,8 +1,8 @@
 //! Open segments, and what delete requests hide in them.
 
 use crate::manifest::{SegmentMeta, Tombstone};
-use crate::segment::bloom::FilterCache;
 use crate::segment::file::SegmentFile;
+use crate::segment::kept::Kept;
 use crate::segment::rows::RowSegment;
 use crate::segment::series::SeriesSegment;
 use crate::segment::{SegmentError, Signal};
@@ -33,42 +33,33 @@ pub(crate) struct OpenSegment {
     /// Of the file, or what to call the object in messages.
     path: PathBuf,
     data: OnceLock<SegmentData>,
-    filters: Arc<FilterCache>,
+    kept: Arc<Kept>,
     doomed: AtomicBool,
     /// What retention by label decided last; 0 for nothing.
     swept: AtomicU64,
 }
 
 impl OpenSegment {
-    fn with(meta: SegmentMeta, source: Source, path: PathBuf, filters: Arc<FilterCache>) -> Self {
+    fn with(meta: SegmentMeta, source: Source, path: PathBuf, kept: Arc<Kept>) -> Self {
         Self {
             meta,
             source,
             path,
             data: OnceLock::new(),
-            filters,
+            kept,
             doomed: AtomicBool::new(false),
             swept: AtomicU64::new(0),
         }
     }
 
-    pub(crate) fn new(
-        vfs: Arc<dyn Vfs>,
-        dir: &Path,
-        meta: SegmentMeta,
-        filters: Arc<FilterCache>,
-    ) -> Self {
+    pub(crate) fn new(vfs: Arc<dyn Vfs>, dir: &Path, meta: SegmentMeta, kept: Arc<Kept>) -> Self {
         let path = dir.join(meta.relative_path());
-        Self::with(meta, Source::Local(vfs), path, filters)
+        Self::with(meta, Source::Local(vfs), path, kept)
     }
 
-    pub(crate) fn remote(
-        meta: SegmentMeta,
-        remote: Arc<Remote>,
-        filters: Arc<FilterCache>,
-    ) -> Self {
+    pub(crate) fn remote(meta: SegmentMeta, remote: Arc<Remote>, kept: Arc<Kept>) -> Self {
         let path = PathBuf::from(format!("object of {}", meta.relative_path()));
-        Self::with(meta, Source::Remote(remote), path, filters)
+        Self::with(meta, Source::Remote(remote), path, kept)
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -124,7 +115,7 @@ impl OpenSegment {
             Signal::Metrics => SegmentData::Metrics(SeriesSegment::new(file, &index)?),
             Signal::Logs | Signal::Spans | Signal::Calls => {
                 let rows = RowSegment::new(file, &index)?;
-                SegmentData::Rows(rows.with_filters(self.filters.clone(), self.meta.id))
+                SegmentData::Rows(rows.keeping(self.kept.clone(), self.meta.id))
             }
         };
         Ok(self.data.get_or_init(|| data))
@@ -141,8 +132,12 @@ impl OpenSegment {
 
 impl Drop for OpenSegment {
     fn drop(&mut self) {
+        let is_doomed = *self.doomed.get_mut();
+        if is_doomed {
+            self.kept.forget(self.meta.id);
+        }
         if let Source::Local(vfs) = &self.source
-            && *self.doomed.get_mut()
+            && is_doomed
         {
             // A failure leaves an orphan, which the next start removes.
             let _ = vfs.remove(&self.path);

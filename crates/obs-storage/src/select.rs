@@ -4,7 +4,7 @@ use crate::batch::{Batch, RowRef};
 use crate::head::metrics::{Run, sort_unique};
 use crate::head::rows::scan;
 use crate::head::{Frozen, Rows};
-use crate::segment::logs::{streams_of, visit_rows};
+use crate::segment::logs::{LogBlock, LogColumns, streams_of, visit_rows};
 use crate::segment::rows::{Row, RowFilter, RowSegment};
 use crate::segment::{SegmentError, Signal};
 use crate::segments::{OpenSegment, Tombstones, wanted};
@@ -404,31 +404,34 @@ impl Store {
         };
         // Deleted traces are told by the id, which a scan does not set of every record.
         let by_trace = hidden.has_traces();
-        let out =
-            rows.each_block(0..rows.blocks.len(), filter, &mut damaged, &mut |bytes, source| {
-                budget.check()?;
-                let mut seen = 0;
+        let seen = std::cell::Cell::new(0);
+        for n in (0..rows.blocks.len()).filter(|n| rows.may_match(*n, filter)) {
+            budget.check()?;
+            let read = LogColumns::read;
+            let flow = rows.with_columns(n, &mut damaged, read, |columns, bytes, source| {
                 let mut one = |r: &LogRecord, rows: LogRows<'_>| {
-                    seen += rows.times.len();
+                    seen.set(seen.get() + rows.times.len());
                     Ok(visit(r, rows))
                 };
-                let flow = if by_trace {
-                    LogRecord::get_block(bytes, filter, source, &mut |r| {
-                        let is_wanted = !hidden.hides_trace(r.trace_id) && (scan.accept)(&r.stream);
-                        let time = r.timestamp.nanos();
-                        if is_wanted {
-                            one(&r, LogRows::one(&time))
-                        } else {
-                            Ok(ControlFlow::Continue(()))
-                        }
-                    })?
-                } else {
-                    visit_rows(bytes, filter, scan, source, &mut one)?
-                };
-                budget.take(seen, 0)?;
-                Ok(flow)
+                if !by_trace {
+                    return visit_rows(LogBlock { columns, bytes }, filter, scan, source, &mut one);
+                }
+                LogRecord::get_block(bytes.get()?, filter, source, &mut |r| {
+                    let is_wanted = !hidden.hides_trace(r.trace_id) && (scan.accept)(&r.stream);
+                    let time = r.timestamp.nanos();
+                    if is_wanted {
+                        one(&r, LogRows::one(&time))
+                    } else {
+                        Ok(ControlFlow::Continue(()))
+                    }
+                })
             })?;
-        Ok(out)
+            budget.take(seen.take(), 0)?;
+            if flow.is_break() {
+                return Ok(flow);
+            }
+        }
+        Ok(ControlFlow::Continue(()))
     }
 
     fn log_snapshot(&self, tenant: &TenantId, start: i64, end: i64) -> LogSnapshot {
@@ -621,9 +624,15 @@ impl SelectLogs for Store {
             let mut damaged =
                 |e: &SegmentError, min: i64, max: i64| self.note(budget, s, e, (min, max));
             match s.rows() {
-                Ok(Some(rows)) => rows.for_blocks(&filter, &mut damaged, &mut |block| {
-                    Ok(streams_of(block, &filter, &mut add)?)
-                })?,
+                Ok(Some(rows)) => {
+                    for n in (0..rows.blocks.len()).filter(|n| rows.may_match(*n, &filter)) {
+                        let read = LogColumns::read;
+                        let _ = rows.with_columns(n, &mut damaged, read, |columns, _, _| {
+                            streams_of(columns, &filter, &mut add);
+                            Ok(ControlFlow::Continue(()))
+                        })?;
+                    }
+                }
                 Ok(None) => {}
                 Err(e) if e.costs_a_part() => damaged(&e, s.meta.min_time, s.meta.max_time),
                 Err(e) => return Err(e.into()),

@@ -5,7 +5,7 @@ use crate::head::rows::scan as scan_head;
 use crate::head::span_row::HeadRow;
 use crate::segment::SegmentError;
 use crate::segment::rows::RowFilter;
-use crate::segment::span_columns::{SpanBlock, keys_of};
+use crate::segment::span_columns::{SpanBlock, SpanColumns, keys_of};
 use crate::segment::spans::FILTER_TEXT_MAX;
 use crate::select::Snapshot;
 use crate::store::Store;
@@ -134,7 +134,6 @@ impl Store {
         }
         let hidden = snapshot.tombstones.of(&s.meta);
         let range = (scan.start.nanos(), scan.end.nanos());
-        let filter = RowFilter { start: range.0, end: range.1, ..RowFilter::ALL };
         // Of a block that lies in the range no row need be asked for its time.
         let whole = rows
             .blocks
@@ -144,7 +143,8 @@ impl Store {
         let mut damaged =
             |e: &SegmentError, min: i64, max: i64| self.note(budget, s, e, (min, max));
         let mut failure = None;
-        let flow = rows.each_block([number], &filter, &mut damaged, &mut |bytes, source| {
+        let read = SpanColumns::read;
+        let flow = rows.with_columns(number, &mut damaged, read, |columns, bytes, source| {
             // The block lives no longer than this call, nor does what it borrows.
             let mut own = crate::segment::attrs::Source {
                 file: source.file,
@@ -152,7 +152,7 @@ impl Store {
                 base: source.base,
                 cache: &mut *source.cache,
             };
-            let block = SpanBlock::read(bytes, scan.fields, &mut own)?;
+            let block = SpanBlock::new(columns, bytes, scan.fields, &mut own);
             let mut visited = 0;
             let mut broken = false;
             block.each(partly.then_some(range), traces, scan.equal, &mut |i| {

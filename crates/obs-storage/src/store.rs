@@ -9,7 +9,7 @@ use crate::manifest::{self, Edit, Manifest, Tombstone};
 use crate::recover;
 use crate::retention::RetentionRule;
 use crate::segment::Operations;
-use crate::segment::bloom::FilterCache;
+use crate::segment::kept::Kept;
 use crate::segments::{OpenSegment, Tombstones};
 use crate::state::StateStore;
 use crate::tier::{self, Remote, Tier, TierConfig, TierStats};
@@ -191,7 +191,7 @@ pub(crate) struct Inner {
     /// Of the pool: recent data, in the head and being flushed.
     pub(crate) recent: MemoryShare,
     pub(crate) tier: Option<Arc<Tier>>,
-    pub(crate) filters: Arc<FilterCache>,
+    pub(crate) kept: Arc<Kept>,
     /// Held while segments are replaced by others or move, which takes them all as they were at
     /// one moment. Before `manifest` in the order of locks.
     pub(crate) shaping: Mutex<()>,
@@ -201,9 +201,6 @@ pub(crate) struct Inner {
     pub(crate) left_alone: Mutex<HashSet<u64>>,
     pub(crate) stats: StoreStats,
 }
-
-/// Filters kept in memory: those of some five million lines.
-const FILTER_BYTES: u64 = 32 << 20;
 
 /// Half heads that may wait while a flush is slow or fails; beyond it writes are refused.
 const OVERDUE_HALVES: usize = 3;
@@ -422,16 +419,16 @@ impl Store {
         let tier = config.tier.clone();
         let tier = tier.map(|t| Tier::open(t, vfs.clone(), &config).map(Arc::new));
         let tier = tier.transpose().map_err(io_at(&dir))?;
-        let filters = Arc::new(FilterCache::new(FILTER_BYTES));
+        let kept = Arc::new(Kept::new(&config.memory));
         let open = |m: manifest::SegmentMeta| {
             let swept = state.swept.get(&m.id).copied().unwrap_or(0);
-            let filters = filters.clone();
+            let kept = kept.clone();
             let s = match state.objects.get(&m.id) {
                 Some(key) if state.moved.contains(&m.id) => {
                     let remote = Remote::new(tier.clone(), &m, key.clone());
-                    OpenSegment::remote(m, remote, filters)
+                    OpenSegment::remote(m, remote, kept)
                 }
-                _ => OpenSegment::new(vfs.clone(), &dir, m, filters),
+                _ => OpenSegment::new(vfs.clone(), &dir, m, kept),
             };
             s.set_swept(swept);
             s
@@ -460,7 +457,7 @@ impl Store {
             space: Mutex::new(None),
             recent: config.memory.share(),
             tier,
-            filters,
+            kept,
             shaping: Mutex::new(()),
             retain_now: AtomicI64::new(i64::MIN),
             left_alone: Mutex::default(),
@@ -522,6 +519,11 @@ impl Store {
         std::mem::take(
             &mut *self.inner.stats.flush_log.lock().unwrap_or_else(PoisonError::into_inner),
         )
+    }
+
+    /// Returns the bytes that columns kept from query to query take, and may take.
+    pub fn column_cache(&self) -> (u64, u64) {
+        self.inner.kept.columns.bytes()
     }
 
     /// Returns (bytes in the head, bytes waiting for the log, segments, active series).

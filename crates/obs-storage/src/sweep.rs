@@ -7,7 +7,7 @@
 use crate::records::Record;
 use crate::retention::{RetentionRule, age_of, covering, is_over};
 use crate::segment::Signal;
-use crate::segment::logs::streams_of;
+use crate::segment::logs::{LogColumns, streams_of};
 use crate::segment::rows::{Row, RowFilter};
 use crate::segment::{SegmentError, series::SeriesSegment};
 use crate::segments::{OpenSegment, SegmentData};
@@ -68,7 +68,8 @@ impl Sweep {
                 let mut failure = None;
                 let mut damaged = |e: &SegmentError, _: i64, _: i64| failure = Some(e.copy());
                 rows.for_blocks(&RowFilter::ALL, &mut damaged, &mut |block| {
-                    streams_of(block, &RowFilter::ALL, &mut |l| found |= self.drops_labels(l))?;
+                    let columns = LogColumns::read(block)?;
+                    streams_of(&columns, &RowFilter::ALL, &mut |l| found |= self.drops_labels(l));
                     Ok(())
                 })?;
                 failure.map_or(Ok(found), Err)

@@ -359,7 +359,7 @@ fn move_one(inner: &Inner, tier: &Arc<Tier>, store: u64, s: &OpenSegment) -> io:
         return Ok(());
     }
     let remote = Remote::new(Some(tier.clone()), m, key);
-    let opened = Arc::new(OpenSegment::remote(m.clone(), remote, inner.filters.clone()));
+    let opened = Arc::new(OpenSegment::remote(m.clone(), remote, inner.kept.clone()));
     opened.set_swept(s.swept());
     inner.edit(vec![Edit::Moved(m.id)], |view| {
         for slot in view.segments.iter_mut().filter(|x| x.meta.id == m.id) {

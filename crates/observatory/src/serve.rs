@@ -671,6 +671,10 @@ fn publish_usage(store: &Store, memory: &MemoryPool, t: &Telemetry) {
         t.gauges.with_label_values(&[kind]).set(i64::try_from(v).unwrap_or(i64::MAX));
     }
     t.limit_usage.with_label_values(&["memory_bytes"]).set(memory.used());
+    let (columns, columns_max) = store.column_cache();
+    let signed = |v: u64| i64::try_from(v).unwrap_or(i64::MAX);
+    t.limit.with_label_values(&["column_cache_bytes"]).set(signed(columns_max));
+    t.limit_usage.with_label_values(&["column_cache_bytes"]).set(signed(columns));
     let own = [("series", series), ("head_bytes", head)];
     for (name, v) in own {
         t.limit_usage.with_label_values(&[name]).set(i64::try_from(v).unwrap_or(i64::MAX));

@@ -5,13 +5,15 @@ use crate::bin::{Decoder, Encoder, Malformed};
 use crate::records::{get_value, put_value};
 use crate::segment::SegmentError;
 use crate::segment::columns::{
-    Context, RowIds, SameAs, Strings, get_ints, get_packed, get_strings, get_texts, put_ints,
-    put_packed, put_strings, put_texts,
+    Context, RowIds, SameAs, Strings, get_ints, get_numbers, get_packed, get_strings, get_texts,
+    put_ints, put_packed, put_strings, put_texts,
 };
 use crate::segment::file::{SegmentFile, SegmentWriter};
+use crate::segment::kept::Measured;
 use crate::segment::parts::{LONG_BYTES, PartCache, PartWriter, Parts};
 use foldhash::HashMap;
 use obs_model::{AttributeValue, Attributes, FieldValue};
+use std::ops::Range;
 
 const EMPTY: u8 = 0;
 const STRING: u8 = 1;
@@ -210,13 +212,17 @@ fn get_column(tag: u8, d: &mut Decoder<'_>) -> Result<Values, Malformed> {
     })
 }
 
-#[derive(Debug)]
-struct Column<'a> {
-    name: String,
-    tag: u8,
-    packed: &'a [u8],
-    values: Option<Values>,
-    cursor: usize,
+impl Measured for Values {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Empty => 0,
+            Self::Strings(s) => s.bytes(),
+            Self::Long { starts, numbers } => starts.bytes() + numbers.bytes(),
+            Self::Bools(v) | Self::Ints(v) => v.bytes(),
+            Self::Doubles(v) => v.bytes(),
+            Self::Other(t) => t.bytes(),
+        }
+    }
 }
 
 /// What is needed to read long texts.
@@ -229,25 +235,42 @@ pub(crate) struct Source<'a> {
     pub(crate) cache: &'a mut PartCache,
 }
 
-/// Reads attributes row by row, in order.
+/// One key and type of value, and where its values lie.
 #[derive(Debug)]
-pub(crate) struct AttributesReader<'a> {
-    columns: Vec<Column<'a>>,
-    shapes: Vec<Vec<usize>>,
-    ids: std::vec::IntoIter<i64>,
+struct Column {
+    name: String,
+    tag: u8,
+    packed: Range<usize>,
 }
 
-impl<'a> AttributesReader<'a> {
-    pub(crate) fn read(d: &mut Decoder<'a>) -> Result<Self, Malformed> {
+/// Which attributes the rows of a block have; the values are read when they are asked for.
+#[derive(Debug)]
+pub(crate) struct AttributeIndex {
+    columns: Vec<Column>,
+    shapes: Vec<Vec<usize>>,
+    /// The number of each row's shape.
+    ids: Vec<u32>,
+}
+
+impl Measured for AttributeIndex {
+    fn bytes(&self) -> usize {
+        let names: usize = self.columns.iter().map(|c| size_of::<Column>() + c.name.len()).sum();
+        names + self.shapes.iter().map(Measured::bytes).sum::<usize>() + self.ids.bytes()
+    }
+}
+
+impl AttributeIndex {
+    /// Reads what [`put_attributes`] wrote.
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self, Malformed> {
+        let d = &mut Decoder::new(bytes);
         let head = get_packed(d)?;
         let mut h = Decoder::new(&head);
         let mut columns = Vec::new();
         for _ in 0..h.len()? {
             let tag = h.u8()?;
-            let name = h.string()?;
-            columns.push(Column { name, tag, packed: &[], values: None, cursor: 0 });
+            columns.push(Column { name: h.string()?, tag, packed: 0..0 });
         }
-        let shapes = (0..h.len()?)
+        let shapes: Vec<Vec<usize>> = (0..h.len()?)
             .map(|_| {
                 let n = h.len()?;
                 (0..n)
@@ -258,9 +281,14 @@ impl<'a> AttributesReader<'a> {
                     .collect()
             })
             .collect::<Result<_, Malformed>>()?;
-        let ids = get_ints(d)?.into_iter();
+        let most = u32::try_from(shapes.len()).map_err(|_| d.bad())?;
+        let ids = get_numbers(d, most)?;
+        if ids.contains(&most) {
+            return Err(d.bad());
+        }
         for c in &mut columns {
-            c.packed = d.raw()?;
+            let len = d.raw()?.len();
+            c.packed = d.at() - len..d.at();
         }
         Ok(Self { columns, shapes, ids })
     }
@@ -270,15 +298,25 @@ impl<'a> AttributesReader<'a> {
         self.columns.iter().map(|c| c.name.as_str())
     }
 
-    /// Returns what the rows have under one key. Not to be mixed with reading row by row.
-    pub(crate) fn under(&self, key: &str) -> Result<KeyColumn, Malformed> {
+    fn shape(&self, id: u32) -> Result<&[usize], Malformed> {
+        Ok(self.shapes.get(id as usize).ok_or(Malformed(id as usize))?)
+    }
+
+    fn values(&self, bytes: &[u8], column: usize) -> Result<Values, Malformed> {
+        let c = self.columns.get(column).ok_or(Malformed(column))?;
+        let packed = bytes.get(c.packed.clone()).ok_or(Malformed(column))?;
+        get_column(c.tag, &mut Decoder::new(packed))
+    }
+
+    /// Returns what the rows have under one key; `bytes` are those that the index was read from.
+    pub(crate) fn under(&self, bytes: &[u8], key: &str) -> Result<KeyColumn, Malformed> {
         let mut out = KeyColumn::default();
         // Number of the column among those of the key.
         let mut local = vec![None; self.columns.len()];
-        for (c, place) in self.columns.iter().zip(&mut local) {
+        for (i, (c, place)) in self.columns.iter().zip(&mut local).enumerate() {
             if c.name == key {
                 *place = Some(out.columns.len());
-                out.columns.push(get_column(c.tag, &mut Decoder::new(c.packed))?);
+                out.columns.push(self.values(bytes, i)?);
             }
         }
         if out.columns.is_empty() {
@@ -294,20 +332,18 @@ impl<'a> AttributesReader<'a> {
         if out.columns.len() == 1 && hits.iter().all(|h| h.len() <= 1) {
             let has: Vec<bool> = hits.iter().map(|h| !h.is_empty()).collect();
             let mut cursor = 0;
-            for id in self.ids.as_slice() {
-                let has = usize::try_from(*id).ok().and_then(|i| has.get(i)).copied();
-                let has = has.ok_or(Malformed(0))?;
+            for id in &self.ids {
+                let has = *has.get(*id as usize).ok_or(Malformed(0))?;
                 out.rows.push((if has { cursor } else { KeyColumn::ABSENT }, 0));
                 cursor += u32::from(has);
             }
             return Ok(out);
         }
         let mut cursors = vec![0_u32; out.columns.len()];
-        for id in self.ids.as_slice() {
-            let shape = usize::try_from(*id).ok().and_then(|i| hits.get(i));
+        for id in &self.ids {
             let mut first = (KeyColumn::ABSENT, 0);
             // Of equal keys the first counts; each has a value in its column.
-            for (k, c) in shape.ok_or(Malformed(0))?.iter().enumerate() {
+            for (k, c) in hits.get(*id as usize).ok_or(Malformed(0))?.iter().enumerate() {
                 let cursor = cursors.get_mut(*c).ok_or(Malformed(*c))?;
                 if k == 0 {
                     first = (*cursor, *c as u8);
@@ -318,32 +354,72 @@ impl<'a> AttributesReader<'a> {
         }
         Ok(out)
     }
+}
+
+/// Reads attributes row by row, in order.
+pub(crate) struct AttributesReader<'a> {
+    index: &'a AttributeIndex,
+    bytes: &'a dyn Fn() -> Result<&'a [u8], SegmentError>,
+    /// By column.
+    values: Vec<Option<Values>>,
+    cursors: Vec<usize>,
+    row: usize,
+}
+
+impl<'a> AttributesReader<'a> {
+    /// `bytes` returns those that the index was read from, when values are needed.
+    pub(crate) fn new(
+        index: &'a AttributeIndex,
+        bytes: &'a dyn Fn() -> Result<&'a [u8], SegmentError>,
+    ) -> Self {
+        let n = index.columns.len();
+        let values = std::iter::repeat_with(|| None).take(n).collect();
+        Self { index, bytes, values, cursors: vec![0; n], row: 0 }
+    }
+
+    fn next_id(&mut self) -> Result<u32, Malformed> {
+        let id = *self.index.ids.get(self.row).ok_or(Malformed(self.row))?;
+        self.row += 1;
+        Ok(id)
+    }
 
     /// Skips the next row.
     pub(crate) fn skip(&mut self) -> Result<(), Malformed> {
-        let id = self.ids.next().and_then(|i| usize::try_from(i).ok()).ok_or(Malformed(0))?;
-        for c in self.shapes.get(id).ok_or(Malformed(id))? {
-            if let Some(c) = self.columns.get_mut(*c) {
-                c.cursor += 1;
-            }
+        let id = self.next_id()?;
+        for c in self.index.shape(id)? {
+            *self.cursors.get_mut(*c).ok_or(Malformed(*c))? += 1;
         }
         Ok(())
     }
 
+    /// Returns the attributes of a row, which is none that was passed already.
+    pub(crate) fn of(
+        &mut self,
+        row: usize,
+        source: &mut Source<'_>,
+    ) -> Result<Attributes, SegmentError> {
+        while self.row < row {
+            self.skip()?;
+        }
+        self.next(source)
+    }
+
     /// Returns the next row's attributes.
     pub(crate) fn next(&mut self, source: &mut Source<'_>) -> Result<Attributes, SegmentError> {
-        let id = self.ids.next().and_then(|i| usize::try_from(i).ok()).ok_or(Malformed(0))?;
-        let shape = self.shapes.get(id).ok_or(Malformed(id))?;
+        let id = self.next_id()?;
+        let shape = self.index.shape(id)?;
         let mut out = Vec::with_capacity(shape.len());
         for c in shape {
-            let c = self.columns.get_mut(*c).ok_or(Malformed(*c))?;
-            if c.values.is_none() {
-                c.values = Some(get_column(c.tag, &mut Decoder::new(c.packed))?);
-            }
-            let i = c.cursor;
-            c.cursor += 1;
-            let Some(values) = &c.values else { continue };
-            out.push((c.name.clone(), value(values, i, source)?));
+            let bad = Malformed(*c);
+            let slot = self.values.get_mut(*c).ok_or(bad)?;
+            let values = match slot {
+                Some(v) => v,
+                None => slot.insert(self.index.values((self.bytes)()?, *c)?),
+            };
+            let cursor = self.cursors.get_mut(*c).ok_or(bad)?;
+            let name = &self.index.columns.get(*c).ok_or(bad)?.name;
+            out.push((name.clone(), value(values, *cursor, source)?));
+            *cursor += 1;
         }
         Ok(out.into())
     }
@@ -356,6 +432,12 @@ pub(crate) struct KeyColumn {
     columns: Vec<Values>,
     /// Place in the column, and which column; nothing when the key is in no row.
     rows: Vec<(u32, u8)>,
+}
+
+impl Measured for KeyColumn {
+    fn bytes(&self) -> usize {
+        self.columns.iter().map(Measured::bytes).sum::<usize>() + self.rows.bytes()
+    }
 }
 
 impl KeyColumn {

@@ -2,6 +2,7 @@
 
 use crate::bin::{Decoder, Encoder, Malformed};
 use crate::lru::Lru;
+use crate::segment::kept::BlockKey;
 use foldhash::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -124,11 +125,9 @@ fn probes(h: u64, bits: usize) -> impl Iterator<Item = usize> {
     (0..PROBES).map(move |i| a.wrapping_add(b.wrapping_mul(i)) as usize % bits.max(1))
 }
 
-type FilterKey = (u64, usize);
-
 /// Filters that were read and checked, by segment and block: a search asks all of them.
 #[derive(Debug)]
-pub(crate) struct FilterCache(Mutex<Lru<FilterKey, Arc<[u8]>>>);
+pub(crate) struct FilterCache(Mutex<Lru<BlockKey, Arc<[u8]>>>);
 
 impl FilterCache {
     pub(crate) fn new(bytes_max: u64) -> Self {
@@ -138,7 +137,7 @@ impl FilterCache {
     /// Returns a block's filter, reading it if it is not here.
     pub(crate) fn get<E>(
         &self,
-        key: FilterKey,
+        key: BlockKey,
         read: impl FnOnce() -> Result<Vec<u8>, E>,
     ) -> Result<Arc<[u8]>, E> {
         let cache = || self.0.lock().unwrap_or_else(PoisonError::into_inner);

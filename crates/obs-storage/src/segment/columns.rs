@@ -5,6 +5,7 @@
 //! compressed alone, so that a reader expands only those it needs.
 
 use crate::bin::{Decoder, Encoder, Malformed, unzigzag, zigzag};
+use crate::segment::kept::Measured;
 use crate::segment::time_text;
 use foldhash::HashMap;
 use std::cell::RefCell;
@@ -111,6 +112,16 @@ pub(crate) fn put_ints(e: &mut Encoder, values: &[i64]) {
 }
 
 pub(crate) fn get_ints(d: &mut Decoder<'_>) -> Result<Vec<i64>, Malformed> {
+    get_mapped(d, |v| v)
+}
+
+/// Reads numbers of things that are fewer than `most`; a higher one is `most`, and nothing's number.
+pub(crate) fn get_numbers(d: &mut Decoder<'_>, most: u32) -> Result<Vec<u32>, Malformed> {
+    get_mapped(d, |v| u32::try_from(v).map_or(most, |v| v.min(most)))
+}
+
+/// Reads integers as what `f` makes of them.
+fn get_mapped<T: Clone>(d: &mut Decoder<'_>, f: impl Fn(i64) -> T) -> Result<Vec<T>, Malformed> {
     let n = d.len_free()?;
     if n == 0 {
         return Ok(Vec::new());
@@ -121,7 +132,7 @@ pub(crate) fn get_ints(d: &mut Decoder<'_>) -> Result<Vec<i64>, Malformed> {
     let kind = d.u8()?;
     let base = d.int()?;
     if kind == 0 {
-        return Ok(vec![base; n]);
+        return Ok(vec![f(base); n]);
     }
     let width = usize::from(kind & 0x7f);
     let planes = get_packed(d)?;
@@ -130,10 +141,10 @@ pub(crate) fn get_ints(d: &mut Decoder<'_>) -> Result<Vec<i64>, Malformed> {
     }
     let is_difference = kind & 0x80 != 0;
     let mut rest = planes.chunks_exact(n);
-    let Some(lowest) = rest.next() else { return Ok(vec![base; n]) };
+    let Some(lowest) = rest.next() else { return Ok(vec![f(base); n]) };
     if width == 1 && !is_difference {
         // Numbers of a dictionary: most columns.
-        return Ok(lowest.iter().map(|b| base.wrapping_add(i64::from(*b))).collect());
+        return Ok(lowest.iter().map(|b| f(base.wrapping_add(i64::from(*b)))).collect());
     }
     let mut coded: Vec<u64> = lowest.iter().map(|b| u64::from(*b)).collect();
     for (plane, bytes) in rest.enumerate() {
@@ -142,14 +153,14 @@ pub(crate) fn get_ints(d: &mut Decoder<'_>) -> Result<Vec<i64>, Malformed> {
         }
     }
     if !is_difference {
-        return Ok(coded.into_iter().map(|c| base.wrapping_add(c as i64)).collect());
+        return Ok(coded.into_iter().map(|c| f(base.wrapping_add(c as i64))).collect());
     }
     let mut last = base;
     Ok(coded
         .into_iter()
         .map(|c| {
             last = last.wrapping_add(unzigzag(c));
-            last
+            f(last)
         })
         .collect())
 }
@@ -175,7 +186,7 @@ const RAW: u8 = 7;
 const TRACE: u8 = 8;
 const SPAN: u8 = 9;
 
-/// Distinct values up to which a dictionary is kept.
+/// Distinct values up to which a dictionary is kept; their numbers have 16 bits.
 const DICT_MAX: usize = 4096;
 
 fn common_prefix(values: &[&[u8]]) -> usize {
@@ -322,6 +333,25 @@ pub(crate) fn get_texts(d: &mut Decoder<'_>) -> Result<Texts, Malformed> {
     }
 }
 
+impl Measured for Texts {
+    fn bytes(&self) -> usize {
+        self.ends.bytes() + self.text.bytes()
+    }
+}
+
+impl Measured for Strings {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Empty | Self::Trace | Self::Span => 0,
+            Self::Const(v) => v.bytes(),
+            Self::Dict { entries, ids } => entries.bytes() + ids.bytes(),
+            Self::Hex { bytes, .. } => bytes.bytes(),
+            Self::Number { values, .. } | Self::Time { values, .. } => values.bytes(),
+            Self::Raw(t) => t.bytes(),
+        }
+    }
+}
+
 impl Texts {
     pub(crate) fn get(&self, i: usize) -> Option<&[u8]> {
         let start = if i == 0 { 0 } else { *self.ends.get(i - 1)? };
@@ -421,7 +451,7 @@ pub(crate) enum Strings {
     Const(Vec<u8>),
     Dict {
         entries: Texts,
-        ids: Vec<i64>,
+        ids: Vec<u16>,
     },
     Hex {
         prefix: Vec<u8>,
@@ -466,10 +496,11 @@ pub(crate) enum Form {
 
 /// What derived values of a row are made of.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct RowIds<'a> {
+pub(crate) struct RowIds {
     pub(crate) time: i64,
-    pub(crate) trace: &'a str,
-    pub(crate) span: &'a str,
+    /// All zero for none, as text empty.
+    pub(crate) trace: [u8; 16],
+    pub(crate) span: [u8; 8],
 }
 
 pub(crate) fn get_strings(d: &mut Decoder<'_>) -> Result<Strings, Malformed> {
@@ -479,7 +510,12 @@ pub(crate) fn get_strings(d: &mut Decoder<'_>) -> Result<Strings, Malformed> {
     let kind = d.u8()?;
     Ok(match kind {
         CONST => Strings::Const(d.raw()?.to_vec()),
-        DICT => Strings::Dict { entries: get_texts(d)?, ids: get_ints(d)? },
+        DICT => {
+            let entries = get_texts(d)?;
+            // None is the number of an entry that there cannot be.
+            let ids = get_mapped(d, |v| u16::try_from(v).unwrap_or(u16::MAX))?;
+            Strings::Dict { entries, ids }
+        }
         TRACE => Strings::Trace,
         SPAN => Strings::Span,
         TIME => {
@@ -557,14 +593,14 @@ pub(crate) fn skip_strings(d: &mut Decoder<'_>) -> Result<(), Malformed> {
 
 /// What the head of a column of strings says about its values.
 #[derive(Debug)]
-pub(crate) enum Head<'a> {
+pub(crate) enum Head {
     Empty,
     /// Anything.
     Any,
     /// Digits (hexadecimal ones too), signs and points between a prefix and a suffix.
     Digits {
-        prefix: &'a [u8],
-        suffix: &'a [u8],
+        prefix: Vec<u8>,
+        suffix: Vec<u8>,
     },
     /// Hexadecimal ids.
     Ids,
@@ -572,7 +608,7 @@ pub(crate) enum Head<'a> {
 }
 
 /// Reads the head of a column alone.
-pub(crate) fn head(bytes: &[u8]) -> Result<Head<'_>, Malformed> {
+pub(crate) fn head(bytes: &[u8]) -> Result<Head, Malformed> {
     let mut d = Decoder::new(bytes);
     if d.len_free()? == 0 {
         return Ok(Head::Empty);
@@ -580,7 +616,9 @@ pub(crate) fn head(bytes: &[u8]) -> Result<Head<'_>, Malformed> {
     Ok(match d.u8()? {
         TRACE | SPAN => Head::Ids,
         TIME => Head::Time,
-        DECIMAL | PADDED | POINT | HEX => Head::Digits { prefix: d.raw()?, suffix: d.raw()? },
+        DECIMAL | PADDED | POINT | HEX => {
+            Head::Digits { prefix: d.raw()?.to_vec(), suffix: d.raw()?.to_vec() }
+        }
         _ => Head::Any,
     })
 }
@@ -602,27 +640,31 @@ fn push_decimal(mut v: u64, width: usize, out: &mut Vec<u8>) {
     out.extend_from_slice(buf.get(at..).unwrap_or_default());
 }
 
-const HEX_DIGITS: &[u8; 16] = b"0123456789abcdef";
+/// Appends bytes as hexadecimal digits, as ids are printed.
+pub(crate) fn push_hex(bytes: &[u8], out: &mut Vec<u8>) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |n: u8| DIGITS.get(usize::from(n)).copied().unwrap_or_default();
+    out.extend(bytes.iter().flat_map(|b| [digit(b >> 4), digit(b & 15)]));
+}
 
 impl Strings {
     /// Appends value `i`; nothing if there is none.
     #[inline]
-    pub(crate) fn append(&self, i: usize, row: RowIds<'_>, out: &mut Vec<u8>) -> Option<()> {
+    pub(crate) fn append(&self, i: usize, row: RowIds, out: &mut Vec<u8>) -> Option<()> {
         match self {
             Self::Empty => return None,
             Self::Const(v) => out.extend_from_slice(v),
             Self::Dict { entries, ids } => {
-                out.extend_from_slice(entries.get(usize::try_from(*ids.get(i)?).ok()?)?);
+                out.extend_from_slice(entries.get(usize::from(*ids.get(i)?))?);
             }
             Self::Raw(t) => out.extend_from_slice(t.get(i)?),
-            Self::Trace => out.extend_from_slice(row.trace.as_bytes()),
-            Self::Span => out.extend_from_slice(row.span.as_bytes()),
+            Self::Trace if row.trace == [0; 16] => {}
+            Self::Trace => push_hex(&row.trace, out),
+            Self::Span if row.span == [0; 8] => {}
+            Self::Span => push_hex(&row.span, out),
             Self::Hex { prefix, suffix, width, bytes } => {
                 out.extend_from_slice(prefix);
-                for b in bytes.get(i * width..(i + 1) * width)? {
-                    out.push(*HEX_DIGITS.get(usize::from(b >> 4))?);
-                    out.push(*HEX_DIGITS.get(usize::from(b & 15))?);
-                }
+                push_hex(bytes.get(i * width..(i + 1) * width)?, out);
                 out.extend_from_slice(suffix);
             }
             Self::Number { prefix, suffix, form, values } => {
@@ -656,7 +698,7 @@ impl Strings {
     pub(crate) fn code(&self, i: usize) -> Option<u32> {
         match self {
             Self::Const(_) => Some(0),
-            Self::Dict { ids, .. } => u32::try_from(*ids.get(i)?).ok(),
+            Self::Dict { ids, .. } => Some(u32::from(*ids.get(i)?)),
             _ => None,
         }
     }
@@ -680,7 +722,7 @@ impl Strings {
     pub(crate) fn lent(&self, i: usize) -> Option<&[u8]> {
         match self {
             Self::Const(v) => Some(v),
-            Self::Dict { entries, ids } => entries.get(usize::try_from(*ids.get(i)?).ok()?),
+            Self::Dict { entries, ids } => entries.get(usize::from(*ids.get(i)?)),
             Self::Raw(t) => t.get(i),
             _ => None,
         }
@@ -712,14 +754,14 @@ impl Strings {
     /// Returns whether value `i` is the one that [`Self::equal_to`] numbered.
     pub(crate) fn is_number(&self, i: usize, number: i64) -> bool {
         match self {
-            Self::Dict { ids, .. } => ids.get(i) == Some(&number),
+            Self::Dict { ids, .. } => ids.get(i).is_some_and(|id| i64::from(*id) == number),
             Self::Number { values, .. } => values.get(i) == Some(&number),
             _ => false,
         }
     }
 
     /// Returns value `i` as text.
-    pub(crate) fn string(&self, i: usize, row: RowIds<'_>) -> Result<String, Malformed> {
+    pub(crate) fn string(&self, i: usize, row: RowIds) -> Result<String, Malformed> {
         let mut out = Vec::new();
         self.append(i, row, &mut out).ok_or(Malformed(i))?;
         String::from_utf8(out).map_err(|_| Malformed(i))
@@ -737,10 +779,11 @@ mod tests {
         put_strings(&mut e, &bytes, rows);
         let s = get_strings(&mut Decoder::new(&e.bytes)).unwrap();
         for (i, v) in values.iter().enumerate() {
+            let id = |s: &String| u128::from_str_radix(s, 16).unwrap().to_be_bytes();
             let row = RowIds {
                 time: rows.times.get(i).copied().unwrap_or_default(),
-                trace: rows.trace.get(i).map_or("", String::as_str),
-                span: rows.span.get(i).map_or("", String::as_str),
+                trace: rows.trace.get(i).map(id).unwrap_or_default(),
+                span: [0; 8],
             };
             assert_eq!(s.string(i, row).unwrap(), *v);
         }
@@ -783,7 +826,7 @@ mod tests {
         let (kind, size) = round_trip(&values, Context { times: &times, ..Context::default() });
         assert_eq!(kind, TIME);
         assert!(size < 12, "{size}");
-        let ids = list(&|i| format!("{:032x}", noise(i)));
+        let ids = list(&|i| format!("{:032x}", noise(i + 1)));
         let values: Vec<&str> = ids.iter().map(String::as_str).collect();
         let rows = Context { trace: &ids, ..Context::default() };
         assert_eq!(round_trip(&values, rows).0, TRACE);

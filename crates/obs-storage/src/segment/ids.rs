@@ -1,7 +1,9 @@
 //! Columns of trace and span ids.
 
 use crate::bin::{Decoder, Encoder, Malformed};
-use crate::segment::columns::{get_ints, get_packed, put_ints, put_packed, skip_ints, skip_packed};
+use crate::segment::columns::{
+    get_ints, get_packed, push_hex, put_ints, put_packed, skip_ints, skip_packed,
+};
 use foldhash::HashMap;
 
 const NONE: u8 = 0;
@@ -12,17 +14,12 @@ const TABLE: u8 = 2;
 /// Returns an id in hexadecimal, as it is printed; empty for none. A block has thousands, and the
 /// formatting machinery takes ten times as long.
 pub(crate) fn text_of<const N: usize>(id: &[u8; N]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    if *id == [0; N] {
-        return String::new();
+    let mut out = Vec::new();
+    if *id != [0; N] {
+        out.reserve(2 * N);
+        push_hex(id, &mut out);
     }
-    let digit = |n: u8| DIGITS.get(usize::from(n)).copied().map_or('0', char::from);
-    let mut out = String::with_capacity(2 * N);
-    for b in id {
-        out.push(digit(b >> 4));
-        out.push(digit(b & 15));
-    }
-    out
+    String::from_utf8(out).unwrap_or_default()
 }
 
 /// Writes ids of `N` bytes; all zero is none.

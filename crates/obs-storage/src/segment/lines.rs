@@ -10,14 +10,17 @@
 //! dictionaries and columns before they build a line.
 
 use crate::bin::{Decoder, Encoder, Malformed};
+use crate::segment::SegmentError;
 use crate::segment::columns::{
-    Context, Head, RowIds, Strings, get_ints, get_strings, get_texts, head, put_ints, put_strings,
-    put_texts,
+    Context, Head, RowIds, Strings, get_ints, get_numbers, get_strings, get_texts, head, put_ints,
+    put_strings, put_texts,
 };
+use crate::segment::kept::{LazyBlock, Measured, Taken};
+use crate::segment::members::{Member, members};
 use foldhash::HashMap;
-use std::cell::OnceCell;
 use std::hash::{DefaultHasher, Hasher};
 use std::ops::Range;
+use std::sync::OnceLock;
 
 /// Stands for a variable in a template; lines that contain it are kept whole.
 pub(crate) const HOLE: u8 = 0;
@@ -224,26 +227,65 @@ pub(crate) struct Template {
     pub(crate) all: Vec<u8>,
     /// The column of each variable.
     pub(crate) columns: Vec<usize>,
+    members: OnceLock<Option<Vec<Member>>>,
+}
+
+impl Template {
+    /// Returns the members of an object without faults: see [`members`].
+    pub(crate) fn members(&self) -> Option<&[Member]> {
+        self.members.get_or_init(|| members(&self.all)).as_deref()
+    }
 }
 
 /// Takes a row's number and line.
-pub(crate) type VisitLine<'a> = &'a mut dyn FnMut(usize, &[u8]) -> Result<(), Malformed>;
+pub(crate) type VisitLine<'a> = &'a mut dyn FnMut(usize, &[u8]) -> Result<(), SegmentError>;
 
-/// The lines of a block, built on demand.
+/// Templates and columns of a block's lines, each column unpacked when it is needed.
 #[derive(Debug)]
-pub(crate) struct Lines<'a> {
+pub(crate) struct LineColumns {
     pub(crate) templates: Vec<Template>,
-    ids: Vec<i64>,
-    packed: Vec<&'a [u8]>,
-    pub(crate) columns: Vec<OnceCell<Strings>>,
+    /// The number of each row's template.
+    ids: Vec<u32>,
+    places: Vec<Range<usize>>,
+    heads: Vec<Head>,
+    columns: Vec<OnceLock<Strings>>,
+    /// By column, where each row's first value is, or would be if it had one.
+    firsts: Vec<OnceLock<Vec<u32>>>,
+    /// By column, whether its values stand outside of quotes in JSON.
+    literals: Vec<OnceLock<bool>>,
 }
 
-impl<'a> Lines<'a> {
-    pub(crate) fn read(d: &mut Decoder<'a>) -> Result<Self, Malformed> {
+impl Measured for LineColumns {
+    fn bytes(&self) -> usize {
+        const COLUMN: usize = size_of::<(Range<usize>, Head, Strings, Vec<u32>)>();
+        let template = |t: &Template| {
+            // Members have a variable each, mostly.
+            let texts = t.texts.len() * size_of::<(Range<usize>, Member)>();
+            size_of::<Template>() + texts + t.all.len() + t.columns.bytes()
+        };
+        let templates = self.templates.iter().map(template).sum::<usize>();
+        templates + self.ids.bytes() + self.places.len() * COLUMN
+    }
+}
+
+impl LineColumns {
+    /// Reads what [`put_lines`] wrote at a place of a block.
+    pub(crate) fn read(block: &[u8], at: &Range<usize>) -> Result<Self, Malformed> {
+        let d = &mut Decoder::new(block.get(at.clone()).ok_or(Malformed(at.start))?);
         let texts = get_texts(d)?;
         let uses = get_ints(d)?;
-        let ids = get_ints(d)?;
-        let packed = (0..d.len()?).map(|_| d.raw()).collect::<Result<Vec<_>, _>>()?;
+        let most = u32::try_from(texts.len()).map_err(|_| d.bad())?;
+        let ids = get_numbers(d, most)?;
+        if ids.contains(&most) {
+            return Err(d.bad());
+        }
+        let (mut places, mut heads) = (Vec::new(), Vec::new());
+        for _ in 0..d.len()? {
+            let packed = d.raw()?;
+            heads.push(head(packed)?);
+            let end = at.start + d.at();
+            places.push(end - packed.len()..end);
+        }
         let mut uses = uses.into_iter();
         let mut templates = Vec::with_capacity(texts.len());
         for t in texts.iter() {
@@ -256,45 +298,93 @@ impl<'a> Lines<'a> {
             let columns = uses
                 .by_ref()
                 .take(parts.len() - 1)
-                .map(|c| usize::try_from(c).ok().filter(|c| *c < packed.len()).ok_or(d.bad()))
+                .map(|c| usize::try_from(c).ok().filter(|c| *c < places.len()).ok_or(d.bad()))
                 .collect::<Result<Vec<_>, _>>()?;
             if columns.len() + 1 != parts.len() {
                 return Err(d.bad());
             }
-            templates.push(Template { texts: parts, all: t.to_vec(), columns });
+            let members = OnceLock::new();
+            templates.push(Template { texts: parts, all: t.to_vec(), columns, members });
         }
-        let columns = packed.iter().map(|_| OnceCell::new()).collect();
-        Ok(Self { templates, ids, packed, columns })
-    }
-
-    pub(crate) fn column(&self, i: usize) -> Result<&Strings, Malformed> {
-        let cell = self.columns.get(i).ok_or(Malformed(i))?;
-        if let Some(c) = cell.get() {
-            return Ok(c);
-        }
-        let bytes = self.packed.get(i).ok_or(Malformed(i))?;
-        let column = get_strings(&mut Decoder::new(bytes))?;
-        Ok(cell.get_or_init(|| column))
+        let columns = places.iter().map(|_| OnceLock::new()).collect();
+        let firsts = places.iter().map(|_| OnceLock::new()).collect();
+        let literals = places.iter().map(|_| OnceLock::new()).collect();
+        Ok(Self { templates, ids, places, heads, columns, firsts, literals })
     }
 
     /// Returns the number of a row's template.
     pub(crate) fn template_of(&self, row: usize) -> Result<usize, Malformed> {
-        self.ids.get(row).and_then(|id| usize::try_from(*id).ok()).ok_or(Malformed(row))
+        self.ids.get(row).map(|id| *id as usize).ok_or(Malformed(row))
     }
 
-    fn template(&self, row: usize) -> Result<&Template, Malformed> {
-        self.templates.get(self.template_of(row)?).ok_or(Malformed(row))
+    /// Returns the number of columns.
+    pub(crate) const fn len(&self) -> usize {
+        self.places.len()
+    }
+}
+
+/// The lines of a block, built on demand.
+#[derive(Clone, Copy)]
+pub(crate) struct Lines<'a> {
+    pub(crate) all: &'a LineColumns,
+    bytes: &'a LazyBlock<'a>,
+    taken: &'a Taken,
+}
+
+impl<'a> Lines<'a> {
+    pub(crate) const fn new(
+        all: &'a LineColumns,
+        bytes: &'a LazyBlock<'a>,
+        taken: &'a Taken,
+    ) -> Self {
+        Self { all, bytes, taken }
+    }
+
+    pub(crate) fn column(&self, i: usize) -> Result<&'a Strings, SegmentError> {
+        let cell = self.all.columns.get(i).ok_or(Malformed(i))?;
+        let place = self.all.places.get(i).ok_or(Malformed(i))?;
+        self.taken.once(cell, || Ok(get_strings(&mut self.bytes.at(place)?)?))
+    }
+
+    /// Returns where the values of a template's variable are, by its number.
+    pub(crate) fn place(&self, t: &Template, variable: usize) -> Result<Place<'a>, SegmentError> {
+        let bad = Malformed(variable);
+        let (before, rest) = t.columns.split_at_checked(variable).ok_or(bad)?;
+        let column = rest.first().ok_or(bad)?;
+        let earlier = before.iter().filter(|c| *c == column).count();
+        Ok(Place { firsts: self.firsts(*column)?, earlier })
+    }
+
+    /// Returns where each row's first value of a column is; what has no value there stands at the
+    /// next row's.
+    fn firsts(&self, column: usize) -> Result<&'a [u32], SegmentError> {
+        let cell = self.all.firsts.get(column).ok_or(Malformed(column))?;
+        let made = self.taken.once(cell, || {
+            let count = |t: &Template| t.columns.iter().filter(|c| **c == column).count() as u32;
+            let counts: Vec<u32> = self.all.templates.iter().map(count).collect();
+            let mut at = 0_u32;
+            let one = |id: &u32| {
+                let here = at;
+                at = at.saturating_add(counts.get(*id as usize).copied().unwrap_or(0));
+                here
+            };
+            Ok(self.all.ids.iter().map(one).collect())
+        })?;
+        Ok(made)
     }
 
     /// Returns whether all values of a column are what JSON has outside of quotes: numbers, as far
     /// as their beginning tells, `true`, `false` or `null`.
-    pub(crate) fn are_literals(&self, i: usize) -> Result<bool, Malformed> {
-        let bytes = self.packed.get(i).ok_or(Malformed(i))?;
+    pub(crate) fn are_literals(&self, i: usize) -> Result<bool, SegmentError> {
+        let cell = self.all.literals.get(i).ok_or(Malformed(i))?;
+        if let Some(known) = cell.get() {
+            return Ok(*known);
+        }
         let is_one = |v: &[u8]| {
             matches!(v, b"true" | b"false" | b"null")
                 || v.first().is_some_and(|b| b.is_ascii_digit() || *b == b'-')
         };
-        Ok(match head(bytes)? {
+        let all = match self.all.heads.get(i).ok_or(Malformed(i))? {
             // What the values have in common before their digits may be digits too.
             Head::Digits { prefix, .. } => prefix.is_empty() || is_one(prefix),
             Head::Any => match self.column(i)? {
@@ -304,30 +394,42 @@ impl<'a> Lines<'a> {
                 _ => false,
             },
             _ => false,
-        })
+        };
+        Ok(*cell.get_or_init(|| all))
     }
 
     /// Calls `visit` with every wanted row's line, in order.
     pub(crate) fn visit(
         &self,
         wanted: &[bool],
-        ids: &dyn Fn(usize) -> RowText,
+        ids: &dyn Fn(usize) -> RowIds,
         visit: VisitLine<'_>,
-    ) -> Result<(), Malformed> {
-        let mut cursors = vec![0_usize; self.columns.len()];
+    ) -> Result<(), SegmentError> {
+        let templates = &self.all.templates;
+        let mut cursors = vec![0_usize; self.all.len()];
+        // Rows passed over since the last wanted one, by template, and the templates that they have.
+        let (mut passed, mut of) = (vec![0_usize; templates.len()], Vec::new());
         let mut line = Vec::new();
         let last = wanted.iter().rposition(|w| *w).map_or(0, |i| i + 1);
         for (row, is_wanted) in wanted.iter().enumerate().take(last) {
-            let t = self.template(row)?;
+            let id = self.all.template_of(row)?;
             if !is_wanted {
-                for c in &t.columns {
-                    *cursors.get_mut(*c).ok_or(Malformed(row))? += 1;
+                let n = passed.get_mut(id).ok_or(Malformed(row))?;
+                if *n == 0 {
+                    of.push(id);
                 }
+                *n += 1;
                 continue;
             }
+            for id in of.drain(..) {
+                let n = passed.get_mut(id).map(std::mem::take).unwrap_or_default();
+                for c in templates.get(id).into_iter().flat_map(|t| &t.columns) {
+                    *cursors.get_mut(*c).ok_or(Malformed(row))? += n;
+                }
+            }
+            let t = templates.get(id).ok_or(Malformed(row))?;
             line.clear();
-            let text = ids(row);
-            let row_ids = RowIds { time: text.time, trace: &text.trace, span: &text.span };
+            let row_ids = ids(row);
             let mut texts = t.texts.iter();
             for c in &t.columns {
                 let text = texts.next().cloned().unwrap_or_default();
@@ -347,68 +449,99 @@ impl<'a> Lines<'a> {
     pub(crate) fn narrow(
         &self,
         run: &[u8],
-        ids: &dyn Fn(usize) -> RowText,
+        ids: &dyn Fn(usize) -> RowIds,
         traces: &[[u8; 16]],
         wanted: &mut [bool],
-    ) -> Result<(), Malformed> {
+    ) -> Result<(), SegmentError> {
         let finder = memchr::memmem::Finder::new(run);
-        let in_text: Vec<bool> = self
-            .templates
-            .iter()
-            .map(|t| {
-                t.texts
-                    .iter()
-                    .any(|r| finder.find(t.all.get(r.clone()).unwrap_or_default()).is_some())
-            })
-            .collect();
-        // What each column's values say; `None` where no value can hold the run.
-        let mut masks: Vec<Option<Mask>> = Vec::with_capacity(self.columns.len());
-        for (i, bytes) in self.packed.iter().enumerate() {
-            let possible = may_contain(bytes, run)?;
-            masks.push(if possible { Some(Mask::of(self.column(i)?, run, &finder)) } else { None });
-        }
-        let mut cursors = vec![0_usize; self.columns.len()];
-        let mut scratch = Vec::new();
-        for (row, want) in wanted.iter_mut().enumerate() {
-            let t = self.template(row)?;
-            let id = self.ids.get(row).and_then(|id| usize::try_from(*id).ok()).unwrap_or(0);
-            let mut hit = in_text.get(id).copied().unwrap_or(true);
-            for c in &t.columns {
-                let cursor = cursors.get_mut(*c).ok_or(Malformed(row))?;
-                if *want
-                    && !hit
-                    && let Some(Some(mask)) = masks.get(*c)
-                {
-                    hit = match mask {
-                        Mask::Every(yes) => *yes,
-                        Mask::Each(list) => list.get(*cursor).copied().unwrap_or(true),
-                        Mask::Trace(id) => {
-                            traces.get(row).is_none_or(|t| t.as_slice() == id.as_slice())
-                        }
-                        Mask::Print => {
-                            scratch.clear();
-                            let text = ids(row);
-                            let row_ids =
-                                RowIds { time: text.time, trace: &text.trace, span: &text.span };
-                            self.column(*c)?.append(*cursor, row_ids, &mut scratch);
-                            finder.find(&scratch).is_some()
-                        }
-                    };
+        // What each column's values say.
+        let mut masks: Vec<Option<Mask>> =
+            std::iter::repeat_with(|| None).take(self.all.len()).collect();
+        let mut verdicts = Vec::with_capacity(self.all.templates.len());
+        for t in &self.all.templates {
+            let text = |r: &Range<usize>| t.all.get(r.clone()).unwrap_or_default();
+            let mut hit = t.texts.iter().any(|r| finder.find(text(r)).is_some());
+            let mut looks = Vec::new();
+            for (i, c) in t.columns.iter().enumerate() {
+                if hit {
+                    break;
                 }
-                *cursor += 1;
+                let bad = Malformed(*c);
+                if !may_contain(self.all.heads.get(*c).ok_or(bad)?, run) {
+                    continue;
+                }
+                let slot = masks.get_mut(*c).ok_or(bad)?;
+                let mask = match slot {
+                    Some(mask) => mask,
+                    None => slot.insert(Mask::of(self.column(*c)?, run, &finder)),
+                };
+                match mask {
+                    Mask::Every(yes) => hit = *yes,
+                    _ => looks.push((*c, self.place(t, i)?)),
+                }
             }
-            *want &= hit;
+            verdicts.push(if hit { Verdict::Same(true) } else { Verdict::of(looks) });
+        }
+        let mut scratch = Vec::new();
+        for (row, want) in wanted.iter_mut().enumerate().filter(|(_, want)| **want) {
+            let bad = Malformed(row);
+            let looks = match verdicts.get(self.all.template_of(row)?).ok_or(bad)? {
+                Verdict::Same(hit) => {
+                    *want = *hit;
+                    continue;
+                }
+                Verdict::Look(looks) => looks,
+            };
+            *want = false;
+            for (c, place) in looks {
+                let at = place.of(row).ok_or(bad)?;
+                *want = match masks.get(*c).and_then(Option::as_ref).ok_or(bad)? {
+                    Mask::Every(yes) => *yes,
+                    Mask::Each(list) => list.get(at).copied().unwrap_or(true),
+                    Mask::Trace(id) => {
+                        traces.get(row).is_none_or(|t| t.as_slice() == id.as_slice())
+                    }
+                    Mask::Print => {
+                        scratch.clear();
+                        self.column(*c)?.append(at, ids(row), &mut scratch);
+                        finder.find(&scratch).is_some()
+                    }
+                };
+                if *want {
+                    break;
+                }
+            }
         }
         Ok(())
     }
 }
 
-/// What a row's derived values are made of.
-#[derive(Debug, Default, Clone)]
-pub(crate) struct RowText {
-    pub(crate) time: i64,
-    pub(crate) trace: String,
-    pub(crate) span: String,
+/// Where each row's value of a variable is in its column.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
+    firsts: &'a [u32],
+    /// Values of the column that stand before it in the same row.
+    earlier: usize,
+}
+
+impl Place<'_> {
+    #[inline]
+    pub(crate) fn of(&self, row: usize) -> Option<usize> {
+        self.firsts.get(row).map(|first| *first as usize + self.earlier)
+    }
+}
+
+/// What is known of the lines of a template.
+enum Verdict<'a> {
+    Same(bool),
+    /// Some columns decide.
+    Look(Vec<(usize, Place<'a>)>),
+}
+
+impl<'a> Verdict<'a> {
+    fn of(looks: Vec<(usize, Place<'a>)>) -> Self {
+        if looks.is_empty() { Self::Same(false) } else { Self::Look(looks) }
+    }
 }
 
 enum Mask {
@@ -426,16 +559,14 @@ impl Mask {
         match column {
             Strings::Empty => Self::Every(false),
             Strings::Const(v) => Self::Every(has(v)),
+            // One search in all texts costs a fraction of one in each.
+            Strings::Dict { entries: t, .. } | Strings::Raw(t) if !has(t.all()) => {
+                Self::Every(false)
+            }
             Strings::Dict { entries, ids } => {
                 let hits: Vec<bool> = entries.iter().map(has).collect();
-                if hits.iter().any(|h| *h) {
-                    let hit = |id: &i64| {
-                        usize::try_from(*id).ok().and_then(|i| hits.get(i)).copied().unwrap_or(true)
-                    };
-                    Self::Each(ids.iter().map(hit).collect())
-                } else {
-                    Self::Every(false)
-                }
+                let hit = |id: &u16| hits.get(usize::from(*id)).copied().unwrap_or(true);
+                Self::Each(ids.iter().map(hit).collect())
             }
             Strings::Raw(t) => Self::Each(t.iter().map(has).collect()),
             // Whole ids are compared as bytes: printing thousands would cost more than the rest.
@@ -479,8 +610,8 @@ fn unhex(digits: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Tells from a column's head alone whether any value may hold a run.
-fn may_contain(bytes: &[u8], run: &[u8]) -> Result<bool, Malformed> {
-    Ok(match head(bytes)? {
+fn may_contain(head: &Head, run: &[u8]) -> bool {
+    match head {
         Head::Empty => false,
         Head::Any => true,
         Head::Digits { prefix, suffix } => {
@@ -488,7 +619,7 @@ fn may_contain(bytes: &[u8], run: &[u8]) -> Result<bool, Malformed> {
         }
         Head::Ids => run.iter().all(u8::is_ascii_hexdigit),
         Head::Time => run.iter().all(|b| b.is_ascii_digit() || matches!(b, b'T' | b'Z')),
-    })
+    }
 }
 
 #[cfg(test)]
@@ -504,11 +635,15 @@ mod tests {
         let rows = Context { times: &times, trace: &trace, span: &span };
         let mut e = Encoder::default();
         put_lines(&mut e, &bytes, rows);
-        let read = Lines::read(&mut Decoder::new(&e.bytes)).unwrap();
-        let ids =
-            |i: usize| RowText { time: times[i], trace: trace[i].clone(), span: span[i].clone() };
+        let columns = LineColumns::read(&e.bytes, &(0..e.bytes.len())).unwrap();
+        let (block, taken) = (LazyBlock::whole(&e.bytes), Taken::default());
+        let read = Lines::new(&columns, &block, &taken);
         let ids_of: Vec<[u8; 16]> =
             trace.iter().map(|t| u128::from_str_radix(t, 16).unwrap().to_be_bytes()).collect();
+        let ids = |i: usize| {
+            let span = ids_of[i][8..].try_into().unwrap();
+            RowIds { time: times[i], trace: ids_of[i], span }
+        };
         let mut got = Vec::new();
         let all = vec![true; lines.len()];
         let mut keep = |_: usize, l: &[u8]| {

@@ -4,15 +4,12 @@
 //! and one template that have the same values there are one group, for which one line is built,
 //! of these members alone.
 
-use crate::bin::{Decoder, Malformed};
-use crate::records::get_labels;
+use crate::bin::Malformed;
 use crate::segment::SegmentError;
-use crate::segment::attrs::AttributesReader;
-use crate::segment::columns::{RowIds, Strings, get_ints, skip_ints, skip_packed, skip_strings};
-use crate::segment::ids::skip_ids;
-use crate::segment::lines::{HOLE, Lines, Template};
-use crate::segment::logs::{VisitRows, get_resources, get_table};
-use crate::segment::members::{Member, members};
+use crate::segment::columns::{RowIds, Strings};
+use crate::segment::lines::{HOLE, Lines, Place, Template};
+use crate::segment::logs::{LogBlock, LogColumns, VisitRows};
+use crate::segment::members::Member;
 use crate::segment::rows::RowFilter;
 use foldhash::HashMap;
 use obs_model::{Labels, LineMembers, LogRecord, LogRows, LogScan, Matcher, TimestampNs};
@@ -60,7 +57,20 @@ impl Plan {
         out
     }
 
-    fn of(lines: &Lines<'_>, t: &Template, scan: &LineMembers<'_>) -> Result<Self, Malformed> {
+    /// Returns what is built, with a mark for each value.
+    fn text(&self, t: &Template) -> Vec<u8> {
+        let mut out = Vec::new();
+        for piece in &self.pieces {
+            match piece {
+                Piece::Mark(b) => out.push(*b),
+                Piece::Text(r) => out.extend_from_slice(t.all.get(r.clone()).unwrap_or_default()),
+                Piece::Value(_) => out.push(HOLE),
+            }
+        }
+        out
+    }
+
+    fn of(lines: &Lines<'_>, t: &Template, scan: &LineMembers<'_>) -> Result<Self, SegmentError> {
         match t.all.first() {
             // Those that have no template.
             Some(&HOLE) if t.all.len() == 1 => return Ok(Self::whole(t)),
@@ -69,7 +79,7 @@ impl Plan {
             // No object: a variable begins with a letter, digit, sign or point.
             _ => return Ok(Self::default()),
         }
-        let Some(all) = members(&t.all) else { return Ok(Self::whole(t)) };
+        let Some(all) = t.members() else { return Ok(Self::whole(t)) };
         let key = |m: &Member| t.all.get(m.key.clone()).and_then(|k| std::str::from_utf8(k).ok());
         let mut kept = Vec::new();
         for m in all {
@@ -77,7 +87,7 @@ impl Plan {
             if m.is_literal && !lines.are_literals(column.unwrap_or(usize::MAX))? {
                 return Ok(Self::whole(t));
             }
-            let Some(k) = key(&m) else { return Ok(Self::whole(t)) };
+            let Some(k) = key(m) else { return Ok(Self::whole(t)) };
             if (scan.wants)(k, m.has_inside) {
                 kept.push(m);
             }
@@ -96,7 +106,7 @@ impl Plan {
             let plain = |b: &u8| b.is_ascii_alphanumeric() || *b == b'_';
             !m.has_inside && t.all.get(m.key.clone()).is_some_and(|k| k.iter().all(plain))
         };
-        if let Some(n) = scan.number.filter(|_| kept.iter().all(is_plain)) {
+        if let Some(n) = scan.number.filter(|_| kept.iter().all(|m| is_plain(m))) {
             let mut named = kept.iter().filter(|m| key(m) == Some(n.key));
             if let (Some(m), None) = (named.next().filter(|m| m.is_variable), named.next()) {
                 out.number = out.kept.iter().position(|h| *h == m.holes.start);
@@ -107,9 +117,14 @@ impl Plan {
 }
 
 /// What tells the values of a column apart.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 enum Codes<'a> {
     One,
+    /// Numbers of texts, and of how many.
+    Dict {
+        ids: &'a [u16],
+        count: u64,
+    },
     /// Values less the least, and the number of possible ones.
     Few {
         values: &'a [i64],
@@ -128,9 +143,7 @@ impl<'a> Codes<'a> {
     fn of(column: &'a Strings) -> Option<Self> {
         Some(match column {
             Strings::Empty | Strings::Const(_) => Self::One,
-            Strings::Dict { entries, ids } => {
-                Self::Few { values: ids, least: 0, count: entries.len() as u64 }
-            }
+            Strings::Dict { entries, ids } => Self::Dict { ids, count: entries.len() as u64 },
             Strings::Number { values, .. } => {
                 let least = values.iter().min().copied().unwrap_or_default();
                 let most = values.iter().max().copied().unwrap_or_default();
@@ -145,13 +158,6 @@ impl<'a> Codes<'a> {
     }
 }
 
-/// A template with what is done with its rows.
-struct Task<'a> {
-    plan: Plan,
-    /// The numbers of the column that counts as such.
-    numbers: Option<Numbers<'a>>,
-}
-
 /// A column whose values are all numbers as people write them.
 #[derive(Debug)]
 enum Numbers<'a> {
@@ -162,7 +168,7 @@ enum Numbers<'a> {
         divisor: f64,
     },
     Dict {
-        ids: &'a [i64],
+        ids: &'a [u16],
         floats: Vec<f64>,
     },
     Each(Vec<f64>),
@@ -210,55 +216,128 @@ impl<'a> Numbers<'a> {
         Some(match self {
             Self::One(v) => *v,
             Self::Ints { values, divisor } => *values.get(i)? as f64 / divisor,
-            Self::Dict { ids, floats } => *floats.get(usize::try_from(*ids.get(i)?).ok()?)?,
+            Self::Dict { ids, floats } => *floats.get(usize::from(*ids.get(i)?))?,
             Self::Each(floats) => *floats.get(i)?,
         })
     }
 }
 
-/// What is done with the rows of a block.
-struct Tasks<'a> {
-    /// By template; none where no row is wanted.
-    by_template: Vec<Option<Task<'a>>>,
-    /// By template, the columns that any task looks at, in the order of the template's variables, with
-    /// the place in `kept` of what its own task looks at.
-    steps: Vec<Vec<(usize, Option<usize>)>>,
-    /// By column; none where nobody looks at it.
-    codes: Vec<Option<Codes<'a>>>,
+/// A variable that is looked at.
+#[derive(Debug, Clone, Copy)]
+struct Looked<'a> {
+    column: &'a Strings,
+    place: Place<'a>,
+    codes: Codes<'a>,
 }
 
-/// Rows that a scan cannot tell apart.
+/// Templates of whose lines the same is built, of the same columns.
+struct Kind<'a> {
+    /// One of them.
+    template: &'a Template,
+    plan: Plan,
+    /// Those that the plan keeps.
+    looked: Vec<Looked<'a>>,
+    /// The numbers of the one that counts as such.
+    numbers: Option<Numbers<'a>>,
+}
+
+impl Kind<'_> {
+    /// Returns the one that counts as a number, and its numbers; of a stream where that is so.
+    fn number(&self, counts: bool) -> Option<(usize, &Numbers<'_>)> {
+        self.plan.number.zip(self.numbers.as_ref()).filter(|_| counts)
+    }
+
+    /// Returns the number of a row's combination of values; `None` if it is like no other.
+    #[inline]
+    fn key(&self, row: usize, but: Option<usize>) -> Result<Option<u64>, Malformed> {
+        let bad = Malformed(row);
+        let mut key = 0_u64;
+        for (p, l) in self.looked.iter().enumerate() {
+            if but == Some(p) {
+                continue;
+            }
+            let (code, count) = match l.codes {
+                Codes::One => continue,
+                Codes::Dict { ids, count } => {
+                    let at = l.place.of(row).ok_or(bad)?;
+                    (u64::from(*ids.get(at).ok_or(bad)?), count)
+                }
+                Codes::Few { values, least, count } => {
+                    let at = l.place.of(row).ok_or(bad)?;
+                    (values.get(at).ok_or(bad)?.wrapping_sub(least) as u64, count)
+                }
+                Codes::Many => return Ok(None),
+            };
+            let next = key.checked_mul(count).and_then(|k| k.checked_add(code));
+            let Some(next) = next else { return Ok(None) };
+            key = next;
+        }
+        Ok(Some(key))
+    }
+}
+
+/// What is built, with marks for variables, and the variables: the column of each, and how many
+/// values of it stand before in a row.
+type Built = (Vec<u8>, Vec<(usize, usize)>);
+
+/// What is done with the rows of a block.
+struct Kinds<'a> {
+    all: Vec<Kind<'a>>,
+    /// By template, the number of its kind.
+    of: Vec<usize>,
+}
+
+/// Rows of a stream that a scan cannot tell apart.
 struct Group {
-    stream: usize,
-    template: usize,
-    /// Where the values of the first row's kept variables are in their columns.
-    at: Vec<usize>,
+    kind: usize,
+    /// The first of them.
+    row: usize,
     times: Vec<i64>,
     values: Vec<f64>,
 }
 
-/// Returns whether nothing comes with the records of a block beside their lines that may tell one
-/// from another; looked at before anything is unpacked.
-fn is_lines_alone(mut d: Decoder<'_>) -> Result<bool, Malformed> {
-    // Streams and times, ids of traces and spans, lines, observed times and severities.
-    skip_packed(&mut d)?;
-    skip_ints(&mut d)?;
-    skip_ints(&mut d)?;
-    skip_ids(&mut d)?;
-    skip_ids(&mut d)?;
-    d.raw()?;
-    skip_ints(&mut d)?;
-    skip_ints(&mut d)?;
-    skip_strings(&mut d)?;
-    skip_strings(&mut d)?;
-    let (resources, _) = get_resources(&mut d)?;
-    Ok(resources.iter().all(|r| r.attributes.is_empty())
-        && AttributesReader::read(&mut d)?.keys().next().is_none())
+/// The groups of a stream, found by kind and number of the combination.
+#[derive(Default)]
+struct Groups {
+    all: Vec<Group>,
+    /// Of low numbers, by kind.
+    few: Vec<[u32; Self::FEW]>,
+    others: HashMap<(usize, u64), usize>,
+}
+
+impl Groups {
+    const FEW: usize = 64;
+    const NONE: u32 = u32::MAX;
+
+    fn clear(&mut self, kinds: usize) {
+        self.all.clear();
+        self.few.clear();
+        self.few.resize(kinds, [Self::NONE; Self::FEW]);
+        self.others.clear();
+    }
+
+    fn get(&mut self, kind: usize, key: u64, row: usize) -> Option<&mut Group> {
+        let next = self.all.len();
+        let slot = usize::try_from(key).ok().and_then(|k| self.few.get_mut(kind)?.get_mut(k));
+        let at = match slot {
+            Some(slot) => {
+                if *slot == Self::NONE {
+                    *slot = u32::try_from(next).ok()?;
+                }
+                *slot as usize
+            }
+            None => *self.others.entry((kind, key)).or_insert(next),
+        };
+        if at == next {
+            self.all.push(Group { kind, row, times: Vec::new(), values: Vec::new() });
+        }
+        self.all.get_mut(at)
+    }
 }
 
 /// Visits the wanted rows of a block in groups; `None` where they must be looked at one by one.
 pub(crate) fn visit(
-    block: &[u8],
+    block: LogBlock<'_>,
     filter: &RowFilter<'_>,
     scan: LogScan<'_>,
     visit: VisitRows<'_>,
@@ -266,79 +345,71 @@ pub(crate) fn visit(
     if scan.ids || !filter.needles.is_empty() || !filter.traces.is_empty() {
         return Ok(None);
     }
-    if scan.line && scan.members.is_none() {
+    if (scan.line && scan.members.is_none()) || !block.columns.is_lines_alone {
         return Ok(None);
     }
-    let mut d = Decoder::new(block);
-    let n = d.len_free()?;
-    if !is_lines_alone(d.clone())? {
-        return Ok(None);
-    }
-    let (streams, stream_of) = get_table(&mut d, get_labels)?;
     let admitted = |s: &Labels| Matcher::all_match(filter.matchers, s) && (scan.accept)(s);
-    let matching: Vec<bool> = streams.iter().map(admitted).collect();
+    let matching: Vec<bool> = block.columns.streams.iter().map(admitted).collect();
     if !matching.contains(&true) {
         return Ok(Some(ControlFlow::Continue(())));
     }
-    let times = get_ints(&mut d)?;
-    skip_ids(&mut d)?;
-    skip_ids(&mut d)?;
-    let lines = d.raw()?;
-    if [stream_of.len(), times.len()] != [n; 2] {
-        return Err(d.bad().into());
-    }
-    let rows =
-        Rows { streams: &streams, stream_of: &stream_of, times: &times, matching: &matching };
+    let rows = Rows { all: block.columns, stretches: stretches(block.columns, &matching, filter) };
     match scan.members.filter(|_| scan.line) {
-        None => rows.by_stream(filter, visit).map(Some),
-        Some(members) => {
-            rows.by_members(&Lines::read(&mut Decoder::new(lines))?, filter, &members, visit)
-        }
+        None => rows.by_stream(visit).map(Some),
+        Some(members) => rows.by_members(block.lines()?, &members, visit),
     }
 }
 
-/// The columns that decide which rows are wanted.
+/// Returns the wanted rows: stretches of one stream each.
+fn stretches(
+    all: &LogColumns,
+    matching: &[bool],
+    filter: &RowFilter<'_>,
+) -> Vec<(usize, Range<usize>)> {
+    let admits = |t: i64| filter.admits(t, &[0; 16]);
+    let is_whole = admits(all.bounds.0) && admits(all.bounds.1);
+    let mut out = Vec::new();
+    let mut from = 0;
+    for run in all.stream_of.chunk_by(|a, b| a == b) {
+        let (first, to) = (from, from + run.len());
+        from = to;
+        let stream = run.first().map_or(0, |s| *s as usize);
+        if matching.get(stream) != Some(&true) {
+            continue;
+        }
+        if is_whole {
+            out.push((stream, first..to));
+            continue;
+        }
+        let mut at = first;
+        let times = all.times.get(first..to).unwrap_or_default();
+        for part in times.chunk_by(|a, b| admits(*a) == admits(*b)) {
+            if part.first().is_some_and(|t| admits(*t)) {
+                out.push((stream, at..at + part.len()));
+            }
+            at += part.len();
+        }
+    }
+    out
+}
+
+/// The wanted rows of a block.
 struct Rows<'a> {
-    streams: &'a [Labels],
-    stream_of: &'a [usize],
-    times: &'a [i64],
-    matching: &'a [bool],
+    all: &'a LogColumns,
+    stretches: Vec<(usize, Range<usize>)>,
 }
 
 impl Rows<'_> {
-    /// Returns the stream of a row and its time, if it is wanted.
-    fn wanted(&self, i: usize, filter: &RowFilter<'_>) -> Option<(usize, i64)> {
-        let (s, t) = (*self.stream_of.get(i)?, *self.times.get(i)?);
-        (self.matching.get(s) == Some(&true) && filter.admits(t, &[0; 16])).then_some((s, t))
+    fn stream(&self, number: usize) -> Result<&Labels, Malformed> {
+        self.all.streams.get(number).ok_or(Malformed(number))
     }
 
-    /// Rows of one stream stand together.
-    fn by_stream(
-        &self,
-        filter: &RowFilter<'_>,
-        visit: VisitRows<'_>,
-    ) -> Result<ControlFlow<()>, SegmentError> {
+    fn by_stream(&self, visit: VisitRows<'_>) -> Result<ControlFlow<()>, SegmentError> {
         let mut record = LogRecord::default();
-        let mut from = 0;
-        for run in self.stream_of.chunk_by(|a, b| a == b) {
-            let to = from + run.len();
-            let times = self.times.get(from..to).unwrap_or_default();
-            from = to;
-            let of = run.first().copied().unwrap_or_default();
-            let Some(stream) =
-                self.streams.get(of).filter(|_| self.matching.get(of) == Some(&true))
-            else {
-                continue;
-            };
-            let inside: Vec<i64>;
-            let times = if times.iter().all(|t| filter.admits(*t, &[0; 16])) {
-                times
-            } else {
-                inside = times.iter().copied().filter(|t| filter.admits(*t, &[0; 16])).collect();
-                &inside
-            };
+        for (stream, rows) in &self.stretches {
+            let times = self.all.times.get(rows.clone()).unwrap_or_default();
             let Some(first) = times.first() else { continue };
-            record.stream.clone_from(stream);
+            record.stream.clone_from(self.stream(*stream)?);
             record.timestamp = TimestampNs::from_nanos(*first);
             if visit(&record, LogRows { times, values: &[] })?.is_break() {
                 return Ok(ControlFlow::Break(()));
@@ -349,91 +420,50 @@ impl Rows<'_> {
 
     fn by_members(
         &self,
-        lines: &Lines<'_>,
-        filter: &RowFilter<'_>,
+        lines: Lines<'_>,
         scan: &LineMembers<'_>,
         visit: VisitRows<'_>,
     ) -> Result<Option<ControlFlow<()>>, SegmentError> {
         let bad = Malformed(0);
-        let Some(tasks) = self.tasks(lines, filter, scan)? else { return Ok(None) };
-        let Tasks { by_template: tasks, steps, codes } = tasks;
-        let number = scan.number;
-        let counts: Vec<bool> =
-            self.streams.iter().map(|s| number.is_some_and(|n| (n.of)(s))).collect();
-        let (record, line) = (LogRecord::default(), Vec::new());
-        let mut out = Building { lines, streams: self.streams, record, line };
-        let mut cursors = vec![0_usize; lines.columns.len()];
-        let mut groups: Vec<Group> = Vec::new();
-        let mut known: HashMap<u64, usize> = HashMap::default();
-        let (mut at, mut last) = (Vec::new(), None);
-        let kinds = (self.streams.len() * tasks.len()) as u64;
-        for i in 0..self.times.len() {
-            let template = lines.template_of(i)?;
-            let task = tasks.get(template).ok_or(bad)?.as_ref();
-            at.resize(task.map_or(0, |t| t.plan.kept.len()), 0);
-            // Also a template of which no row is wanted may use columns that others look at.
-            for (column, place) in steps.get(template).ok_or(bad)? {
-                let cursor = cursors.get_mut(*column).ok_or(bad)?;
-                if let Some(slot) = place.and_then(|p| at.get_mut(p)) {
-                    *slot = *cursor;
-                }
-                *cursor += 1;
-            }
-            let (Some(task), Some((stream, time))) = (task, self.wanted(i, filter)) else {
-                continue;
-            };
-            let numbers = task.numbers.as_ref().filter(|_| counts.get(stream) == Some(&true));
-            let mut value = None;
-            if let (Some(list), Some(n), Some(p)) = (numbers, number, task.plan.number) {
-                let v = list.get(*at.get(p).ok_or(bad)?).ok_or(bad)?;
-                if !(n.holds)(v) {
-                    continue;
-                }
-                value = n.is_value.then_some(v);
-            }
-            // The number of this combination of values.
-            let mut key = Some(0_u64);
-            for (p, (hole, at)) in task.plan.kept.iter().zip(&at).enumerate() {
-                if numbers.is_some() && task.plan.number == Some(p) {
-                    continue;
-                }
-                let columns = &lines.templates.get(template).ok_or(bad)?.columns;
-                let column = *columns.get(*hole).ok_or(bad)?;
-                key = match codes.get(column).and_then(Option::as_ref).ok_or(bad)? {
-                    Codes::One => key,
-                    Codes::Few { values, least, count } => {
-                        let code = values.get(*at).ok_or(bad)?.wrapping_sub(*least) as u64;
-                        key.and_then(|k| k.checked_mul(*count)?.checked_add(code))
+        let Some(kinds) = self.kinds(lines, scan)? else { return Ok(None) };
+        let mut out = Building::default();
+        let mut groups = Groups::default();
+        for (stream, rows) in &self.stretches {
+            let stream = self.stream(*stream)?;
+            let counts = scan.number.is_some_and(|n| (n.of)(stream));
+            let numbers: Vec<_> = kinds.all.iter().map(|k| k.number(counts)).collect();
+            groups.clear(kinds.all.len());
+            out.begin(stream);
+            for row in rows.clone() {
+                let number = *kinds.of.get(lines.all.template_of(row)?).ok_or(bad)?;
+                let (kind, numbers) = kinds.all.get(number).zip(numbers.get(number)).ok_or(bad)?;
+                let mut value = None;
+                if let (Some((p, list)), Some(n)) = (numbers, scan.number) {
+                    let at = kind.looked.get(*p).and_then(|l| l.place.of(row)).ok_or(bad)?;
+                    let v = list.get(at).ok_or(bad)?;
+                    if !(n.holds)(v) {
+                        continue;
                     }
-                    Codes::Many => None,
+                    value = n.is_value.then_some(v);
+                }
+                let time = *self.all.times.get(row).ok_or(bad)?;
+                let Some(key) = kind.key(row, numbers.map(|(p, _)| p))? else {
+                    let rows = LogRows { times: &[time], values: value.as_slice() };
+                    if out.visit(kind, row, rows, visit)?.is_break() {
+                        return Ok(Some(ControlFlow::Break(())));
+                    }
+                    continue;
                 };
+                let group = groups.get(number, key, row).ok_or(bad)?;
+                group.times.push(time);
+                group.values.extend(value);
             }
-            let kind = (stream * tasks.len() + template) as u64;
-            let Some(key) = key.and_then(|k| k.checked_mul(kinds)?.checked_add(kind)) else {
-                let rows = LogRows { times: &[time], values: value.as_slice() };
-                if out.visit(stream, template, task, &at, rows, visit)?.is_break() {
+            for g in &groups.all {
+                let kind = kinds.all.get(g.kind).ok_or(bad)?;
+                let rows = LogRows { times: &g.times, values: &g.values };
+                if out.visit(kind, g.row, rows, visit)?.is_break() {
                     return Ok(Some(ControlFlow::Break(())));
                 }
-                continue;
-            };
-            let same = last.filter(|(k, _)| *k == key).map(|(_, g)| g);
-            let group = same.unwrap_or_else(|| {
-                *known.entry(key).or_insert_with(|| {
-                    let (times, values) = (Vec::new(), Vec::new());
-                    groups.push(Group { stream, template, at: at.clone(), times, values });
-                    groups.len() - 1
-                })
-            });
-            last = Some((key, group));
-            let group = groups.get_mut(group).ok_or(bad)?;
-            group.times.push(time);
-            group.values.extend(value);
-        }
-        for g in groups {
-            let task = tasks.get(g.template).and_then(Option::as_ref).ok_or(bad)?;
-            let rows = LogRows { times: &g.times, values: &g.values };
-            if out.visit(g.stream, g.template, task, &g.at, rows, visit)?.is_break() {
-                return Ok(Some(ControlFlow::Break(())));
             }
         }
         Ok(Some(ControlFlow::Continue(())))
@@ -441,95 +471,93 @@ impl Rows<'_> {
 
     /// Plans what to do with each template that a wanted row has; `None` where what is looked at
     /// is derived from the row.
-    fn tasks<'l>(
+    fn kinds<'l>(
         &self,
-        lines: &'l Lines<'_>,
-        filter: &RowFilter<'_>,
+        lines: Lines<'l>,
         scan: &LineMembers<'_>,
-    ) -> Result<Option<Tasks<'l>>, SegmentError> {
+    ) -> Result<Option<Kinds<'l>>, SegmentError> {
         let bad = Malformed(0);
-        let mut is_used = vec![false; lines.templates.len()];
-        for i in 0..self.times.len() {
-            if self.wanted(i, filter).is_some() {
-                *is_used.get_mut(lines.template_of(i)?).ok_or(bad)? = true;
-            }
+        let templates = &lines.all.templates;
+        let mut is_used = vec![false; templates.len()];
+        for row in self.stretches.iter().flat_map(|(_, rows)| rows.clone()) {
+            *is_used.get_mut(lines.all.template_of(row)?).ok_or(bad)? = true;
         }
-        let mut tasks: Vec<Option<Task<'l>>> = Vec::with_capacity(is_used.len());
-        let mut codes: Vec<Option<Codes<'l>>> =
-            std::iter::repeat_with(|| None).take(lines.columns.len()).collect();
-        for (t, is_used) in lines.templates.iter().zip(&is_used) {
+        let mut codes: Vec<Option<Codes<'l>>> = vec![None; lines.all.len()];
+        let mut known: HashMap<Built, usize> = HashMap::default();
+        let mut out = Kinds { all: Vec::new(), of: vec![usize::MAX; templates.len()] };
+        for ((t, is_used), of) in templates.iter().zip(&is_used).zip(&mut out.of) {
             if !is_used {
-                tasks.push(None);
                 continue;
             }
-            let plan = Plan::of(lines, t, scan)?;
-            for hole in &plan.kept {
-                let column = *t.columns.get(*hole).ok_or(bad)?;
-                let slot = codes.get_mut(column).ok_or(bad)?;
-                if slot.is_none() {
-                    let Some(c) = Codes::of(lines.column(column)?) else { return Ok(None) };
-                    *slot = Some(c);
-                }
-            }
-            let numbered = plan.number.and_then(|p| t.columns.get(*plan.kept.get(p)?));
-            let numbers = match numbered {
-                Some(c) => Numbers::of(lines.column(*c)?),
-                None => None,
+            let plan = Plan::of(&lines, t, scan)?;
+            let variable = |hole: &usize| {
+                let (before, rest) = t.columns.split_at_checked(*hole)?;
+                let column = *rest.first()?;
+                Some((column, before.iter().filter(|c| **c == column).count()))
             };
-            tasks.push(Some(Task { plan, numbers }));
+            let variables: Option<Vec<_>> = plan.kept.iter().map(variable).collect();
+            let variables = variables.ok_or(bad)?;
+            let next = out.all.len();
+            *of = *known.entry((plan.text(t), variables.clone())).or_insert(next);
+            if *of != next {
+                continue;
+            }
+            let mut looked = Vec::with_capacity(variables.len());
+            for (hole, (number, _)) in plan.kept.iter().zip(&variables) {
+                let column = lines.column(*number)?;
+                let slot = codes.get_mut(*number).ok_or(bad)?;
+                if slot.is_none() {
+                    *slot = Codes::of(column);
+                }
+                let Some(codes) = *slot else { return Ok(None) };
+                looked.push(Looked { column, place: lines.place(t, *hole)?, codes });
+            }
+            let numbered = plan.number.and_then(|p| looked.get(p));
+            let numbers = numbered.and_then(|l| Numbers::of(l.column));
+            out.all.push(Kind { template: t, plan, looked, numbers });
         }
-        let looked_at = |column: &usize| codes.get(*column).is_some_and(Option::is_some);
-        let steps = lines.templates.iter().zip(&tasks).map(|(t, task)| {
-            let place = |hole: usize| task.as_ref()?.plan.kept.iter().position(|k| *k == hole);
-            let all = t.columns.iter().enumerate().filter(|(_, c)| looked_at(c));
-            all.map(|(hole, c)| (*c, place(hole))).collect()
-        });
-        let steps = steps.collect();
-        Ok(Some(Tasks { by_template: tasks, steps, codes }))
+        Ok(Some(out))
     }
 }
 
 /// Builds the lines of groups.
-struct Building<'a> {
-    lines: &'a Lines<'a>,
-    streams: &'a [Labels],
+#[derive(Default)]
+struct Building {
     record: LogRecord,
     line: Vec<u8>,
 }
 
-impl Building<'_> {
+impl Building {
+    /// Goes on with groups of another stream.
+    fn begin(&mut self, stream: &Labels) {
+        self.record.stream.clone_from(stream);
+    }
+
     fn visit(
         &mut self,
-        stream: usize,
-        template: usize,
-        task: &Task<'_>,
-        at: &[usize],
+        kind: &Kind<'_>,
+        row: usize,
         rows: LogRows<'_>,
         visit: VisitRows<'_>,
     ) -> Result<ControlFlow<()>, SegmentError> {
-        let bad = Malformed(template);
-        let t = self.lines.templates.get(template).ok_or(bad)?;
+        let bad = Malformed(row);
         self.line.clear();
-        for piece in &task.plan.pieces {
+        for piece in &kind.plan.pieces {
             match piece {
                 Piece::Mark(b) => self.line.push(*b),
-                Piece::Text(r) => self.line.extend_from_slice(t.all.get(r.clone()).ok_or(bad)?),
+                Piece::Text(r) => {
+                    self.line.extend_from_slice(kind.template.all.get(r.clone()).ok_or(bad)?);
+                }
                 Piece::Value(p) => {
-                    let hole = task.plan.kept.get(*p).ok_or(bad)?;
-                    let column = *t.columns.get(*hole).ok_or(bad)?;
-                    let at = *at.get(*p).ok_or(bad)?;
-                    let column = self.lines.column(column)?;
-                    column.append(at, RowIds::default(), &mut self.line).ok_or(bad)?;
+                    let l = kind.looked.get(*p).ok_or(bad)?;
+                    let at = l.place.of(row).ok_or(bad)?;
+                    l.column.append(at, RowIds::default(), &mut self.line).ok_or(bad)?;
                 }
             }
         }
         let line = std::str::from_utf8(&self.line).map_err(|_| bad)?;
         self.record.line.clear();
         self.record.line.push_str(line);
-        let labels = self.streams.get(stream).ok_or(bad)?;
-        if self.record.stream != *labels {
-            self.record.stream.clone_from(labels);
-        }
         let first = rows.times.first().copied().unwrap_or_default();
         self.record.timestamp = TimestampNs::from_nanos(first);
         visit(&self.record, rows)

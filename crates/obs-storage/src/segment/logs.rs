@@ -1,24 +1,26 @@
 //! Blocks of log records.
 
 use crate::bin::{Decoder, Encoder, Malformed};
-use crate::records::{Record as _, get_attributes, get_labels, put_attributes, put_labels};
-use crate::segment::attrs::{self, AttributesReader, Sink, Source};
+use crate::records::{get_attributes, get_labels, put_attributes, put_labels};
+use crate::segment::attrs::{self, AttributeIndex, AttributesReader, Sink, Source};
 use crate::segment::bloom;
 use crate::segment::columns::{
-    Context, RowIds, get_ints, get_packed, get_strings, put_ints, put_packed, put_strings,
+    Context, RowIds, Strings, get_ints, get_numbers, get_packed, get_strings, put_ints, put_packed,
+    put_strings, skip_ints, skip_strings,
 };
-use crate::segment::ids::{get_ids, put_ids, text_of};
-use crate::segment::lines::{Lines, RowText, put_lines};
+use crate::segment::ids::{get_ids, put_ids, skip_ids, text_of};
+use crate::segment::kept::{Columns, LazyBlock, Measured, Taken};
+use crate::segment::lines::{LineColumns, Lines, put_lines};
 use crate::segment::log_groups;
-use crate::segment::rows::{Row, RowFilter, VisitRow};
+use crate::segment::rows::{Damaged, Row, RowFilter, RowSegment, VisitRow};
 use crate::segment::{SegmentError, Signal};
 use foldhash::HashMap;
 use memchr::memmem;
 use obs_model::{
     Labels, LogRecord, LogRows, LogScan, Matcher, Resource, SpanId, TimestampNs, TraceId,
 };
-use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::ops::{ControlFlow, Range};
+use std::sync::{Arc, OnceLock};
 
 /// Writes the distinct items of rows as a table, and each row's number in it.
 pub(crate) fn put_table<T: Clone + Eq + std::hash::Hash>(
@@ -49,15 +51,13 @@ pub(crate) fn put_table<T: Clone + Eq + std::hash::Hash>(
 pub(crate) fn get_table<T>(
     d: &mut Decoder<'_>,
     read: impl Fn(&mut Decoder<'_>) -> Result<T, Malformed>,
-) -> Result<(Vec<T>, Vec<usize>), Malformed> {
+) -> Result<(Vec<T>, Vec<u32>), Malformed> {
     let body = get_packed(d)?;
     let mut b = Decoder::new(&body);
     let table = (0..b.len()?).map(|_| read(&mut b)).collect::<Result<Vec<T>, _>>()?;
-    let rows = get_ints(d)?
-        .into_iter()
-        .map(|n| usize::try_from(n).ok().filter(|n| *n < table.len()).ok_or(d.bad()))
-        .collect::<Result<_, _>>()?;
-    Ok((table, rows))
+    let most = u32::try_from(table.len()).map_err(|_| d.bad())?;
+    let rows = get_numbers(d, most)?;
+    if rows.contains(&most) { Err(d.bad()) } else { Ok((table, rows)) }
 }
 
 /// Writes parts that rows share as a table, by content: equal ones of different requests are one.
@@ -89,7 +89,7 @@ pub(crate) fn put_resources<'a>(
 
 pub(crate) fn get_resources(
     d: &mut Decoder<'_>,
-) -> Result<(Vec<Arc<Resource>>, Vec<usize>), Malformed> {
+) -> Result<(Vec<Arc<Resource>>, Vec<u32>), Malformed> {
     get_table(d, |d| {
         let attributes = get_attributes(&mut Decoder::new(d.raw()?))?;
         Ok(Arc::new(Resource { attributes }))
@@ -183,130 +183,255 @@ impl Row for LogRecord {
         source: &mut Source<'_>,
         visit: VisitRow<'_, Self>,
     ) -> Result<ControlFlow<()>, SegmentError> {
-        let accept = |_: &Labels| true;
-        let Some(mut p) = Prepared::read(block, filter, &accept)? else {
-            return Ok(ControlFlow::Continue(()));
-        };
-        let lines = p.lines()?;
-        p.narrow(&lines, filter)?;
-        let Prepared { streams, stream_of, times, traces, spans, wanted, mut d, .. } = p;
-        let ids = |i: usize| row_text(i, &times, &traces, &spans);
-        let n = times.len();
-        let mut texts = vec![None; n];
-        lines.visit(&wanted, &ids, &mut |i, line| {
-            let line = std::str::from_utf8(line).map_err(|_| Malformed(i))?;
-            if filter.needles.iter().all(|needle| line.contains(needle.as_str()))
-                && let Some(slot) = texts.get_mut(i)
-            {
-                *slot = Some(line.to_owned());
-            }
-            Ok(())
-        })?;
-        if texts.iter().all(Option::is_none) {
-            return Ok(ControlFlow::Continue(()));
-        }
-        let (observed, severity) = (get_ints(&mut d)?, get_ints(&mut d)?);
-        let (severity_text, event_name) = (get_strings(&mut d)?, get_strings(&mut d)?);
-        let (resources, resource_of) = get_resources(&mut d)?;
-        let mut attributes = AttributesReader::read(&mut d)?;
-        let bad = Malformed(0);
-        for (i, line) in texts.into_iter().enumerate() {
-            let Some(line) = line else {
-                attributes.skip()?;
-                continue;
-            };
-            let time = *times.get(i).ok_or(bad)?;
-            let stream = stream_of.get(i).and_then(|s| streams.get(*s)).ok_or(bad)?;
-            let resource = resource_of.get(i).and_then(|r| resources.get(*r)).ok_or(bad)?;
-            let row = RowIds::default();
-            let record = Self {
-                stream: stream.clone(),
-                timestamp: TimestampNs::from_nanos(time),
-                observed: TimestampNs::from_nanos(time.wrapping_add(*observed.get(i).ok_or(bad)?)),
-                line,
-                severity_number: severity.get(i).and_then(|s| u8::try_from(*s).ok()).ok_or(bad)?,
-                severity_text: severity_text.string(i, row)?,
-                event_name: event_name.string(i, row)?,
-                trace_id: traces.get(i).and_then(|t| TraceId::from_slice(t)),
-                span_id: spans.get(i).and_then(|s| SpanId::from_slice(s)),
-                attributes: attributes.next(source)?,
-                resource: resource.clone(),
-            };
-            debug_assert_eq!(record.time(), time);
-            if visit(record)?.is_break() {
-                return Ok(ControlFlow::Break(()));
+        let (columns, bytes) = (LogColumns::read(block)?, LazyBlock::whole(block));
+        LogBlock { columns: &columns, bytes: &bytes }.visit(filter, source, visit)
+    }
+
+    fn scan(
+        segment: &RowSegment,
+        numbers: &[usize],
+        filter: &RowFilter<'_>,
+        damaged: Damaged<'_>,
+        visit: VisitRow<'_, Self>,
+    ) -> Result<ControlFlow<()>, SegmentError> {
+        for n in numbers.iter().copied().filter(|n| segment.may_match(*n, filter)) {
+            let flow =
+                segment.with_columns(n, damaged, LogColumns::read, |columns, bytes, source| {
+                    LogBlock { columns, bytes }.visit(filter, source, visit)
+                })?;
+            if flow.is_break() {
+                return Ok(flow);
             }
         }
         Ok(ControlFlow::Continue(()))
     }
 }
 
-/// The columns of a block that decide which rows are wanted.
-struct Prepared<'a> {
-    streams: Vec<Labels>,
-    stream_of: Vec<usize>,
-    times: Vec<i64>,
-    traces: Vec<[u8; 16]>,
-    spans: Vec<[u8; 8]>,
-    lines: &'a [u8],
-    wanted: Vec<bool>,
-    /// Stands behind the lines.
-    d: Decoder<'a>,
+/// What was unpacked of a block of log records: the columns that decide which rows are wanted, and
+/// others as they are needed.
+#[derive(Debug)]
+pub(crate) struct LogColumns {
+    pub(crate) streams: Vec<Labels>,
+    pub(crate) stream_of: Vec<u32>,
+    /// Nanoseconds.
+    pub(crate) times: Vec<i64>,
+    /// The first and the last time.
+    pub(crate) bounds: (i64, i64),
+    taken: Taken,
+    traces_at: Range<usize>,
+    traces: OnceLock<Vec<[u8; 16]>>,
+    spans_at: Range<usize>,
+    spans: OnceLock<Vec<[u8; 8]>>,
+    lines_at: Range<usize>,
+    lines: OnceLock<LineColumns>,
+    /// Everything behind the lines.
+    rest_at: Range<usize>,
+    rest: OnceLock<Rest>,
+    /// Whether nothing comes with the lines that may tell one record from another.
+    pub(crate) is_lines_alone: bool,
 }
 
-fn row_text(i: usize, times: &[i64], traces: &[[u8; 16]], spans: &[[u8; 8]]) -> RowText {
-    RowText {
-        time: times.get(i).copied().unwrap_or_default(),
-        trace: traces.get(i).map(text_of).unwrap_or_default(),
-        span: spans.get(i).map(text_of).unwrap_or_default(),
+impl Columns for LogColumns {
+    fn bytes(&self) -> usize {
+        let streams: usize = self.streams.iter().map(Labels::size_bytes).sum();
+        let own = size_of::<Self>() + streams + self.stream_of.bytes() + self.times.bytes();
+        own + self.taken.get()
     }
 }
 
-impl<'a> Prepared<'a> {
-    /// Reads the columns; `None` when no row of the block is wanted.
-    fn read(
-        block: &'a [u8],
-        filter: &RowFilter<'_>,
-        accept: &dyn Fn(&Labels) -> bool,
-    ) -> Result<Option<Self>, Malformed> {
+impl LogColumns {
+    pub(crate) fn read(block: &[u8]) -> Result<Self, Malformed> {
         let mut d = Decoder::new(block);
         let n = d.len_free()?;
         let (streams, stream_of) = get_table(&mut d, get_labels)?;
+        let times = get_ints(&mut d)?;
+        if [stream_of.len(), times.len()] != [n; 2] {
+            return Err(d.bad());
+        }
+        let first = times.iter().min().copied().unwrap_or_default();
+        let last = times.iter().max().copied().unwrap_or_default();
+        let traces_at = d.at();
+        skip_ids(&mut d)?;
+        let spans_at = d.at();
+        skip_ids(&mut d)?;
+        let ids_end = d.at();
+        let len = d.raw()?.len();
+        let lines_end = d.at();
+        Ok(Self {
+            streams,
+            stream_of,
+            times,
+            bounds: (first, last),
+            taken: Taken::default(),
+            traces_at: traces_at..spans_at,
+            traces: OnceLock::new(),
+            spans_at: spans_at..ids_end,
+            spans: OnceLock::new(),
+            lines_at: lines_end - len..lines_end,
+            lines: OnceLock::new(),
+            rest_at: lines_end..block.len(),
+            rest: OnceLock::new(),
+            is_lines_alone: is_lines_alone(d)?,
+        })
+    }
+}
+
+/// Returns whether nothing comes with the records of a block beside their lines that may tell one
+/// from another; the decoder stands behind the lines.
+fn is_lines_alone(mut d: Decoder<'_>) -> Result<bool, Malformed> {
+    // Observed times and severities.
+    skip_ints(&mut d)?;
+    skip_ints(&mut d)?;
+    skip_strings(&mut d)?;
+    skip_strings(&mut d)?;
+    let (resources, _) = get_resources(&mut d)?;
+    Ok(resources.iter().all(|r| r.attributes.is_empty())
+        && AttributeIndex::read(d.rest())?.keys().next().is_none())
+}
+
+/// A block's columns and a way to its bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct LogBlock<'a> {
+    pub(crate) columns: &'a LogColumns,
+    pub(crate) bytes: &'a LazyBlock<'a>,
+}
+
+fn row_ids(i: usize, times: &[i64], traces: &[[u8; 16]], spans: &[[u8; 8]]) -> RowIds {
+    RowIds {
+        time: times.get(i).copied().unwrap_or_default(),
+        trace: traces.get(i).copied().unwrap_or_default(),
+        span: spans.get(i).copied().unwrap_or_default(),
+    }
+}
+
+impl<'a> LogBlock<'a> {
+    fn traces(&self) -> Result<&'a [[u8; 16]], SegmentError> {
+        let c = self.columns;
+        let read = || Ok(get_ids(&mut self.bytes.at(&c.traces_at)?)?);
+        let all = c.taken.once(&c.traces, read)?;
+        if all.len() == c.times.len() { Ok(all) } else { Err(Malformed(all.len()).into()) }
+    }
+
+    fn spans(&self) -> Result<&'a [[u8; 8]], SegmentError> {
+        let c = self.columns;
+        let read = || Ok(get_ids(&mut self.bytes.at(&c.spans_at)?)?);
+        let all = c.taken.once(&c.spans, read)?;
+        if all.len() == c.times.len() { Ok(all) } else { Err(Malformed(all.len()).into()) }
+    }
+
+    /// Returns what comes with the lines.
+    fn rest(&self) -> Result<&'a Rest, SegmentError> {
+        let c = self.columns;
+        c.taken.once(&c.rest, || Ok(Rest::read(self.bytes.at(&c.rest_at)?)?))
+    }
+
+    /// Returns the bytes of attributes.
+    fn attributes(&self) -> Result<&'a [u8], SegmentError> {
+        let rest = self.bytes.at(&self.columns.rest_at)?.rest();
+        let from = self.rest()?.attributes_from;
+        Ok(rest.get(from..).ok_or(Malformed(from))?)
+    }
+
+    /// Visits the rows that a filter lets through, in order.
+    fn visit(
+        &self,
+        filter: &RowFilter<'_>,
+        source: &mut Source<'_>,
+        visit: VisitRow<'_, LogRecord>,
+    ) -> Result<ControlFlow<()>, SegmentError> {
+        let Some(mut wanted) = self.wanted(filter, &|_| true)? else {
+            return Ok(ControlFlow::Continue(()));
+        };
+        let lines = self.lines()?;
+        self.narrow(&lines, filter, &mut wanted)?;
+        let LogColumns { streams, stream_of, times, .. } = self.columns;
+        let (traces, spans) = (self.traces()?, self.spans()?);
+        let ids = |i: usize| row_ids(i, times, traces, spans);
+        let mut texts = Vec::new();
+        lines.visit(&wanted, &ids, &mut |i, line| {
+            let line = std::str::from_utf8(line).map_err(|_| Malformed(i))?;
+            if filter.needles.iter().all(|needle| line.contains(needle.as_str())) {
+                texts.push((i, line.to_owned()));
+            }
+            Ok(())
+        })?;
+        if texts.is_empty() {
+            return Ok(ControlFlow::Continue(()));
+        }
+        let rest = self.rest()?;
+        let bytes = || self.attributes();
+        let mut attributes = AttributesReader::new(&rest.attributes, &bytes);
+        let row = RowIds::default();
+        for (i, line) in texts {
+            let bad = Malformed(i);
+            let time = *times.get(i).ok_or(bad)?;
+            let stream = stream_of.get(i).and_then(|s| streams.get(*s as usize)).ok_or(bad)?;
+            let record = LogRecord {
+                stream: stream.clone(),
+                timestamp: TimestampNs::from_nanos(time),
+                observed: TimestampNs::from_nanos(
+                    time.wrapping_add(*rest.observed.get(i).ok_or(bad)?),
+                ),
+                line,
+                severity_number: rest.severity(i)?,
+                severity_text: rest.severity_text.string(i, row)?,
+                event_name: rest.event_name.string(i, row)?,
+                trace_id: traces.get(i).and_then(|t| TraceId::from_slice(t)),
+                span_id: spans.get(i).and_then(|s| SpanId::from_slice(s)),
+                attributes: attributes.of(i, source)?,
+                resource: rest.resource(i)?.clone(),
+            };
+            if visit(record)?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    pub(crate) fn lines(&self) -> Result<Lines<'a>, SegmentError> {
+        let c = self.columns;
+        let read = || Ok(LineColumns::read(self.bytes.get()?, &c.lines_at)?);
+        Ok(Lines::new(c.taken.once(&c.lines, read)?, self.bytes, &c.taken))
+    }
+
+    /// Tells of each row whether its stream, time and trace are wanted; `None` when none is.
+    fn wanted(
+        &self,
+        filter: &RowFilter<'_>,
+        accept: &dyn Fn(&Labels) -> bool,
+    ) -> Result<Option<Vec<bool>>, SegmentError> {
+        let LogColumns { streams, stream_of, times, .. } = self.columns;
         let admitted = |s: &Labels| Matcher::all_match(filter.matchers, s) && accept(s);
         let matching: Vec<bool> = streams.iter().map(admitted).collect();
         if !matching.contains(&true) {
             return Ok(None);
         }
-        let times = get_ints(&mut d)?;
-        let traces = get_ids::<16>(&mut d)?;
-        let spans = get_ids::<8>(&mut d)?;
-        let lines = d.raw()?;
-        if [stream_of.len(), times.len(), traces.len(), spans.len()] != [n; 4] {
-            return Err(d.bad());
-        }
-        let wanted: Vec<bool> = times
-            .iter()
-            .zip(&traces)
-            .zip(&stream_of)
-            .map(|((t, trace), s)| matching.get(*s) == Some(&true) && filter.admits(*t, trace))
-            .collect();
-        let any = wanted.contains(&true);
-        Ok(any.then_some(Self { streams, stream_of, times, traces, spans, lines, wanted, d }))
-    }
-
-    fn lines(&self) -> Result<Lines<'a>, Malformed> {
-        Lines::read(&mut Decoder::new(self.lines))
+        let traces = if filter.traces.is_empty() { &[] } else { self.traces()? };
+        let one = |(i, (t, s)): (usize, (&i64, &u32))| {
+            let trace = traces.get(i).unwrap_or(&[0; 16]);
+            matching.get(*s as usize) == Some(&true) && filter.admits(*t, trace)
+        };
+        let wanted: Vec<bool> = times.iter().zip(stream_of).enumerate().map(one).collect();
+        Ok(wanted.contains(&true).then_some(wanted))
     }
 
     /// Takes rows out that cannot have a line with all needles.
-    fn narrow(&mut self, lines: &Lines<'_>, filter: &RowFilter<'_>) -> Result<(), Malformed> {
-        let (times, traces, spans) = (&self.times, &self.traces, &self.spans);
-        let ids = |i: usize| row_text(i, times, traces, spans);
+    fn narrow(
+        &self,
+        lines: &Lines<'_>,
+        filter: &RowFilter<'_>,
+        wanted: &mut [bool],
+    ) -> Result<(), SegmentError> {
+        if filter.needles.is_empty() {
+            return Ok(());
+        }
+        let (times, traces, spans) = (&self.columns.times, self.traces()?, self.spans()?);
+        let ids = |i: usize| row_ids(i, times, traces, spans);
         for needle in filter.needles {
             // The longest run of letters and digits says most.
             let run = bloom::runs(needle.as_bytes()).map(|(_, r)| r).max_by_key(|r| r.len());
             if let Some(run) = run {
-                lines.narrow(run, &ids, traces, &mut self.wanted)?;
+                lines.narrow(run, &ids, traces, wanted)?;
             }
         }
         Ok(())
@@ -317,37 +442,105 @@ impl<'a> Prepared<'a> {
 pub(crate) type VisitRows<'a> =
     &'a mut dyn FnMut(&LogRecord, LogRows<'_>) -> Result<ControlFlow<()>, SegmentError>;
 
+/// What comes with the lines of a block.
+#[derive(Debug)]
+struct Rest {
+    /// Nanoseconds after the row's time.
+    observed: Vec<i64>,
+    severity: Vec<u32>,
+    severity_text: Strings,
+    event_name: Strings,
+    resources: Vec<Arc<Resource>>,
+    resource_of: Vec<u32>,
+    attributes: AttributeIndex,
+    /// Where attributes begin in it.
+    attributes_from: usize,
+}
+
+impl Measured for Rest {
+    fn bytes(&self) -> usize {
+        let resources = self.resources.iter().map(|r| r.attributes.size_bytes()).sum::<usize>();
+        let texts = self.severity_text.bytes() + self.event_name.bytes();
+        let numbers = self.observed.bytes() + self.severity.bytes() + self.resource_of.bytes();
+        resources + texts + numbers + self.attributes.bytes()
+    }
+}
+
+impl Rest {
+    /// Reads what stands behind the lines.
+    fn read(mut d: Decoder<'_>) -> Result<Self, Malformed> {
+        let observed = get_ints(&mut d)?;
+        // None is a severity that there cannot be.
+        let severity = get_numbers(&mut d, u32::MAX)?;
+        let (severity_text, event_name) = (get_strings(&mut d)?, get_strings(&mut d)?);
+        let (resources, resource_of) = get_resources(&mut d)?;
+        let attributes_from = d.at();
+        let attributes = AttributeIndex::read(d.rest())?;
+        Ok(Self {
+            observed,
+            severity,
+            severity_text,
+            event_name,
+            resources,
+            resource_of,
+            attributes,
+            attributes_from,
+        })
+    }
+
+    fn severity(&self, row: usize) -> Result<u8, Malformed> {
+        self.severity.get(row).and_then(|s| u8::try_from(*s).ok()).ok_or(Malformed(row))
+    }
+
+    fn resource(&self, row: usize) -> Result<&Arc<Resource>, Malformed> {
+        let number = self.resource_of.get(row).ok_or(Malformed(row))?;
+        self.resources.get(*number as usize).ok_or(Malformed(row))
+    }
+
+    /// Sets what a scan is told of a row.
+    fn set(&self, row: usize, record: &mut LogRecord) -> Result<(), Malformed> {
+        let resource = self.resource(row)?;
+        record.resource.clone_from(resource);
+        if !resource.attributes.is_empty() {
+            let ids = RowIds::default();
+            record.severity_number = self.severity(row)?;
+            record.severity_text = self.severity_text.string(row, ids)?;
+            record.event_name = self.event_name.string(row, ids)?;
+        }
+        Ok(())
+    }
+}
+
 /// Visits the wanted rows of a block with one record for all of them, for those who keep none: see
 /// `SelectLogs::scan_logs` for what is set of it.
 pub(crate) fn visit_rows(
-    block: &[u8],
+    rows: LogBlock<'_>,
     filter: &RowFilter<'_>,
     scan: LogScan<'_>,
     source: &mut Source<'_>,
     visit: VisitRows<'_>,
 ) -> Result<ControlFlow<()>, SegmentError> {
-    if let Some(flow) = log_groups::visit(block, filter, scan, visit)? {
+    if let Some(flow) = log_groups::visit(rows, filter, scan, visit)? {
         return Ok(flow);
     }
-    let Some(mut p) = Prepared::read(block, filter, scan.accept)? else {
+    let Some(mut wanted) = rows.wanted(filter, scan.accept)? else {
         return Ok(ControlFlow::Continue(()));
     };
     let needs_line = scan.line || !filter.needles.is_empty();
-    let lines = if needs_line { Some(p.lines()?) } else { None };
+    let lines = if needs_line { Some(rows.lines()?) } else { None };
     if let Some(lines) = &lines {
-        p.narrow(lines, filter)?;
+        rows.narrow(lines, filter, &mut wanted)?;
     }
-    let Prepared { streams, stream_of, times, traces, spans, wanted, mut d, .. } = p;
     if !wanted.contains(&true) {
         return Ok(ControlFlow::Continue(()));
     }
-    let (_, severity) = (get_ints(&mut d)?, get_ints(&mut d)?);
-    let (severity_text, event_name) = (get_strings(&mut d)?, get_strings(&mut d)?);
-    let (resources, resource_of) = get_resources(&mut d)?;
-    let mut attributes = AttributesReader::read(&mut d)?;
-    let has_resources = resources.iter().any(|r| !r.attributes.is_empty());
+    let LogColumns { streams, stream_of, times, .. } = rows.columns;
+    let (traces, spans) = (rows.traces()?, rows.spans()?);
+    let rest = if rows.columns.is_lines_alone { None } else { Some(rows.rest()?) };
+    let bytes = || rows.attributes();
+    let mut attributes = rest.map(|rest| AttributesReader::new(&rest.attributes, &bytes));
     let mut record = LogRecord::default();
-    let (mut stream, mut next) = (usize::MAX, 0);
+    let mut stream = usize::MAX;
     let bad = Malformed(0);
     let finders: Vec<_> =
         filter.needles.iter().map(|n| memmem::Finder::new(n.as_bytes())).collect();
@@ -355,13 +548,11 @@ pub(crate) fn visit_rows(
         if !finders.iter().all(|f| f.find(line).is_some()) {
             return Ok(ControlFlow::Continue(()));
         }
-        while next < i {
-            attributes.skip()?;
-            next += 1;
+        if let Some((rest, attributes)) = rest.zip(attributes.as_mut()) {
+            record.attributes = attributes.of(i, source)?;
+            rest.set(i, &mut record)?;
         }
-        next += 1;
-        record.attributes = attributes.next(source)?;
-        let of = *stream_of.get(i).ok_or(bad)?;
+        let of = *stream_of.get(i).ok_or(bad)? as usize;
         if of != stream {
             record.stream = streams.get(of).ok_or(bad)?.clone();
             stream = of;
@@ -369,17 +560,6 @@ pub(crate) fn visit_rows(
         record.timestamp = TimestampNs::from_nanos(*times.get(i).ok_or(bad)?);
         record.line.clear();
         record.line.push_str(std::str::from_utf8(line).map_err(|_| Malformed(i))?);
-        if has_resources {
-            let resource = resource_of.get(i).and_then(|r| resources.get(*r)).ok_or(bad)?;
-            record.resource.clone_from(resource);
-            if !resource.attributes.is_empty() {
-                let row = RowIds::default();
-                let number = severity.get(i).and_then(|s| u8::try_from(*s).ok());
-                record.severity_number = number.ok_or(bad)?;
-                record.severity_text = severity_text.string(i, row)?;
-                record.event_name = event_name.string(i, row)?;
-            }
-        }
         record.trace_id = traces.get(i).and_then(|t| TraceId::from_slice(t));
         record.span_id = spans.get(i).and_then(|s| SpanId::from_slice(s));
         visit(&record, LogRows::one(&record.timestamp.nanos()))
@@ -392,7 +572,7 @@ pub(crate) fn visit_rows(
         }
         return Ok(ControlFlow::Continue(()));
     };
-    let ids = |i: usize| row_text(i, &times, &traces, &spans);
+    let ids = |i: usize| row_ids(i, times, traces, spans);
     let mut ended = Ok(ControlFlow::Continue(()));
     lines.visit(&wanted, &ids, &mut |i, line| {
         if matches!(ended, Ok(ControlFlow::Continue(()))) {
@@ -403,23 +583,17 @@ pub(crate) fn visit_rows(
     ended
 }
 
-/// Adds the streams of a block that match and have rows in the range, without building a row.
-pub(crate) fn streams_of(
-    block: &[u8],
-    filter: &RowFilter<'_>,
-    out: &mut dyn FnMut(&Labels),
-) -> Result<(), Malformed> {
-    let mut d = Decoder::new(block);
-    d.len_free()?;
-    let (streams, stream_of) = get_table(&mut d, get_labels)?;
-    let times = get_ints(&mut d)?;
-    let mut seen = vec![false; streams.len()];
-    for (s, t) in stream_of.iter().zip(&times) {
-        if let Some(seen) = seen.get_mut(*s) {
-            *seen |= filter.admits(*t, &[0; 16]);
+/// Calls `out` with the streams of a block that match and have rows in the range; no row is built.
+pub(crate) fn streams_of(all: &LogColumns, filter: &RowFilter<'_>, out: &mut dyn FnMut(&Labels)) {
+    let admits = |t: i64| filter.admits(t, &[0; 16]);
+    let mut seen = vec![admits(all.bounds.0) && admits(all.bounds.1); all.streams.len()];
+    if seen.contains(&false) {
+        for (s, t) in all.stream_of.iter().zip(&all.times) {
+            if let Some(seen) = seen.get_mut(*s as usize) {
+                *seen |= admits(*t);
+            }
         }
     }
-    let hits = streams.iter().zip(&seen).filter(|(_, seen)| **seen).map(|(s, _)| s);
+    let hits = all.streams.iter().zip(&seen).filter(|(_, seen)| **seen).map(|(s, _)| s);
     hits.filter(|s| Matcher::all_match(filter.matchers, s)).for_each(out);
-    Ok(())
 }

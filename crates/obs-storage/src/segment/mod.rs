@@ -8,6 +8,7 @@ pub(crate) mod columns;
 pub(crate) mod file;
 pub(crate) mod floats;
 pub(crate) mod ids;
+pub(crate) mod kept;
 pub(crate) mod lines;
 pub(crate) mod log_groups;
 pub(crate) mod logs;

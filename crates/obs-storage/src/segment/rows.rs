@@ -3,9 +3,10 @@
 use crate::bin::{Decoder, Encoder, Malformed};
 use crate::records::Record;
 use crate::segment::attrs::{Sink, Source};
-use crate::segment::bloom::{Filter, FilterCache};
+use crate::segment::bloom::Filter;
 use crate::segment::columns::{get_ints, put_ints};
 use crate::segment::file::{BlockRef, IndexRef, SegmentFile, SegmentWriter};
+use crate::segment::kept::{Columns, Kept, LazyBlock};
 use crate::segment::parts::{PartCache, PartWriter, Parts};
 use crate::segment::{SegmentError, Signal};
 use crate::vfs::Vfs;
@@ -43,6 +44,20 @@ pub(crate) trait Row: Record {
         source: &mut Source<'_>,
         visit: VisitRow<'_, Self>,
     ) -> Result<ControlFlow<()>, SegmentError>;
+
+    /// Visits the rows of blocks that the filter lets through. A damaged block is told to `damaged`
+    /// and passed over.
+    fn scan(
+        segment: &RowSegment,
+        numbers: &[usize],
+        filter: &RowFilter<'_>,
+        damaged: Damaged<'_>,
+        visit: VisitRow<'_, Self>,
+    ) -> Result<ControlFlow<()>, SegmentError> {
+        segment.each_block(numbers, filter, damaged, &mut |bytes, source| {
+            Self::get_block(bytes, filter, source, visit)
+        })
+    }
 }
 
 /// Which rows are wanted: time in `[start, end)` and, where given, of a trace, of a stream that
@@ -260,8 +275,8 @@ pub(crate) struct RowSegment {
     parts: Parts,
     pub(crate) blocks: Vec<BlockMeta>,
     pages: Vec<(u32, BlockRef)>,
-    /// Where filters are kept, and the segment's number in it.
-    filters: Option<(Arc<FilterCache>, u64)>,
+    /// Where filters and columns are kept, and the segment's number there.
+    kept: Option<(Arc<Kept>, u64)>,
 }
 
 /// Receives what could not be read: a description and the range of times that is missing.
@@ -276,13 +291,13 @@ impl RowSegment {
             Ok((u32::try_from(d.uint()?).map_err(|_| d.bad())?, BlockRef::get(d)?))
         };
         let pages = (0..d.len()?).map(|_| page(&mut d)).collect::<Result<_, Malformed>>()?;
-        Ok(Self { file, parts, blocks, pages, filters: None })
+        Ok(Self { file, parts, blocks, pages, kept: None })
     }
 
-    /// Keeps filters in a cache from now on.
+    /// Keeps filters and columns from now on.
     #[must_use]
-    pub(crate) fn with_filters(mut self, cache: Arc<FilterCache>, segment: u64) -> Self {
-        self.filters = Some((cache, segment));
+    pub(crate) fn keeping(mut self, kept: Arc<Kept>, segment: u64) -> Self {
+        self.kept = Some((kept, segment));
         self
     }
 
@@ -335,8 +350,8 @@ impl RowSegment {
     /// Returns a filter's bytes; a damaged one is none, and excludes nothing.
     fn filter_bytes(&self, number: usize, at: BlockRef) -> Option<Arc<[u8]>> {
         let read = || self.file.read(at);
-        match &self.filters {
-            Some((cache, segment)) => cache.get((*segment, number), read).ok(),
+        match &self.kept {
+            Some((kept, segment)) => kept.filters.get((*segment, number), read).ok(),
             None => read().ok().map(Into::into),
         }
     }
@@ -349,7 +364,12 @@ impl RowSegment {
         values.iter().all(|v| f.has(v.as_bytes()))
     }
 
-    fn passes_filter(&self, number: usize, b: &BlockMeta, filter: &RowFilter<'_>) -> bool {
+    /// Returns whether a block may hold wanted rows.
+    pub(crate) fn may_match(&self, number: usize, filter: &RowFilter<'_>) -> bool {
+        let Some(b) = self.blocks.get(number) else { return false };
+        if b.max < filter.start || (b.min >= filter.end && filter.end != i64::MAX) {
+            return false;
+        }
         let Some(at) = b.filter else { return true };
         if filter.needles.is_empty() && filter.traces.is_empty() {
             return true;
@@ -375,27 +395,21 @@ impl RowSegment {
         if reverse {
             numbers.reverse();
         }
-        self.each_block(numbers, filter, damaged, &mut |bytes, source| {
-            R::get_block(bytes, filter, source, visit)
-        })
+        R::scan(self, &numbers, filter, damaged, visit)
     }
 
     /// Reads blocks that may hold wanted rows, in the order of `numbers`. A damaged block is told to
     /// `damaged` and passed over.
-    pub(crate) fn each_block(
+    fn each_block(
         &self,
-        numbers: impl IntoIterator<Item = usize>,
+        numbers: &[usize],
         filter: &RowFilter<'_>,
         damaged: Damaged<'_>,
         read: ReadBlock<'_>,
     ) -> Result<ControlFlow<()>, SegmentError> {
         let mut cache = PartCache::default();
-        for n in numbers {
+        for n in numbers.iter().copied().filter(|n| self.may_match(*n, filter)) {
             let Some(b) = self.blocks.get(n) else { continue };
-            let overlaps = b.max >= filter.start && (b.min < filter.end || filter.end == i64::MAX);
-            if !overlaps || !self.passes_filter(n, b, filter) {
-                continue;
-            }
             let result = self.file.read(b.at).map_err(SegmentError::from).and_then(|bytes| {
                 let (file, parts) = (&self.file, &self.parts);
                 read(&bytes, &mut Source { file, parts, base: b.part_base, cache: &mut cache })
@@ -408,6 +422,36 @@ impl RowSegment {
             }
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// Lends the columns of one block, which stay for the next query, and a way to its bytes. A
+    /// damaged block is told to `damaged` and passed over.
+    pub(crate) fn with_columns<C: Columns>(
+        &self,
+        number: usize,
+        damaged: Damaged<'_>,
+        make: impl Fn(&[u8]) -> Result<C, Malformed>,
+        f: impl FnOnce(&C, &LazyBlock<'_>, &mut Source<'_>) -> Result<ControlFlow<()>, SegmentError>,
+    ) -> Result<ControlFlow<()>, SegmentError> {
+        let Some(b) = self.blocks.get(number) else { return Ok(ControlFlow::Continue(())) };
+        let read = || Ok(self.file.read(b.at)?);
+        let bytes = LazyBlock::new(&read);
+        let cache = &mut PartCache::default();
+        let (file, parts) = (&self.file, &self.parts);
+        let mut source = Source { file, parts, base: b.part_base, cache };
+        let make = || Ok(make(bytes.get()?)?);
+        let one = |c: &C| f(c, &bytes, &mut source);
+        let result = match &self.kept {
+            Some((kept, segment)) => kept.columns.with((*segment, number), make, one),
+            None => make().and_then(|c| one(&c)),
+        };
+        match result {
+            Err(e) if e.costs_a_part() => {
+                damaged(&e, b.min, b.max);
+                Ok(ControlFlow::Continue(()))
+            }
+            other => other,
+        }
     }
 
     /// Visits the rows of one block.

@@ -1,52 +1,56 @@
-//! Fields of a block's spans, each column read when a field of it is asked for first.
+//! Fields of a block's spans, each column unpacked when a field of it is asked for first, and kept
+//! for the next query.
 
 use crate::bin::{Decoder, Malformed};
 use crate::records::{get_events, get_links, get_scope};
 use crate::segment::SegmentError;
-use crate::segment::attrs::{AttributesReader, KeyColumn, Source, string_field};
+use crate::segment::attrs::{AttributeIndex, KeyColumn, Source, string_field};
 use crate::segment::columns::{
     SameAs, Strings, Texts, get_ints, get_strings, get_texts, skip_ints, skip_packed, skip_strings,
     skip_texts,
 };
 use crate::segment::ids::{get_ids, skip_ids};
+use crate::segment::kept::{Columns, LazyBlock, Measured, Taken};
 use crate::segment::logs::{get_resources, get_table};
+use foldhash::HashMap;
 use obs_model::{
     AttributeScope, Equal, FieldValue, Resource, Scope, SpanField, SpanId, SpanKind, SpanRow,
     StatusCode, TimestampNs, TraceId, field_of_events, field_of_links, sampling_weight,
 };
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 /// Where the columns of a block lie.
-struct Places<'a> {
-    traces: &'a [u8],
-    starts: &'a [u8],
-    ids: &'a [u8],
-    parents: &'a [u8],
-    elsewhere: &'a [u8],
-    names: &'a [u8],
-    kinds: &'a [u8],
-    durations: &'a [u8],
-    statuses: &'a [u8],
-    messages: &'a [u8],
-    states: &'a [u8],
-    resources: &'a [u8],
-    scopes: &'a [u8],
-    events: &'a [u8],
-    links: &'a [u8],
-    attributes: &'a [u8],
+#[derive(Debug)]
+struct Places {
+    traces: Range<usize>,
+    starts: Range<usize>,
+    ids: Range<usize>,
+    parents: Range<usize>,
+    elsewhere: Range<usize>,
+    names: Range<usize>,
+    kinds: Range<usize>,
+    durations: Range<usize>,
+    statuses: Range<usize>,
+    messages: Range<usize>,
+    states: Range<usize>,
+    resources: Range<usize>,
+    scopes: Range<usize>,
+    events: Range<usize>,
+    links: Range<usize>,
+    attributes: Range<usize>,
 }
 
-/// Passes over one column and returns its bytes.
-fn column<'a>(
-    d: &mut Decoder<'a>,
-    block: &'a [u8],
-    skip: impl Fn(&mut Decoder<'a>) -> Result<(), Malformed>,
-) -> Result<&'a [u8], Malformed> {
+/// Passes over one column and returns where it lies.
+fn column(
+    d: &mut Decoder<'_>,
+    skip: fn(&mut Decoder<'_>) -> Result<(), Malformed>,
+) -> Result<Range<usize>, Malformed> {
     let from = d.at();
     skip(d)?;
-    block.get(from..d.at()).ok_or(d.bad())
+    Ok(from..d.at())
 }
 
 fn skip_table(d: &mut Decoder<'_>) -> Result<(), Malformed> {
@@ -54,61 +58,53 @@ fn skip_table(d: &mut Decoder<'_>) -> Result<(), Malformed> {
     skip_ints(d)
 }
 
-impl<'a> Places<'a> {
+impl Places {
     /// Returns the number of rows, and where everything is.
-    fn read(block: &'a [u8]) -> Result<(usize, Self), Malformed> {
+    fn read(block: &[u8]) -> Result<(usize, Self), Malformed> {
         let d = &mut Decoder::new(block);
         let n = d.len_free()?;
-        let traces = column(d, block, skip_ids)?;
-        let starts = column(d, block, skip_ints)?;
-        let ids = column(d, block, skip_ids)?;
-        let parents = column(d, block, skip_ints)?;
-        let elsewhere = column(d, block, skip_ids)?;
-        let names = column(d, block, skip_strings)?;
-        let kinds = column(d, block, skip_ints)?;
-        let durations = column(d, block, skip_ints)?;
-        let statuses = column(d, block, skip_ints)?;
-        let messages = column(d, block, skip_strings)?;
-        let states = column(d, block, skip_strings)?;
-        let resources = column(d, block, skip_table)?;
-        let scopes = column(d, block, skip_table)?;
-        let events = column(d, block, skip_texts)?;
-        let links = column(d, block, skip_texts)?;
-        let attributes = block.get(d.at()..).ok_or(d.bad())?;
         let all = Self {
-            traces,
-            starts,
-            ids,
-            parents,
-            elsewhere,
-            names,
-            kinds,
-            durations,
-            statuses,
-            messages,
-            states,
-            resources,
-            scopes,
-            events,
-            links,
-            attributes,
+            traces: column(d, skip_ids)?,
+            starts: column(d, skip_ints)?,
+            ids: column(d, skip_ids)?,
+            parents: column(d, skip_ints)?,
+            elsewhere: column(d, skip_ids)?,
+            names: column(d, skip_strings)?,
+            kinds: column(d, skip_ints)?,
+            durations: column(d, skip_ints)?,
+            statuses: column(d, skip_ints)?,
+            messages: column(d, skip_strings)?,
+            states: column(d, skip_strings)?,
+            resources: column(d, skip_table)?,
+            scopes: column(d, skip_table)?,
+            events: column(d, skip_texts)?,
+            links: column(d, skip_texts)?,
+            attributes: d.at()..block.len(),
         };
         Ok((n, all))
     }
 }
 
-fn get_scopes(d: &mut Decoder<'_>) -> Result<(Vec<Arc<Scope>>, Vec<usize>), Malformed> {
+fn get_scopes(d: &mut Decoder<'_>) -> Result<(Vec<Arc<Scope>>, Vec<u32>), Malformed> {
     get_table(d, |d| get_scope(&mut Decoder::new(d.raw()?)).map(Arc::new))
 }
 
+/// The table that rows name their resource or scope of by number.
+#[derive(Debug, Clone, Copy)]
+enum Table {
+    Resources,
+    Scopes,
+}
+
 /// What one wanted field is read from.
+#[derive(Debug)]
 enum Slot {
     Strings(Strings),
     Kinds(Vec<i64>),
     Statuses(Vec<i64>),
     Key(KeyColumn),
-    /// One value a resource or scope, and each row's.
-    Shared(Vec<FieldValue<'static>>, Vec<usize>),
+    /// One value a resource or scope, and the number of each row's.
+    Shared(Vec<FieldValue<'static>>, Table),
     /// Read from the row's events or links.
     Events,
     Links,
@@ -119,7 +115,7 @@ enum Slot {
 /// Which rows are equal to a text.
 enum Test<'t> {
     /// By the number of the row's resource or scope.
-    Shared(Vec<bool>, &'t [usize]),
+    Shared(Vec<bool>, &'t [u32]),
     Strings(&'t Strings, SameAs),
     Key(&'t KeyColumn, SameAs),
     /// Each must be looked at.
@@ -138,7 +134,7 @@ impl Test<'_> {
     fn holds(&self, row: usize) -> bool {
         match self {
             Self::Shared(hits, of) => {
-                of.get(row).and_then(|r| hits.get(*r)).copied().unwrap_or(false)
+                of.get(row).and_then(|r| hits.get(*r as usize)).copied().unwrap_or(false)
             }
             Self::Strings(s, SameAs::Number(n)) => s.is_number(row, *n),
             Self::Strings(_, same) => matches!(same, SameAs::All | SameAs::Unknown),
@@ -148,74 +144,133 @@ impl Test<'_> {
     }
 }
 
-/// Distances to parents, and the ids of those that are not in the block.
-type Parents = (Vec<i64>, Vec<Option<[u8; 8]>>);
+impl Measured for Slot {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Strings(s) => s.bytes(),
+            Self::Kinds(v) | Self::Statuses(v) => v.bytes(),
+            Self::Key(k) => k.bytes(),
+            Self::Shared(values, _) => values.iter().map(FieldValue::size_bytes).sum(),
+            Self::Events | Self::Links => 0,
+            Self::Any(own, resource, scope) => own.bytes() + resource.bytes() + scope.bytes(),
+        }
+    }
+}
+
+/// Distances to parents, and the ids of those that are not in the block, with their rows.
+type Parents = (Vec<i64>, Vec<(u32, [u8; 8])>);
+/// Distinct resources or scopes, and the number of each row's.
+type Shared<T> = (Vec<Arc<T>>, Vec<u32>);
+
+impl Measured for Parents {
+    fn bytes(&self) -> usize {
+        self.0.bytes() + self.1.bytes()
+    }
+}
+
+impl Measured for Shared<Resource> {
+    fn bytes(&self) -> usize {
+        self.1.bytes() + self.0.iter().map(|r| r.attributes.size_bytes()).sum::<usize>()
+    }
+}
+
+impl Measured for Shared<Scope> {
+    fn bytes(&self) -> usize {
+        let one = |s: &Arc<Scope>| s.name.len() + s.version.len() + s.attributes.size_bytes();
+        self.1.bytes() + self.0.iter().map(one).sum::<usize>()
+    }
+}
+
+/// What was unpacked of a block of spans.
+pub(crate) struct SpanColumns {
+    places: Places,
+    rows: usize,
+    taken: Taken,
+    slots: RwLock<HashMap<SpanField, Arc<Slot>>>,
+    starts: OnceLock<Vec<i64>>,
+    durations: OnceLock<Vec<i64>>,
+    states: OnceLock<Strings>,
+    traces: OnceLock<Vec<[u8; 16]>>,
+    ids: OnceLock<Vec<[u8; 8]>>,
+    parents: OnceLock<Parents>,
+    attributes: OnceLock<AttributeIndex>,
+    resources: OnceLock<Shared<Resource>>,
+    scopes: OnceLock<Shared<Scope>>,
+    events: OnceLock<Texts>,
+    links: OnceLock<Texts>,
+}
+
+impl Columns for SpanColumns {
+    fn bytes(&self) -> usize {
+        size_of::<Self>() + self.taken.get()
+    }
+}
+
+impl SpanColumns {
+    pub(crate) fn read(block: &[u8]) -> Result<Self, Malformed> {
+        let (rows, places) = Places::read(block)?;
+        Ok(Self {
+            places,
+            rows,
+            taken: Taken::default(),
+            slots: RwLock::default(),
+            starts: OnceLock::new(),
+            durations: OnceLock::new(),
+            states: OnceLock::new(),
+            traces: OnceLock::new(),
+            ids: OnceLock::new(),
+            parents: OnceLock::new(),
+            attributes: OnceLock::new(),
+            resources: OnceLock::new(),
+            scopes: OnceLock::new(),
+            events: OnceLock::new(),
+            links: OnceLock::new(),
+        })
+    }
+}
 
 /// A block of spans, and the fields wanted of it.
 pub(crate) struct SpanBlock<'a> {
-    places: Places<'a>,
+    columns: &'a SpanColumns,
+    bytes: &'a LazyBlock<'a>,
     fields: &'a [SpanField],
     source: RefCell<&'a mut Source<'a>>,
     /// What could not be read, met while a row was looked at.
     fault: RefCell<Option<SegmentError>>,
-    slots: Vec<OnceCell<Slot>>,
-    rows: usize,
-    starts: OnceCell<Vec<i64>>,
-    durations: OnceCell<Vec<i64>>,
-    states: OnceCell<Strings>,
-    traces: OnceCell<Vec<[u8; 16]>>,
-    ids: OnceCell<Vec<[u8; 8]>>,
-    parents: OnceCell<Parents>,
-    attributes: OnceCell<AttributesReader<'a>>,
-    resources: OnceCell<(Vec<Arc<Resource>>, Vec<usize>)>,
-    scopes: OnceCell<(Vec<Arc<Scope>>, Vec<usize>)>,
-    events: OnceCell<Texts>,
-    links: OnceCell<Texts>,
-}
-
-/// Returns what a cell holds, made at the first call.
-fn once<T>(
-    cell: &OnceCell<T>,
-    make: impl FnOnce() -> Result<T, SegmentError>,
-) -> Result<&T, SegmentError> {
-    if let Some(v) = cell.get() {
-        return Ok(v);
-    }
-    let made = make()?;
-    Ok(cell.get_or_init(|| made))
+    slots: Vec<OnceCell<Arc<Slot>>>,
 }
 
 impl<'a> SpanBlock<'a> {
-    pub(crate) fn read(
-        block: &'a [u8],
+    pub(crate) fn new(
+        columns: &'a SpanColumns,
+        bytes: &'a LazyBlock<'a>,
         fields: &'a [SpanField],
         source: &'a mut Source<'a>,
-    ) -> Result<Self, SegmentError> {
-        let (rows, places) = Places::read(block)?;
-        Ok(Self {
-            places,
+    ) -> Self {
+        Self {
+            columns,
+            bytes,
             fields,
             source: RefCell::new(source),
             fault: RefCell::new(None),
             slots: fields.iter().map(|_| OnceCell::new()).collect(),
-            rows,
-            starts: OnceCell::new(),
-            durations: OnceCell::new(),
-            states: OnceCell::new(),
-            traces: OnceCell::new(),
-            ids: OnceCell::new(),
-            parents: OnceCell::new(),
-            attributes: OnceCell::new(),
-            resources: OnceCell::new(),
-            scopes: OnceCell::new(),
-            events: OnceCell::new(),
-            links: OnceCell::new(),
-        })
+        }
     }
 
-    fn starts(&self) -> Result<&[i64], SegmentError> {
-        let all = once(&self.starts, || Ok(get_ints(&mut Decoder::new(self.places.starts))?))?;
-        if all.len() == self.rows { Ok(all) } else { Err(Malformed(all.len()).into()) }
+    /// Returns what a cell holds, read from a column at the first call.
+    fn once<T: Measured>(
+        &self,
+        cell: &'a OnceLock<T>,
+        place: &Range<usize>,
+        read: impl FnOnce(&mut Decoder<'_>) -> Result<T, Malformed>,
+    ) -> Result<&'a T, SegmentError> {
+        self.columns.taken.once(cell, || Ok(read(&mut self.bytes.at(place)?)?))
+    }
+
+    fn starts(&self) -> Result<&'a [i64], SegmentError> {
+        let c = self.columns;
+        let all = self.once(&c.starts, &c.places.starts, get_ints)?;
+        if all.len() == c.rows { Ok(all) } else { Err(Malformed(all.len()).into()) }
     }
 
     fn start(&self, row: usize) -> i64 {
@@ -239,80 +294,112 @@ impl<'a> SpanBlock<'a> {
         })
     }
 
-    fn resources(&self) -> Result<&(Vec<Arc<Resource>>, Vec<usize>), SegmentError> {
-        once(&self.resources, || Ok(get_resources(&mut Decoder::new(self.places.resources))?))
+    fn resources(&self) -> Result<&'a Shared<Resource>, SegmentError> {
+        let c = self.columns;
+        self.once(&c.resources, &c.places.resources, get_resources)
     }
 
-    fn scopes(&self) -> Result<&(Vec<Arc<Scope>>, Vec<usize>), SegmentError> {
-        once(&self.scopes, || Ok(get_scopes(&mut Decoder::new(self.places.scopes))?))
+    fn scopes(&self) -> Result<&'a Shared<Scope>, SegmentError> {
+        let c = self.columns;
+        self.once(&c.scopes, &c.places.scopes, get_scopes)
     }
 
-    fn attributes(&self) -> Result<&AttributesReader<'a>, SegmentError> {
-        once(&self.attributes, || {
-            Ok(AttributesReader::read(&mut Decoder::new(self.places.attributes))?)
+    /// Returns the number of each row's resource or scope.
+    fn of(&self, table: Table) -> Result<&'a [u32], SegmentError> {
+        Ok(match table {
+            Table::Resources => &self.resources()?.1,
+            Table::Scopes => &self.scopes()?.1,
         })
     }
 
+    /// Returns the values of spans' own attributes under a key.
+    fn under(&self, key: &str) -> Result<KeyColumn, SegmentError> {
+        let c = self.columns;
+        let bytes = self.bytes.at(&c.places.attributes)?.rest();
+        let index = c.taken.once(&c.attributes, || Ok(AttributeIndex::read(bytes)?))?;
+        Ok(index.under(bytes, key)?)
+    }
+
     fn of_resources(&self, f: impl Fn(&Resource) -> FieldValue<'_>) -> Result<Slot, SegmentError> {
-        let (table, of) = self.resources()?;
-        Ok(Slot::Shared(table.iter().map(|r| f(r).into_owned()).collect(), of.clone()))
+        let values = self.resources()?.0.iter().map(|r| f(r).into_owned());
+        Ok(Slot::Shared(values.collect(), Table::Resources))
     }
 
     fn of_scopes(&self, f: impl Fn(&Scope) -> FieldValue<'_>) -> Result<Slot, SegmentError> {
-        let (table, of) = self.scopes()?;
-        Ok(Slot::Shared(table.iter().map(|r| f(r).into_owned()).collect(), of.clone()))
+        let values = self.scopes()?.0.iter().map(|s| f(s).into_owned());
+        Ok(Slot::Shared(values.collect(), Table::Scopes))
     }
 
     fn slot(&self, place: usize) -> Result<&Slot, SegmentError> {
         let cell = self.slots.get(place).ok_or(Malformed(place))?;
+        if let Some(slot) = cell.get() {
+            return Ok(slot);
+        }
         let field = self.fields.get(place).ok_or(Malformed(place))?;
-        once(cell, || self.make(field))
+        let all = &self.columns.slots;
+        let known = all.read().unwrap_or_else(PoisonError::into_inner).get(field).cloned();
+        let slot = match known {
+            Some(slot) => slot,
+            None => {
+                let made = Arc::new(self.make(field)?);
+                let key = match field {
+                    SpanField::Attribute(_, key) | SpanField::AnyAttribute(key) => key.len(),
+                    _ => 0,
+                };
+                self.columns.taken.add(size_of::<(SpanField, Slot)>() + key + made.bytes());
+                let mut all = all.write().unwrap_or_else(PoisonError::into_inner);
+                all.insert(field.clone(), made.clone());
+                made
+            }
+        };
+        Ok(cell.get_or_init(|| slot))
     }
 
     fn make(&self, field: &SpanField) -> Result<Slot, SegmentError> {
-        let strings = |bytes| Ok(Slot::Strings(get_strings(&mut Decoder::new(bytes))?));
+        let places = &self.columns.places;
+        let strings = |p| Ok(Slot::Strings(get_strings(&mut self.bytes.at(p)?)?));
+        let ints = |p| -> Result<_, SegmentError> { Ok(get_ints(&mut self.bytes.at(p)?)?) };
         let value = |a: &obs_model::Attributes, key: &str| {
             a.get(key).map_or(FieldValue::Nil, |v| FieldValue::from(v).into_owned())
         };
         let of_resource = |key: &str| self.of_resources(|r| value(&r.attributes, key));
         let of_scope = |key: &str| self.of_scopes(|s| value(&s.attributes, key));
         match field {
-            SpanField::Name => strings(self.places.names),
-            SpanField::StatusMessage => strings(self.places.messages),
-            SpanField::Kind => Ok(Slot::Kinds(get_ints(&mut Decoder::new(self.places.kinds))?)),
-            SpanField::Status => {
-                Ok(Slot::Statuses(get_ints(&mut Decoder::new(self.places.statuses))?))
-            }
+            SpanField::Name => strings(&places.names),
+            SpanField::StatusMessage => strings(&places.messages),
+            SpanField::Kind => Ok(Slot::Kinds(ints(&places.kinds)?)),
+            SpanField::Status => Ok(Slot::Statuses(ints(&places.statuses)?)),
             SpanField::Service => self.of_resources(|r| FieldValue::str(r.service())),
             SpanField::ScopeName => self.of_scopes(|s| FieldValue::str(s.name.as_str())),
             SpanField::ScopeVersion => self.of_scopes(|s| FieldValue::str(s.version.as_str())),
             SpanField::EventNames | SpanField::EventTimes => Ok(Slot::Events),
             SpanField::LinkTraces | SpanField::LinkSpans => Ok(Slot::Links),
             SpanField::Attribute(scope, key) => match scope {
-                AttributeScope::Span => Ok(Slot::Key(self.attributes()?.under(key)?)),
+                AttributeScope::Span => Ok(Slot::Key(self.under(key)?)),
                 AttributeScope::Resource => of_resource(key),
                 AttributeScope::Instrumentation => of_scope(key),
                 AttributeScope::Event => Ok(Slot::Events),
                 AttributeScope::Link => Ok(Slot::Links),
             },
             SpanField::AnyAttribute(key) => {
-                let own = self.attributes()?.under(key)?;
+                let own = self.under(key)?;
                 Ok(Slot::Any(own, Box::new(of_resource(key)?), Box::new(of_scope(key)?)))
             }
         }
     }
 
-    fn texts<'s>(
-        cell: &'s OnceCell<Texts>,
-        bytes: &[u8],
-        row: usize,
-    ) -> Result<&'s [u8], SegmentError> {
-        let texts = once(cell, || Ok(get_texts(&mut Decoder::new(bytes))?))?;
-        Ok(texts.get(row).ok_or(Malformed(row))?)
+    fn events(&self) -> Result<&'a Texts, SegmentError> {
+        let c = self.columns;
+        self.once(&c.events, &c.places.events, get_texts)
+    }
+
+    fn links(&self) -> Result<&'a Texts, SegmentError> {
+        let c = self.columns;
+        self.once(&c.links, &c.places.links, get_texts)
     }
 
     fn of_events(&self, field: &SpanField, row: usize) -> Result<FieldValue<'_>, SegmentError> {
-        let bytes = Self::texts(&self.events, self.places.events, row)?;
+        let bytes = self.events()?.get(row).ok_or(Malformed(row))?;
         if bytes.is_empty() {
             return Ok(FieldValue::Nil);
         }
@@ -322,7 +409,7 @@ impl<'a> SpanBlock<'a> {
     }
 
     fn of_links(&self, field: &SpanField, row: usize) -> Result<FieldValue<'_>, SegmentError> {
-        let bytes = Self::texts(&self.links, self.places.links, row)?;
+        let bytes = self.links()?.get(row).ok_or(Malformed(row))?;
         if bytes.is_empty() {
             return Ok(FieldValue::Nil);
         }
@@ -330,18 +417,16 @@ impl<'a> SpanBlock<'a> {
         Ok(field_of_links(&links, field).into_owned())
     }
 
+    /// Returns a row's value of those that rows share.
+    fn shared<'s>(&self, slot: &'s Slot, row: usize) -> Result<FieldValue<'s>, SegmentError> {
+        let Slot::Shared(values, table) = slot else { return Ok(FieldValue::Nil) };
+        let number = self.of(*table)?.get(row).ok_or(Malformed(row))?;
+        Ok(values.get(*number as usize).map_or(FieldValue::Nil, FieldValue::lend))
+    }
+
     fn field(&self, place: usize, row: usize) -> Result<FieldValue<'_>, SegmentError> {
         let field = self.fields.get(place).ok_or(Malformed(place))?;
         let at = |list: &[i64]| list.get(row).copied().ok_or(Malformed(row));
-        let shared = |slot: &'_ Slot| -> FieldValue<'static> {
-            match slot {
-                Slot::Shared(values, of) => {
-                    let value = of.get(row).and_then(|r| values.get(*r));
-                    value.cloned().unwrap_or(FieldValue::Nil)
-                }
-                _ => FieldValue::Nil,
-            }
-        };
         Ok(match self.slot(place)? {
             Slot::Strings(s) => string_field(s, row)?,
             Slot::Kinds(v) => {
@@ -354,10 +439,7 @@ impl<'a> SpanBlock<'a> {
                 _ => StatusCode::Error,
             }),
             Slot::Key(k) => k.get(row, &mut self.source.borrow_mut())?,
-            Slot::Shared(values, of) => {
-                let value = of.get(row).and_then(|r| values.get(*r));
-                value.map_or(FieldValue::Nil, FieldValue::lend)
-            }
+            slot @ Slot::Shared(..) => self.shared(slot, row)?,
             Slot::Events => self.of_events(field, row)?,
             Slot::Links => self.of_links(field, row)?,
             Slot::Any(own, resource, scope) => {
@@ -365,7 +447,7 @@ impl<'a> SpanBlock<'a> {
                 if !value.is_nil() {
                     return Ok(value);
                 }
-                let value = shared(resource);
+                let value = self.shared(resource, row)?;
                 if !value.is_nil() {
                     return Ok(value);
                 }
@@ -374,7 +456,7 @@ impl<'a> SpanBlock<'a> {
                     return Ok(value);
                 }
                 let value = self.of_links(field, row)?;
-                if value.is_nil() { shared(scope) } else { value }
+                if value.is_nil() { self.shared(scope, row)? } else { value }
             }
         })
     }
@@ -385,35 +467,38 @@ impl<'a> SpanBlock<'a> {
             Slot::Strings(s) => s.code(row),
             Slot::Kinds(v) | Slot::Statuses(v) => v.get(row).and_then(|n| u32::try_from(*n).ok()),
             Slot::Key(k) => k.code(row),
-            Slot::Shared(_, of) => of.get(row).and_then(|n| u32::try_from(*n).ok()),
+            Slot::Shared(_, table) => self.of(*table)?.get(row).copied(),
             Slot::Events | Slot::Links | Slot::Any(..) => None,
         })
     }
 
     fn trace_at(&self, row: usize) -> Result<TraceId, SegmentError> {
-        let all = once(&self.traces, || Ok(get_ids(&mut Decoder::new(self.places.traces))?))?;
+        let c = self.columns;
+        let all = self.once(&c.traces, &c.places.traces, get_ids)?;
         Ok(all.get(row).and_then(|t| TraceId::from_slice(t)).ok_or(Malformed(row))?)
     }
 
     fn id_at(&self, row: usize) -> Result<SpanId, SegmentError> {
-        let all = once(&self.ids, || Ok(get_ids(&mut Decoder::new(self.places.ids))?))?;
+        let c = self.columns;
+        let all = self.once(&c.ids, &c.places.ids, get_ids)?;
         Ok(all.get(row).and_then(|s| SpanId::from_slice(s)).ok_or(Malformed(row))?)
     }
 
     fn parent_at(&self, row: usize) -> Result<Option<SpanId>, SegmentError> {
-        let (parents, elsewhere) = once(&self.parents, || {
-            let parents = get_ints(&mut Decoder::new(self.places.parents))?;
-            let mut ids = get_ids::<8>(&mut Decoder::new(self.places.elsewhere))?.into_iter();
-            let elsewhere = parents
-                .iter()
-                .map(|p| if *p == super::spans::ELSEWHERE { ids.next() } else { None })
-                .collect();
+        let c = self.columns;
+        let (parents, elsewhere) = c.taken.once(&c.parents, || {
+            let parents = get_ints(&mut self.bytes.at(&c.places.parents)?)?;
+            let ids = get_ids::<8>(&mut self.bytes.at(&c.places.elsewhere)?)?;
+            let is_there = |(_, p): &(u32, &i64)| **p == super::spans::ELSEWHERE;
+            let rows = (0_u32..).zip(&parents).filter(is_there).map(|(row, _)| row);
+            let elsewhere = rows.zip(ids).collect();
             Ok((parents, elsewhere))
         })?;
         Ok(match *parents.get(row).ok_or(Malformed(row))? {
             0 => None,
             super::spans::ELSEWHERE => {
-                elsewhere.get(row).copied().flatten().and_then(|id| SpanId::from_slice(&id))
+                let at = elsewhere.binary_search_by_key(&row, |(r, _)| *r as usize).ok();
+                at.and_then(|at| elsewhere.get(at)).and_then(|(_, id)| SpanId::from_slice(id))
             }
             back => {
                 let at = usize::try_from(row as i64 - back).map_err(|_| Malformed(row))?;
@@ -423,12 +508,14 @@ impl<'a> SpanBlock<'a> {
     }
 
     fn duration_at(&self, row: usize) -> Result<i64, SegmentError> {
-        let all = once(&self.durations, || Ok(get_ints(&mut Decoder::new(self.places.durations))?));
-        Ok(all?.get(row).copied().ok_or(Malformed(row))?)
+        let c = self.columns;
+        let all = self.once(&c.durations, &c.places.durations, get_ints)?;
+        Ok(all.get(row).copied().ok_or(Malformed(row))?)
     }
 
     fn weight_at(&self, row: usize) -> Result<f64, SegmentError> {
-        match once(&self.states, || Ok(get_strings(&mut Decoder::new(self.places.states))?))? {
+        let c = self.columns;
+        match self.once(&c.states, &c.places.states, get_strings)? {
             Strings::Const(v) if v.is_empty() => Ok(1.0),
             states => match string_field(states, row)? {
                 FieldValue::Str(s) => Ok(sampling_weight(&s)),
@@ -439,11 +526,7 @@ impl<'a> SpanBlock<'a> {
 
     /// Whether any row's event or link may have the key (and, of names, the text).
     fn mentions(&self, slot: &Slot, word: &str) -> Result<bool, SegmentError> {
-        let (cell, bytes) = match slot {
-            Slot::Events => (&self.events, self.places.events),
-            _ => (&self.links, self.places.links),
-        };
-        let texts = once(cell, || Ok(get_texts(&mut Decoder::new(bytes))?))?;
+        let texts = if matches!(slot, Slot::Events) { self.events()? } else { self.links()? };
         Ok(memchr::memmem::find(texts.all(), word.as_bytes()).is_some())
     }
 
@@ -469,7 +552,7 @@ impl<'a> SpanBlock<'a> {
         };
         let mut out = Vec::new();
         match self.slot(place)? {
-            s @ Slot::Shared(_, of) => out.push(Test::Shared(shared(s), of)),
+            s @ Slot::Shared(_, table) => out.push(Test::Shared(shared(s), self.of(*table)?)),
             Slot::Strings(s) => out.push(Test::Strings(s, s.equal_to(text.as_bytes()))),
             Slot::Key(k) => out.push(Test::Key(k, k.equal_to(text, equal.by_text))),
             s @ (Slot::Events | Slot::Links) => {
@@ -480,8 +563,8 @@ impl<'a> SpanBlock<'a> {
             Slot::Any(own, resource, scope) => {
                 out.push(Test::Key(own, own.equal_to(text, equal.by_text)));
                 for slot in [&**resource, &**scope] {
-                    if let Slot::Shared(_, of) = slot {
-                        out.push(Test::Shared(shared(slot), of));
+                    if let Slot::Shared(_, table) = slot {
+                        out.push(Test::Shared(shared(slot), self.of(*table)?));
                     }
                 }
                 if self.mentions(&Slot::Events, word)? || self.mentions(&Slot::Links, word)? {
@@ -526,7 +609,7 @@ impl<'a> SpanBlock<'a> {
             let t = *self.starts()?.get(row).ok_or(Malformed(row))?;
             Ok(t >= start && (t < end || end == i64::MAX))
         };
-        for row in 0..self.rows {
+        for row in 0..self.columns.rows {
             let hit = inside(row)?
                 && all.iter().all(|tests| tests.iter().any(|t| t.holds(row)))
                 && (traces.is_empty() || traces.binary_search(&self.trace_at(row)?).is_ok());
@@ -604,26 +687,27 @@ pub(crate) fn keys_of(
     out: &mut BTreeSet<(AttributeScope, String)>,
 ) -> Result<(), SegmentError> {
     let (_, places) = Places::read(block)?;
+    let at = |p: &Range<usize>| block.get(p.clone()).map(Decoder::new).ok_or(Malformed(p.start));
     let mut add = |scope: AttributeScope, key: &str| {
         if !out.contains(&(scope, key.to_owned())) {
             out.insert((scope, key.to_owned()));
         }
     };
-    for key in AttributesReader::read(&mut Decoder::new(places.attributes))?.keys() {
+    for key in AttributeIndex::read(at(&places.attributes)?.rest())?.keys() {
         add(AttributeScope::Span, key);
     }
-    for r in get_resources(&mut Decoder::new(places.resources))?.0 {
+    for r in get_resources(&mut at(&places.resources)?)?.0 {
         r.attributes.iter().for_each(|(k, _)| add(AttributeScope::Resource, k));
     }
-    for s in get_scopes(&mut Decoder::new(places.scopes))?.0 {
+    for s in get_scopes(&mut at(&places.scopes)?)?.0 {
         s.attributes.iter().for_each(|(k, _)| add(AttributeScope::Instrumentation, k));
     }
-    for bytes in get_texts(&mut Decoder::new(places.events))?.iter().filter(|b| !b.is_empty()) {
+    for bytes in get_texts(&mut at(&places.events)?)?.iter().filter(|b| !b.is_empty()) {
         for e in get_events(&mut Decoder::new(bytes), 0)? {
             e.attributes.iter().for_each(|(k, _)| add(AttributeScope::Event, k));
         }
     }
-    for bytes in get_texts(&mut Decoder::new(places.links))?.iter().filter(|b| !b.is_empty()) {
+    for bytes in get_texts(&mut at(&places.links)?)?.iter().filter(|b| !b.is_empty()) {
         for l in get_links(&mut Decoder::new(bytes))? {
             l.attributes.iter().for_each(|(k, _)| add(AttributeScope::Link, k));
         }

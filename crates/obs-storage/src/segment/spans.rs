@@ -2,7 +2,7 @@
 
 use crate::bin::{Decoder, Encoder, Malformed};
 use crate::records::{get_events, get_links, get_scope, put_events, put_links, put_scope};
-use crate::segment::attrs::{self, AttributesReader, Sink, Source};
+use crate::segment::attrs::{self, AttributeIndex, AttributesReader, Sink, Source};
 use crate::segment::bloom;
 use crate::segment::columns::{
     Context, RowIds, get_ints, get_strings, get_texts, put_ints, put_strings, put_texts,
@@ -213,7 +213,9 @@ impl Row for Span {
         let (scopes, scope_of) =
             get_table(&mut d, |d| get_scope(&mut Decoder::new(d.raw()?)).map(Arc::new))?;
         let (events, links) = (get_texts(&mut d)?, get_texts(&mut d)?);
-        let mut attributes = AttributesReader::read(&mut d)?;
+        let rest = d.rest();
+        let (index, bytes) = (AttributeIndex::read(rest)?, || Ok(rest));
+        let mut attributes = AttributesReader::new(&index, &bytes);
         for i in 0..n {
             let bad = Malformed(i);
             let parent = *parents.get(i).ok_or(bad)?;
@@ -262,8 +264,12 @@ impl Row for Span {
                 } else {
                     get_links(&mut Decoder::new(link_bytes))?
                 },
-                resource: resource_of.get(i).and_then(|r| resources.get(*r)).cloned().ok_or(bad)?,
-                scope: scope_of.get(i).and_then(|s| scopes.get(*s)).cloned().ok_or(bad)?,
+                resource: resource_of
+                    .get(i)
+                    .and_then(|r| resources.get(*r as usize))
+                    .cloned()
+                    .ok_or(bad)?,
+                scope: scope_of.get(i).and_then(|s| scopes.get(*s as usize)).cloned().ok_or(bad)?,
             };
             if visit(span)?.is_break() {
                 return Ok(ControlFlow::Break(()));

@@ -1,0 +1,249 @@
+//! What is kept in memory of blocks that queries read: filters, and columns that were unpacked.
+
+use crate::bin::{Decoder, Malformed};
+use crate::lru::Lru;
+use crate::segment::SegmentError;
+use crate::segment::bloom::FilterCache;
+use obs_model::{MemoryPool, MemoryShare};
+use std::any::Any;
+use std::cell::OnceCell;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+/// A block: its segment, and its number there.
+pub(crate) type BlockKey = (u64, usize);
+
+/// Columns of a block that grow as queries ask for more of them.
+pub(crate) trait Columns: Any + Send + Sync {
+    /// Returns the bytes that they take now, about.
+    fn bytes(&self) -> usize;
+}
+
+/// What all open segments of a store share.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    pub(crate) filters: FilterCache,
+    pub(crate) columns: ColumnCache,
+}
+
+impl Kept {
+    /// Filters kept in memory: those of some five million lines.
+    const FILTER_BYTES: u64 = 32 << 20;
+
+    pub(crate) fn new(memory: &Arc<MemoryPool>) -> Self {
+        Self { filters: FilterCache::new(Self::FILTER_BYTES), columns: ColumnCache::new(memory) }
+    }
+
+    /// Lets go what is kept of a segment.
+    pub(crate) fn forget(&self, segment: u64) {
+        self.columns.forget(segment);
+    }
+}
+
+/// Columns of the blocks that queries used last.
+pub(crate) struct ColumnCache {
+    blocks: Mutex<Lru<BlockKey, Arc<dyn Any + Send + Sync>>>,
+    share: MemoryShare,
+}
+
+impl std::fmt::Debug for ColumnCache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ColumnCache").field("bytes", &self.blocks().bytes()).finish_non_exhaustive()
+    }
+}
+
+impl ColumnCache {
+    /// Takes a sixteenth of the memory that all parts of the process draw from, and no more than
+    /// ten million rows of logs need.
+    fn new(memory: &Arc<MemoryPool>) -> Self {
+        const MOST: i64 = 512 << 20;
+        let bytes_max = (memory.max() / 16).min(MOST).unsigned_abs();
+        Self { blocks: Mutex::new(Lru::new(bytes_max)), share: memory.share() }
+    }
+
+    fn blocks(&self) -> MutexGuard<'_, Lru<BlockKey, Arc<dyn Any + Send + Sync>>> {
+        self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the bytes in use, and how many may be.
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        let blocks = self.blocks();
+        (blocks.bytes(), blocks.bytes_max())
+    }
+
+    /// Calls `f` with a block's columns, those of before or what `read` returns, and keeps them as
+    /// they are then.
+    pub(crate) fn with<C: Columns, T>(
+        &self,
+        key: BlockKey,
+        read: impl FnOnce() -> Result<C, SegmentError>,
+        f: impl FnOnce(&C) -> Result<T, SegmentError>,
+    ) -> Result<T, SegmentError> {
+        let known = self.blocks().get(&key).cloned().and_then(|c| c.downcast::<C>().ok());
+        let (columns, before) = match known {
+            Some(c) => {
+                let bytes = c.bytes();
+                (c, bytes)
+            }
+            None => (Arc::new(read()?), 0),
+        };
+        let out = f(&columns)?;
+        let bytes = columns.bytes();
+        if bytes > before {
+            let mut blocks = self.blocks();
+            blocks.put(key, columns, bytes as u64);
+            self.share.set(usize::try_from(blocks.bytes()).unwrap_or(usize::MAX));
+        }
+        Ok(out)
+    }
+
+    fn forget(&self, segment: u64) {
+        let mut blocks = self.blocks();
+        let keys: Vec<BlockKey> = blocks.keys().filter(|k| k.0 == segment).copied().collect();
+        for key in &keys {
+            blocks.remove(key);
+        }
+        self.share.set(usize::try_from(blocks.bytes()).unwrap_or(usize::MAX));
+    }
+}
+
+/// A block's bytes, read when something of them is needed.
+pub(crate) struct LazyBlock<'a> {
+    bytes: OnceCell<Vec<u8>>,
+    origin: Origin<'a>,
+}
+
+enum Origin<'a> {
+    File(&'a dyn Fn() -> Result<Vec<u8>, SegmentError>),
+    Bytes(&'a [u8]),
+}
+
+impl<'a> LazyBlock<'a> {
+    pub(crate) const fn new(read: &'a dyn Fn() -> Result<Vec<u8>, SegmentError>) -> Self {
+        Self { bytes: OnceCell::new(), origin: Origin::File(read) }
+    }
+
+    /// A block that was read already.
+    pub(crate) const fn whole(bytes: &'a [u8]) -> Self {
+        Self { bytes: OnceCell::new(), origin: Origin::Bytes(bytes) }
+    }
+
+    pub(crate) fn get(&self) -> Result<&[u8], SegmentError> {
+        if let Some(bytes) = self.bytes.get() {
+            return Ok(bytes);
+        }
+        match self.origin {
+            Origin::Bytes(bytes) => Ok(bytes),
+            Origin::File(read) => {
+                let bytes = read()?;
+                Ok(self.bytes.get_or_init(|| bytes))
+            }
+        }
+    }
+
+    /// Returns what reads a part of them.
+    pub(crate) fn at(&self, place: &Range<usize>) -> Result<Decoder<'_>, SegmentError> {
+        let bytes = self.get()?.get(place.clone()).ok_or(Malformed(place.start))?;
+        Ok(Decoder::new(bytes))
+    }
+}
+
+/// Bytes that the columns of a block take.
+#[derive(Debug, Default)]
+pub(crate) struct Taken(AtomicUsize);
+
+impl Taken {
+    pub(crate) fn add(&self, bytes: usize) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Returns what a cell holds, made at the first call.
+    pub(crate) fn once<'a, T: Sized + Measured>(
+        &self,
+        cell: &'a OnceLock<T>,
+        make: impl FnOnce() -> Result<T, SegmentError>,
+    ) -> Result<&'a T, SegmentError> {
+        if let Some(v) = cell.get() {
+            return Ok(v);
+        }
+        let made = make()?;
+        // Another query may have made it meanwhile.
+        let mut is_first = false;
+        let kept = cell.get_or_init(|| {
+            is_first = true;
+            made
+        });
+        if is_first {
+            self.add(kept.bytes());
+        }
+        Ok(kept)
+    }
+}
+
+/// What takes memory.
+pub(crate) trait Measured {
+    /// Returns the bytes behind the value itself, about.
+    fn bytes(&self) -> usize;
+}
+
+impl<T: Copy> Measured for Vec<T> {
+    fn bytes(&self) -> usize {
+        size_of_val(self.as_slice())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Some {
+        taken: Taken,
+        ints: OnceLock<Vec<i64>>,
+    }
+
+    impl Columns for Some {
+        fn bytes(&self) -> usize {
+            100 + self.taken.get()
+        }
+    }
+
+    #[test]
+    fn columns_are_unpacked_once_and_counted_as_they_grow() {
+        let pool = Arc::new(MemoryPool::new(16 * 2_000, 0));
+        let kept = Kept::new(&pool);
+        let mut read = 0;
+        let mut sum = |key, wants_ints: bool| {
+            let some = || {
+                read += 1;
+                Ok(Some::default())
+            };
+            let ints = |c: &Some| c.taken.once(&c.ints, || Ok(vec![1_i64; 50])).map(|v| v.len());
+            kept.columns.with(key, some, |c| if wants_ints { ints(c) } else { Ok(0) }).unwrap();
+            (read, pool.used())
+        };
+        assert_eq!(sum((1, 0), false), (1, 100));
+        assert_eq!(sum((1, 0), true), (1, 500));
+        assert_eq!(sum((1, 0), true), (1, 500));
+        for block in 1..4 {
+            sum((1, block), true);
+        }
+        // The next does not fit beside the others: the oldest goes.
+        assert_eq!(sum((2, 0), true), (5, 2_000));
+        assert_eq!(sum((1, 1), true), (5, 2_000));
+        assert_eq!(sum((1, 0), true), (6, 2_000));
+        kept.forget(1);
+        assert_eq!(pool.used(), 500);
+        let broken = kept.columns.with(
+            (7, 7),
+            || Ok(Some::default()),
+            |_| Err::<(), _>(SegmentError::Malformed(Malformed(1))),
+        );
+        assert!(broken.is_err() && pool.used() == 500);
+    }
+}
