@@ -278,6 +278,58 @@ def test_traces_in_lines_are_found(loki):
     assert row["metric"] == {"app": "traced"} and row["value"][1] == "2"
 
 
+def test_deletes(loki):
+    now = time.time_ns()
+    texts = ["card 4111 paid", "card 5500 paid", "Refused", "refused twice", "all well"]
+    loki.push([{"stream": {"app": "till"}, "values": [[str(now - 10**9 + i), t] for i, t in enumerate(texts)]}])
+    left = lambda: lines(loki.get("/loki/api/v1/query_range", query='{app="till"}', direction="forward"))
+    assert left() == texts
+
+    def delete(method="POST", **params):
+        query = urllib.parse.urlencode(params)
+        request = urllib.request.Request(f"{loki.base}/loki/api/v1/delete?{query}", method=method)
+        try:
+            with urllib.request.urlopen(request) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as e:
+            return e.code, e.read().decode()
+
+    start = now // 10**9 - 60
+    for params, text in [
+        ({"start": start}, "query not set"),
+        ({"query": '{app="till"}'}, "start time not set"),
+        ({"query": '{app="till"}', "start": "soon"}, "invalid start time: require unix seconds or RFC3339 format"),
+        ({"query": '{app="till"}', "start": start, "end": start + 3600}, "deletes in the future are not allowed"),
+        ({"query": '{app="till"}', "start": start, "end": start - 1}, "start time can't be greater than end time"),
+        ({"query": 'rate({app="till"}[1m])', "start": start}, "unsupported query expression"),
+        ({"query": '{app="till"} | json', "start": start}, "unsupported query expression"),
+        ({"query": "{app=", "start": start}, "parse error"),
+    ]:
+        status, answer = delete(**params)
+        assert status == 400 and text in answer, (params, answer)
+    assert left() == texts
+    assert delete(query='{app="till"} |= "4111"', start=start) == (204, "")
+    assert delete("PUT", query='{app=~"ti.."} |~ "(?i)^refused" != "twice"', start=start) == (204, "")
+    kept = ["card 5500 paid", "refused twice", "all well"]
+    assert left() == kept
+    count = 'sum(count_over_time({app="till"} |~ "card|refused" [1h]))'
+    assert loki.get("/loki/api/v1/query", query=count)["data"]["result"][0]["value"][1] == "2"
+    # What comes later is new.
+    loki.push([{"stream": {"app": "till"}, "values": [[str(now), "card 4111 again"]]}])
+    assert left() == [*kept, "card 4111 again"]
+    first, second = loki.get("/loki/api/v1/delete")
+    assert first["query"] == '{app="till"} |= "4111"' and first["start_time"] == start and first["status"] == "processed"
+    assert abs(first["end_time"] - time.time()) < 60 and first["created_at"] <= second["created_at"]
+    status, text = delete("DELETE", request_id=first["request_id"])
+    assert status == 400 and "already processed" in text
+    assert delete("DELETE", request_id="0")[0] == 404
+    loki.server.post("/api/v1/storage/compact")
+    assert left() == [*kept, "card 4111 again"]
+    page = urllib.request.Request(f"{loki.base}/loki/api/v1/delete", method="POST", headers={"Origin": "http://evil.example"})
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(page)
+
+
 def test_protobuf_push(loki):
     def field(number, payload):
         return bytes([number << 3 | 2, len(payload)]) + payload

@@ -40,9 +40,10 @@ pub use metric::{
 };
 pub use ports::{
     Append, AppendError, AppendFuture, Appended, Budget, CallSelection, DeleteScope, Direction,
-    Equal, LineMembers, LogRows, LogScan, LogSelection, Maintain, MaintainFuture, NumberMember,
-    Objects, ReadAt, SelectError, SelectLogs, SelectSeries, SelectSpans, SeriesSelection,
-    SnapshotFile, SpanScan, SpanSelection, Visit, VisitScan, VisitSpans, WriteBatch,
+    Equal, LineMembers, LineTest, LineText, LogRows, LogScan, LogSelection, Maintain,
+    MaintainFuture, NumberMember, Objects, ReadAt, SelectError, SelectLogs, SelectSeries,
+    SelectSpans, SeriesSelection, SnapshotFile, SpanScan, SpanSelection, Visit, VisitScan,
+    VisitSpans, WriteBatch,
 };
 pub use share::{Claim, News, ShareError, ShareFuture, ShareState, Shared};
 pub use span::{

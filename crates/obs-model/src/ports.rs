@@ -625,6 +625,24 @@ pub enum DeleteScope {
     Trace(TraceId),
     /// Samples of the series that match (name, operator, value), in `[start, end]` ms.
     Series { matchers: Vec<(String, MatchOp, String)>, start: i64, end: i64 },
+    /// Log records in `[start, end]` ns of the streams that match (name, operator, value), whose
+    /// line passes all tests.
+    Logs { matchers: Vec<(String, MatchOp, String)>, lines: Vec<LineTest>, start: i64, end: i64 },
+}
+
+/// A test of a log line: that it has any of some texts, or none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LineTest {
+    pub negated: bool,
+    pub any: Vec<LineText>,
+}
+
+/// What may be in a log line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LineText {
+    Literal(String),
+    /// An expression of Go's, not anchored.
+    Regex(String),
 }
 
 /// Bytes that can be read at any place.

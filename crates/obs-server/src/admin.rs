@@ -37,7 +37,7 @@ pub(crate) fn prometheus_routes() -> Router<AppState> {
 }
 
 /// Tells whether a request may delete data, or why not.
-fn allowed(admin: AdminApi, headers: &HeaderMap) -> Result<(), &'static str> {
+pub(crate) fn allowed(admin: AdminApi, headers: &HeaderMap) -> Result<(), &'static str> {
     let text = |name: header::HeaderName| headers.get(name).and_then(|v| v.to_str().ok());
     let host = text(header::HOST).unwrap_or_default();
     match admin {

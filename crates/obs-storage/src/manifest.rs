@@ -9,7 +9,9 @@ use crate::segment::file::IndexRef;
 use crate::segment::{Operations, Signal};
 use crate::vfs::Vfs;
 use crate::wal::{self, FRAME_BYTES_MAX, FRAME_EDIT, MANIFEST_MAGIC, WalFile};
-use obs_model::{DeleteScope, MatchOp, MetricKind, MetricMetadata, TenantId, TraceId};
+use obs_model::{
+    DeleteScope, LineTest, LineText, MatchOp, MetricKind, MetricMetadata, TenantId, TraceId,
+};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -111,11 +113,25 @@ impl Tombstone {
             }
             DeleteScope::Series { matchers, start, end } => {
                 e.u8(2);
-                e.len(matchers.len());
-                for (name, op, value) in matchers {
-                    e.str(name);
-                    e.u8(*op as u8);
-                    e.str(value);
+                put_matchers(e, matchers);
+                e.int(*start);
+                e.int(*end);
+            }
+            DeleteScope::Logs { matchers, lines, start, end } => {
+                e.u8(3);
+                put_matchers(e, matchers);
+                e.len(lines.len());
+                for test in lines {
+                    e.u8(u8::from(test.negated));
+                    e.len(test.any.len());
+                    for text in &test.any {
+                        let (kind, text) = match text {
+                            LineText::Literal(t) => (0, t),
+                            LineText::Regex(r) => (1, r),
+                        };
+                        e.u8(kind);
+                        e.str(text);
+                    }
                 }
                 e.int(*start);
                 e.int(*end);
@@ -129,15 +145,44 @@ impl Tombstone {
             0 => DeleteScope::Tenant,
             1 => DeleteScope::Trace(TraceId::from_slice(d.raw()?).ok_or(d.bad())?),
             2 => {
-                let matchers = (0..d.len()?)
-                    .map(|_| Ok((d.string()?, get_op(d)?, d.string()?)))
-                    .collect::<Result<_, Malformed>>()?;
+                let matchers = get_matchers(d)?;
                 DeleteScope::Series { matchers, start: d.int()?, end: d.int()? }
+            }
+            3 => {
+                let matchers = get_matchers(d)?;
+                let lines = (0..d.len()?).map(|_| get_test(d)).collect::<Result<_, Malformed>>()?;
+                DeleteScope::Logs { matchers, lines, start: d.int()?, end: d.int()? }
             }
             _ => return Err(d.bad()),
         };
         Ok(Self { id, tenant, scope, before })
     }
+}
+
+type Matchers = Vec<(String, MatchOp, String)>;
+
+fn put_matchers(e: &mut Encoder, matchers: &Matchers) {
+    e.len(matchers.len());
+    for (name, op, value) in matchers {
+        e.str(name);
+        e.u8(*op as u8);
+        e.str(value);
+    }
+}
+
+fn get_matchers(d: &mut Decoder<'_>) -> Result<Matchers, Malformed> {
+    (0..d.len()?).map(|_| Ok((d.string()?, get_op(d)?, d.string()?))).collect()
+}
+
+fn get_test(d: &mut Decoder<'_>) -> Result<LineTest, Malformed> {
+    let negated = d.u8()? == 1;
+    let one = |d: &mut Decoder<'_>| match d.u8()? {
+        0 => d.string().map(LineText::Literal),
+        1 => d.string().map(LineText::Regex),
+        _ => Err(d.bad()),
+    };
+    let any = (0..d.len()?).map(|_| one(d)).collect::<Result<_, Malformed>>()?;
+    Ok(LineTest { negated, any })
 }
 
 fn get_op(d: &mut Decoder<'_>) -> Result<MatchOp, Malformed> {

@@ -244,7 +244,7 @@ impl Lost<'_> {
     }
 
     fn has_row<R: Row>(&self, row: &R) -> bool {
-        self.hidden.hides_trace(row.trace()) || self.sweep.is_some_and(|s| s.drops_row(row))
+        self.hidden.hides(row) || self.sweep.is_some_and(|s| s.drops_row(row))
     }
 
     fn filter(&self, labels: &Labels, samples: &mut Vec<Sample>) {

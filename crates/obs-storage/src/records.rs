@@ -168,6 +168,10 @@ pub(crate) trait Record: Sized {
     /// Returns what rules about labels compare: a stream's label, a resource attribute under its
     /// name as a label, empty when there is none.
     fn label(&self, name: &str) -> Cow<'_, str>;
+    /// Returns the line of a log record.
+    fn line(&self) -> Option<&str> {
+        None
+    }
     /// Writes all but time and trace id.
     fn encode(&self, e: &mut Encoder, shared: &mut Shared);
     fn decode(
@@ -189,6 +193,10 @@ impl Record for LogRecord {
 
     fn label(&self, name: &str) -> Cow<'_, str> {
         self.stream.get(name).into()
+    }
+
+    fn line(&self) -> Option<&str> {
+        Some(&self.line)
     }
 
     fn encode(&self, e: &mut Encoder, shared: &mut Shared) {

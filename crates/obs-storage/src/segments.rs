@@ -1,6 +1,7 @@
 //! Open segments, and what delete requests hide in them.
 
 use crate::manifest::{SegmentMeta, Tombstone};
+use crate::records::Record;
 use crate::segment::file::SegmentFile;
 use crate::segment::kept::Kept;
 use crate::segment::rows::RowSegment;
@@ -8,7 +9,9 @@ use crate::segment::series::SeriesSegment;
 use crate::segment::{SegmentError, Signal};
 use crate::tier::{Remote, Whole};
 use crate::vfs::{ReadFile, Vfs};
-use obs_model::{DeleteScope, Labels, Matcher, ReadAt, Sample, TenantId, TraceId};
+use obs_model::{
+    DeleteScope, Labels, LineTest, LineText, MatchOp, Matcher, ReadAt, Sample, TenantId, TraceId,
+};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -158,30 +161,85 @@ impl ReadAt for Local {
 struct Compiled {
     tombstone: Tombstone,
     matchers: Vec<Matcher>,
+    lines: Vec<CompiledTest>,
+}
+
+/// A test of lines that is ready to be run.
+#[derive(Debug)]
+struct CompiledTest {
+    negated: bool,
+    literals: Vec<String>,
+    /// Of the whole line: matchers are anchored.
+    regexes: Vec<Matcher>,
+}
+
+impl CompiledTest {
+    fn new(test: &LineTest) -> Result<Self, String> {
+        let mut out = Self { negated: test.negated, literals: vec![], regexes: vec![] };
+        for text in &test.any {
+            match text {
+                LineText::Literal(t) => out.literals.push(t.clone()),
+                LineText::Regex(r) => {
+                    let whole = format!("(?s:.*)(?:{r})(?s:.*)");
+                    let m = Matcher::new("line", MatchOp::Regex, &whole);
+                    out.regexes.push(m.map_err(|e| e.to_string())?);
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    fn passes(&self, line: &str) -> bool {
+        let any = self.literals.iter().any(|t| line.contains(t.as_str()))
+            || self.regexes.iter().any(|r| r.matches(line));
+        any != self.negated
+    }
+}
+
+impl Compiled {
+    fn new(tombstone: Tombstone) -> Result<Self, String> {
+        let (matchers, lines) = match &tombstone.scope {
+            DeleteScope::Series { matchers, .. } => (matchers.as_slice(), &[][..]),
+            DeleteScope::Logs { matchers, lines, .. } => (matchers.as_slice(), lines.as_slice()),
+            DeleteScope::Tenant | DeleteScope::Trace(_) => (&[][..], &[][..]),
+        };
+        let matcher = |(name, op, value): &(String, MatchOp, String)| {
+            Matcher::new(name, *op, value).map_err(|e| e.to_string())
+        };
+        let matchers = matchers.iter().map(matcher).collect::<Result<_, _>>()?;
+        let lines = lines.iter().map(CompiledTest::new).collect::<Result<_, _>>()?;
+        Ok(Self { tombstone, matchers, lines })
+    }
+
+    /// Returns whether a row of a segment that the request covers is deleted.
+    fn hides(&self, row: &impl Record) -> bool {
+        match &self.tombstone.scope {
+            DeleteScope::Tenant => true,
+            DeleteScope::Trace(id) => row.trace() == Some(*id),
+            DeleteScope::Series { .. } => false,
+            DeleteScope::Logs { start, end, .. } => row.line().is_some_and(|line| {
+                (*start..=*end).contains(&row.time())
+                    && self.matchers.iter().all(|m| m.matches(&row.label(&m.name)))
+                    && self.lines.iter().all(|t| t.passes(line))
+            }),
+        }
+    }
 }
 
 /// The delete requests in force.
 #[derive(Debug, Default)]
 pub(crate) struct Tombstones(Vec<Compiled>);
 
-/// Checks that a request's matchers compile.
+/// Checks that a request's matchers and tests compile.
 pub(crate) fn check_scope(scope: &DeleteScope) -> Result<(), String> {
-    compile(scope).map(|_| ())
-}
-
-fn compile(scope: &DeleteScope) -> Result<Vec<Matcher>, String> {
-    let DeleteScope::Series { matchers, .. } = scope else { return Ok(Vec::new()) };
-    matchers
-        .iter()
-        .map(|(name, op, value)| Matcher::new(name, *op, value).map_err(|e| e.to_string()))
-        .collect()
+    let (id, before, tenant) = (0, 0, TenantId::default());
+    Compiled::new(Tombstone { id, tenant, scope: scope.clone(), before }).map(|_| ())
 }
 
 impl Tombstones {
     pub(crate) fn new(list: impl Iterator<Item = Tombstone>) -> Self {
         // Requests were compiled before they were made durable.
-        let one = |t: Tombstone| Some(Compiled { matchers: compile(&t.scope).ok()?, tombstone: t });
-        Self(list.filter_map(one).collect())
+        Self(list.filter_map(|t| Compiled::new(t).ok()).collect())
     }
 
     pub(crate) fn with(&self, t: Tombstone) -> Self {
@@ -214,6 +272,9 @@ const fn touches(scope: &DeleteScope, m: &SegmentMeta) -> bool {
         DeleteScope::Series { start, end, .. } => {
             matches!(m.signal, Signal::Metrics) && m.overlaps(*start, *end)
         }
+        DeleteScope::Logs { start, end, .. } => {
+            matches!(m.signal, Signal::Logs) && m.overlaps(*start, end.saturating_add(1))
+        }
     }
 }
 
@@ -230,8 +291,9 @@ impl Hidden<'_> {
         self.0.iter().any(|c| c.tombstone.scope == DeleteScope::Tenant)
     }
 
-    pub(crate) fn has_traces(&self) -> bool {
-        self.0.iter().any(|c| matches!(c.tombstone.scope, DeleteScope::Trace(_)))
+    /// Returns whether a row is deleted.
+    pub(crate) fn hides(&self, row: &impl Record) -> bool {
+        self.0.iter().any(|c| c.hides(row))
     }
 
     pub(crate) fn hides_trace(&self, trace: Option<TraceId>) -> bool {

@@ -104,7 +104,7 @@ impl Store {
             return Ok(ControlFlow::Continue(()));
         }
         let mut visible = |r: R| {
-            if !hidden.is_empty() && hidden.hides_trace(r.trace()) {
+            if hidden.hides(&r) {
                 return Ok(ControlFlow::Continue(()));
             }
             visit(r)
@@ -402,8 +402,8 @@ impl Store {
             }
             Err(e) => return Err(e.into()),
         };
-        // Deleted traces are told by the id, which a scan does not set of every record.
-        let by_trace = hidden.has_traces();
+        // A deleted record may be told by what a scan does not set.
+        let one_by_one = !hidden.is_empty();
         let seen = std::cell::Cell::new(0);
         for n in (0..rows.blocks.len()).filter(|n| rows.may_match(*n, filter)) {
             budget.check()?;
@@ -413,11 +413,11 @@ impl Store {
                     seen.set(seen.get() + rows.times.len());
                     Ok(visit(r, rows))
                 };
-                if !by_trace {
+                if !one_by_one {
                     return visit_rows(LogBlock { columns, bytes }, filter, scan, source, &mut one);
                 }
                 LogRecord::get_block(bytes.get()?, filter, source, &mut |r| {
-                    let is_wanted = !hidden.hides_trace(r.trace_id) && (scan.accept)(&r.stream);
+                    let is_wanted = !hidden.hides(&r) && (scan.accept)(&r.stream);
                     let time = r.timestamp.nanos();
                     if is_wanted {
                         one(&r, LogRows::one(&time))
@@ -624,6 +624,15 @@ impl SelectLogs for Store {
             let mut damaged =
                 |e: &SegmentError, min: i64, max: i64| self.note(budget, s, e, (min, max));
             match s.rows() {
+                // A stream may have lost all its records.
+                Ok(Some(rows)) if !hidden.is_empty() => {
+                    let _ = rows.scan(&filter, false, &mut damaged, &mut |r: LogRecord| {
+                        if !hidden.hides(&r) {
+                            add(&r.stream);
+                        }
+                        Ok(ControlFlow::Continue(()))
+                    })?;
+                }
                 Ok(Some(rows)) => {
                     for n in (0..rows.blocks.len()).filter(|n| rows.may_match(*n, &filter)) {
                         let read = LogColumns::read;

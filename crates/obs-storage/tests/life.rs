@@ -337,6 +337,87 @@ async fn deleted_data_is_hidden_at_once_and_merges_take_it_off_the_disk() {
     assert_eq!(samples(&store, &t, "a"), [(6, 9.0), (50, 2.0)]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn deleted_log_lines_are_hidden_at_once_and_stay_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path(), vec![]);
+    let t = TenantId::default();
+    let line = |i: i64| format!("line {i} {}", ["paid", "secret-Zq9", "Timeout"][(i % 3) as usize]);
+    let of = |i: i64| log(["shop", "db"][(i / 3 % 2) as usize], DAY_MS + i, &line(i));
+    let logs = (0..600).map(of).collect();
+    put(&store, &t, WriteBatch { logs, ..WriteBatch::default() }).await;
+    let at = |i: i64| (DAY_MS + i) * 1_000_000;
+    let test = |negated, text| LineTest { negated, any: vec![text] };
+    let of_shop = || vec![("app".to_owned(), MatchOp::Equal, "shop".to_owned())];
+    let scope = |lines, start, end| DeleteScope::Logs { matchers: of_shop(), lines, start, end };
+    let secret = test(false, LineText::Literal("secret".into()));
+    let early = scope(vec![secret.clone()], at(0), at(300));
+    let timeouts = test(false, LineText::Regex("(?i)TIME(out|r)$".into()));
+    let two = LineTest {
+        negated: true,
+        any: vec![LineText::Literal("5".into()), LineText::Literal("7".into())],
+    };
+    let late = scope(vec![timeouts, two], at(301), at(599));
+    let all_of_db = DeleteScope::Logs {
+        matchers: vec![("app".into(), MatchOp::Regex, "d.".into())],
+        lines: vec![],
+        start: at(0),
+        end: at(599),
+    };
+    let is_left = |i: i64, db_too: bool| {
+        let shop = i / 3 % 2 == 0;
+        let digits = i.to_string();
+        let gone = match i % 3 {
+            1 => i <= 300,
+            2 => i > 300 && !digits.contains('5') && !digits.contains('7'),
+            _ => false,
+        };
+        if shop { !gone } else { !db_too }
+    };
+    let seen = |store: &Store| {
+        let budget = Budget::new(i64::MAX, i64::MAX);
+        let mut selected = Vec::new();
+        let selection = LogSelection::ALL;
+        let select = store.select_logs(&t, &selection, &budget, &mut |r| {
+            selected.push(r.timestamp.nanos());
+            ControlFlow::Continue(())
+        });
+        select.unwrap();
+        let mut scanned = Vec::new();
+        let scan = LogScan { accept: &|_| true, line: false, ids: false, members: None };
+        let done = store.scan_logs(&t, &selection, scan, &budget, &mut |_, rows| {
+            scanned.extend_from_slice(rows.times);
+            ControlFlow::Continue(())
+        });
+        done.unwrap();
+        scanned.sort_unstable();
+        assert_eq!(selected, scanned);
+        let streams = store.streams(&t, &selection, &budget).unwrap();
+        (selected, streams.iter().map(|s| s.get("app").to_owned()).collect::<Vec<_>>())
+    };
+    let want = |db_too| (0..600).filter(|i| is_left(*i, db_too)).map(at).collect::<Vec<_>>();
+    assert_eq!(seen(&store).0.len(), 600);
+    for scope in [&early, &late, &early] {
+        store.delete(&t, scope.clone()).await.unwrap();
+    }
+    assert_eq!(seen(&store), (want(false), vec!["db".to_owned(), "shop".to_owned()]));
+    store.delete(&t, all_of_db).await.unwrap();
+    for merged in [false, true] {
+        assert_eq!(seen(&store), (want(true), vec!["shop".to_owned()]));
+        // Requests are remembered until merges have done what they ask for.
+        store.close();
+        drop(store);
+        store = open(dir.path(), vec![]);
+        assert_eq!(seen(&store), (want(true), vec!["shop".to_owned()]), "{merged}");
+        store.merge().await.unwrap();
+    }
+    // What comes later is new data.
+    put(&store, &t, WriteBatch { logs: vec![of(1)], ..WriteBatch::default() }).await;
+    assert_eq!(seen(&store).0.len(), want(true).len() + 1);
+    let broken = scope(vec![test(false, LineText::Regex("(".into()))], 0, 1);
+    assert!(store.delete(&t, broken).await.is_err());
+}
+
 fn bytes_below(dir: &Path) -> u64 {
     let entries = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap());
     entries

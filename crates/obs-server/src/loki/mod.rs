@@ -1,6 +1,7 @@
 //! The Loki HTTP API.
 
 mod counting;
+mod deletes;
 mod explore;
 mod patterns;
 mod push;
@@ -64,6 +65,10 @@ pub(crate) fn routes() -> Router<AppState> {
         .route("/loki/api/v1/patterns", get(patterns::patterns).post(patterns::patterns))
         .route("/loki/api/v1/format_query", get(format_query).post(format_query))
         .route("/loki/api/v1/tail", get(tail::tail))
+        .route(
+            "/loki/api/v1/delete",
+            get(deletes::list).post(deletes::add).put(deletes::add).delete(deletes::cancel),
+        )
         .route("/loki/api/v1/rules", get(rules::groups))
         .route("/loki/api/v1/rules/{namespace}", get(rules::namespace))
         .route("/loki/api/v1/rules/{namespace}/{group}", get(rules::group))
