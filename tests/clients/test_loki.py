@@ -2,6 +2,7 @@
 
 import json
 import struct
+import subprocess
 import time
 import urllib.error
 import urllib.parse
@@ -9,7 +10,7 @@ import urllib.request
 
 import pytest
 import yaml
-from running import Server
+from running import BINARY, Server
 from websockets.sync.client import connect
 
 RULES = """
@@ -328,6 +329,69 @@ def test_deletes(loki):
     page = urllib.request.Request(f"{loki.base}/loki/api/v1/delete", method="POST", headers={"Origin": "http://evil.example"})
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(page)
+
+
+LIMITS = """
+loki:
+  limits_config:
+    max_line_size: 1KB
+    reject_old_samples: true
+    reject_old_samples_max_age: 168h
+    max_entries_limit_per_query: 50
+    max_query_length: 30d
+    max_query_series: 2
+    max_global_streams_per_user: 3
+  overrides:
+    slow: {ingestion_rate_mb: 0.001, ingestion_burst_size_mb: 0.001}
+"""
+
+
+def test_limits_of_lokis_configuration(tmp_path):
+    config = tmp_path / "observatory.yaml"
+    config.write_text(LIMITS)
+    server = Server(tmp_path / "data", "--config", str(config))
+    try:
+        loki = Loki(server)
+        now = time.time_ns()
+
+        def push(*entries, tenant=None, age=0):
+            streams = [{"stream": {"app": app}, "values": [[str(now - age * 10**9 + i), text]]} for i, (app, text) in enumerate(entries)]
+            headers = {"Content-Type": "application/json", **({"X-Scope-OrgID": tenant} if tenant else {})}
+            return loki.call("/loki/api/v1/push", headers, json.dumps({"streams": streams}).encode())
+
+        status, text = push(("a", "x" * 1025), ("b", "fits"))
+        assert status == 400 and "Max entry size '1024' bytes exceeded for stream '{app=\"a\"}' while adding an entry with length '1025' bytes" in text
+        status, text = push(("a", "old"), age=169 * 3600)
+        assert status == 400 and "has timestamp too old" in text and "oldest acceptable timestamp is" in text
+        assert push(("a", "x" * 1024), ("c", "y"))[0] == 204
+        status, text = push(("a", "more"), ("d", "one stream too many"))
+        assert status == 429 and "Maximum active stream limit exceeded when trying to create stream {app=\"d\"}" in text
+        got = loki.get("/loki/api/v1/query_range", query='{app=~".+"}', limit=50)
+        assert sorted(len(line) for line in lines(got)) == [1, 4, 4, 1024]
+        status, text = push(("a", "z" * 900), ("a", "z" * 900), tenant="slow")
+        assert status == 429 and "ingestion rate limit exceeded for user slow (limit: 1048 bytes/sec)" in text
+        assert "'2' lines totaling '1800' bytes" in text
+        assert push(("a", "z" * 900), tenant="slow")[0] == 204
+
+        ask = lambda **params: loki.call("/loki/api/v1/query_range", **params)
+        status, text = ask(query='{app="a"}', limit=51)
+        assert (status, text) == (400, "max entries limit per query exceeded, limit > max_entries_limit_per_query (51 > 50)")
+        status, text = ask(query='{app="a"}', start=now - 31 * 86400 * 10**9, end=now)
+        assert (status, text) == (400, "the query time range exceeds the limit (query length: 31d, limit: 30d)")
+        count = 'count_over_time({app=~".+"}[1h])'
+        status, text = loki.call("/loki/api/v1/query", query=count)
+        assert (status, text) == (400, "maximum of series (2) reached for a single query")
+        assert ask(query=count, start=now, end=now + 60 * 10**9, step="10")[0] == 400
+        assert loki.call("/loki/api/v1/query", query=f"sum({count})")[0] == 200
+        with urllib.request.urlopen(f"http://{server.endpoints['ui']}/metrics") as response:
+            metrics = response.read().decode()
+        for reason, n in [("line_too_long", 1), ("greater_than_max_sample_age", 1), ("stream_limit", 1), ("rate_limited", 2)]:
+            assert f'obs_rejected_total{{reason="{reason}",signal="logs"}} {n}' in metrics, reason
+    finally:
+        server.stop()
+    config.write_text("loki: {limits_config: {max_line_size: much}}\n")
+    done = subprocess.run([BINARY, "check", "config", str(config)], capture_output=True, text=True)
+    assert done.returncode != 0 and "loki.limits_config: max_line_size" in done.stdout + done.stderr
 
 
 def test_protobuf_push(loki):

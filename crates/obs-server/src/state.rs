@@ -1,6 +1,7 @@
 //! What all handlers share.
 
 use crate::admission::Admission;
+use crate::loki::{LokiGuard, LokiLimits};
 use crate::money::Exports;
 use obs_ingest::{Drifts, Ingest, Purses};
 use obs_model::{AppendError, KeepState, Maintain, MemoryPool, TenantId, TimestampNs};
@@ -36,6 +37,7 @@ pub struct ServerLimits {
     pub ingest_bytes_max: usize,
     /// By how much spans are moved where machines' clocks differ, at most; zero leaves them.
     pub clock_skew_max_ns: i64,
+    pub loki: LokiLimits,
 }
 
 impl Default for ServerLimits {
@@ -52,6 +54,7 @@ impl Default for ServerLimits {
             query_points_max: 11_000,
             ingest_bytes_max: 512 << 20,
             clock_skew_max_ns: 0,
+            loki: LokiLimits::default(),
         }
     }
 }
@@ -124,6 +127,7 @@ pub struct Shared {
     /// Held while the price book is extended.
     pub(crate) prices_turn: Arc<tokio::sync::Mutex<()>>,
     pub limits: Arc<ServerLimits>,
+    pub(crate) loki: LokiGuard,
     pub version: &'static str,
     pub started: TimestampNs,
     /// Wall clock.
@@ -203,6 +207,7 @@ impl AppState {
             alerting: p.alerting,
             control: p.control,
             prices_turn: Arc::default(),
+            loki: LokiGuard::new(p.limits.loki.clone()),
             limits: Arc::new(p.limits),
             version: p.version,
             started,

@@ -13,7 +13,7 @@ use crate::tier::{RawTier, TierSettings};
 use anyhow::Result;
 use obs_ingest::TenantLimits;
 use obs_llm::PriceBook;
-use obs_server::{Listener, ServerLimits};
+use obs_server::{Listener, LokiLimits, RawLokiLimits, ServerLimits};
 use obs_storage::StoreConfig;
 use serde::Deserialize;
 use std::borrow::Cow;
@@ -49,6 +49,7 @@ struct Raw {
     promtail: RawTailing,
     collector: RawCollector,
     sampling: RawSampling,
+    loki: RawLoki,
     traces: RawTraces,
     profile: Option<RawProfile>,
 }
@@ -76,6 +77,15 @@ struct RawPrices {
 struct RawLlm {
     /// Attributes that are kept with calls, to be asked by as `attribute:NAME`.
     attributes: Vec<String>,
+}
+
+/// What of Loki's own configuration is read as it is.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawLoki {
+    limits_config: RawLokiLimits,
+    /// By tenant.
+    overrides: BTreeMap<String, RawLokiLimits>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -348,6 +358,8 @@ pub(crate) fn load(
     }
     store.retention = retention::read(raw.retention).map_err(&fail)?;
     let (mut server, ingest) = limits::read(raw.limits, &mut store).map_err(&fail)?;
+    server.loki = LokiLimits::read(raw.loki.limits_config, raw.loki.overrides)
+        .map_err(|e| fail(format!("loki.{e}")))?;
     if let Some(text) = &raw.traces.clock_skew_adjustment {
         let max = duration(text).and_then(|d| i64::try_from(d.as_nanos()).ok());
         server.clock_skew_max_ns = max.ok_or_else(|| {

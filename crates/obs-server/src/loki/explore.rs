@@ -47,7 +47,7 @@ async fn fields(state: &AppState, p: &Params) -> Api<Fields> {
     let lines: usize = p.number("line_limit", LINES).map_err(super::bad)?;
     let options = LogOptions {
         direction: Direction::Backward,
-        limit: lines.min(super::ENTRIES_MAX),
+        limit: lines.min(state.loki.entries(&p.tenant)),
         interval_ns: 0,
         categorize: true,
     };

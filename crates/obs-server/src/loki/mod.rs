@@ -3,6 +3,7 @@
 mod counting;
 mod deletes;
 mod explore;
+mod limits;
 mod patterns;
 mod push;
 mod rules;
@@ -19,6 +20,8 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use counting::{Counting, Stats};
 use http::{HeaderMap, StatusCode, header};
+pub(crate) use limits::LokiGuard;
+pub use limits::{LokiLimits, RawLokiLimits};
 use obs_logql::ast::{LogExpr, Query};
 use obs_logql::{
     LabelMap, LogOptions, LogStream, QueryError, parse, pretty, run_instant, run_logs, run_range,
@@ -28,8 +31,6 @@ use obs_promql::Output;
 use serde_json::json;
 use std::fmt::Write as _;
 
-/// Entries a log query may return.
-const ENTRIES_MAX: usize = 5000;
 const HOUR_NS: i64 = 3_600_000_000_000;
 
 pub(crate) fn routes() -> Router<AppState> {
@@ -160,14 +161,15 @@ fn bounds(state: &AppState, p: &Params) -> Api<(TimestampNs, TimestampNs)> {
     Ok((start, end))
 }
 
-fn limit(p: &Params) -> Api<usize> {
+fn limit(state: &AppState, p: &Params) -> Api<usize> {
+    let most = state.loki.entries(&p.tenant);
     let n: usize = p.number("limit", 100).map_err(bad)?;
     if n == 0 {
         return Err(bad("limit must be a positive value"));
     }
-    if n > ENTRIES_MAX {
+    if n > most {
         return Err(bad(format!(
-            "max entries limit per query exceeded, limit > max_entries_limit_per_query ({n} > {ENTRIES_MAX})"
+            "max entries limit per query exceeded, limit > max_entries_limit_per_query ({n} > {most})"
         )));
     }
     Ok(n)
@@ -214,6 +216,7 @@ async fn query(State(state): State<AppState>, p: Params) -> Api<Response> {
         Ok((out, source.done(0)))
     })
     .await?;
+    state.loki.check_series(&p.tenant, series_of(&out.0))?;
     Ok(metric_response(&out.0, out.1))
 }
 
@@ -232,6 +235,7 @@ async fn query_range(
 ) -> Api<Response> {
     let parsed = parsed(&p)?;
     let range = bounds(&state, &p)?;
+    state.loki.check_length(&p.tenant, range)?;
     let tenant = p.tenant.clone();
     match parsed {
         Query::Log(expr) => {
@@ -247,7 +251,7 @@ async fn query_range(
                 .is_some_and(|v| v.split(',').any(|f| f.trim() == "categorize-labels"));
             let options = LogOptions {
                 direction: direction(&p)?,
-                limit: limit(&p)?,
+                limit: limit(&state, &p)?,
                 interval_ns: interval.saturating_mul(1_000_000),
                 categorize,
             };
@@ -270,6 +274,7 @@ async fn query_range(
                 Ok((out, source.done(0)))
             })
             .await?;
+            state.loki.check_series(&p.tenant, series_of(&out.0))?;
             Ok(metric_response(&out.0, out.1))
         }
     }
@@ -277,6 +282,14 @@ async fn query_range(
 
 fn json_body(body: String) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+fn series_of(out: &Output) -> usize {
+    match out {
+        Output::Vector(v) => v.len(),
+        Output::Matrix(m) => m.len(),
+        Output::Scalar(_) | Output::String(..) => 1,
+    }
 }
 
 fn metric_response(out: &Output, stats: Stats) -> Response {
@@ -351,11 +364,11 @@ async fn buildinfo(State(state): State<AppState>) -> Response {
 }
 
 /// What Grafana's log exploration asks first.
-async fn drilldown_limits(State(state): State<AppState>) -> Response {
+async fn drilldown_limits(State(state): State<AppState>, p: Params) -> Response {
     let limits = json!({
         "discover_log_levels": false,
         "discover_service_name": [],
-        "max_entries_limit_per_query": ENTRIES_MAX,
+        "max_entries_limit_per_query": state.loki.entries(&p.tenant),
         "query_timeout": format!("{}s", state.limits.query_timeout.as_secs()),
         "volume_enabled": true,
     });

@@ -37,12 +37,23 @@ async fn take(state: &AppState, headers: &HeaderMap, body: Body) -> Result<(), R
             ));
         }
     };
-    let decoded = decoded.map_err(|e| Refusal::bad(e.to_string()))?;
+    let mut decoded = decoded.map_err(|e| Refusal::bad(e.to_string()))?;
+    let count = |reason: &str, n: u64| {
+        state.ingest.telemetry().rejected.with_label_values(&["logs", reason]).inc_by(n);
+    };
+    let sent = decoded.items.len() as u64;
+    let screened = state.loki.screen(&tenant, &mut decoded.items, state.now());
+    let refused = screened.inspect_err(|_| count("rate_limited", sent))?;
+    refused.reasons().for_each(|(reason, n)| count(reason, n));
     let logs = state.processing.get().logs(Source::Loki, decoded.items);
     let outcome = state.ingest.logs(&tenant, logs, state.now()).await?;
     let rejected = decoded.rejected.count + outcome.rejected;
-    if rejected == 0 {
+    if rejected == 0 && refused.is_empty() {
         return Ok(());
+    }
+    if !refused.is_empty() {
+        let others = [decoded.rejected.reasons, outcome.reasons].concat();
+        return Err(refused.into_refusal(&others));
     }
     // The good entries are stored; the client must not send them again.
     let reasons = [decoded.rejected.reasons, outcome.reasons].concat().join("; ");

@@ -124,7 +124,7 @@ pub(super) async fn tail(
     if delay > 5 {
         return Err(bad("delay_for can't be greater than 5"));
     }
-    let limit = limit(&p)?;
+    let limit = limit(&state, &p)?;
     let range = bounds(&state, &p)?;
     let Some(place) = Place::take() else {
         return Err(super::ApiError(
