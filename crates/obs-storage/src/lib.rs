@@ -24,6 +24,7 @@ mod merge;
 mod page_cache;
 mod records;
 mod recover;
+mod repeated;
 pub mod retention;
 mod segment;
 mod segments;

@@ -1,12 +1,14 @@
 //! Merging small segments into larger ones, and taking deleted data out.
 //!
 //! Samples are merged series by series, so that late ones land in place and repeated ones become
-//! one. Blocks of records are copied as they are, unless something in them was deleted. A segment
+//! one. Blocks of records are copied as they are, unless something in them was deleted or is in
+//! another input too. A segment
 //! with damage is left alone: merging it would make the loss look like a fact.
 
 use crate::flush::{Maker, Purpose, day_of};
 use crate::head::metrics::sort_unique;
 use crate::manifest::{Edit, SegmentMeta};
+use crate::repeated::{Repeated, repeated};
 use crate::segment::rows::{Row, RowFilter, RowWriter};
 use crate::segment::series::{BlockCache, Found, SeriesSegment, SeriesWriter};
 use crate::segment::{KnownOperations, SegmentError, Signal};
@@ -191,11 +193,18 @@ fn merge(
         cleaned: cleaned.unwrap_or(0),
         operations: operations.into_all(),
     };
+    // Of spans and calls readers leave out what they have seen.
+    let repeated = match first.signal {
+        Signal::Logs if inputs.len() > 1 => {
+            repeated(inputs, &|i, r| lost.get(i).is_some_and(|l| l.has_row(r)))?
+        }
+        _ => Vec::new(),
+    };
     let made = inner.with_maker(|maker| match first.signal {
         Signal::Metrics => merge_series(maker, &purpose, inputs, &lost),
-        Signal::Logs => merge_rows::<LogRecord>(maker, &purpose, inputs, &lost),
-        Signal::Spans => merge_rows::<Span>(maker, &purpose, inputs, &lost),
-        Signal::Calls => merge_rows::<LlmCall>(maker, &purpose, inputs, &lost),
+        Signal::Logs => merge_rows::<LogRecord>(maker, &purpose, inputs, &lost, &repeated),
+        Signal::Spans => merge_rows::<Span>(maker, &purpose, inputs, &lost, &repeated),
+        Signal::Calls => merge_rows::<LlmCall>(maker, &purpose, inputs, &lost, &repeated),
     })?;
     // What was decided about all inputs holds for what was made of them.
     let mut decided = inputs.iter().map(|s| sweep.map_or(s.swept(), |x| x.number));
@@ -344,21 +353,26 @@ fn merge_rows<R: Row>(
     purpose: &Purpose,
     inputs: &[Arc<OpenSegment>],
     lost: &[Lost<'_>],
+    repeated: &[Repeated],
 ) -> Result<Option<SegmentMeta>, SegmentError> {
     let (id, path) = maker.place(purpose)?;
     let mut writer = RowWriter::create(maker.vfs, &path)?;
-    for (s, lost) in inputs.iter().zip(lost) {
+    for (i, (s, lost)) in inputs.iter().zip(lost).enumerate() {
         let Some(rows) = s.rows()?.filter(|_| !lost.hidden.everything()) else { continue };
-        if lost.is_nothing() {
+        let repeated = repeated.get(i).filter(|r| !r.is_empty());
+        if lost.is_nothing() && repeated.is_none() {
             writer.copy(rows)?;
             continue;
         }
         for n in 0..rows.blocks.len() {
+            let twice = repeated.and_then(|r| r.get(&n)).map_or(&[][..], Vec::as_slice);
             let mut kept: Vec<R> = Vec::new();
+            let mut row = 0;
             let _ = rows.visit_block::<R>(n, &RowFilter::ALL, &mut |r| {
-                if !lost.has_row(&r) {
+                if !lost.has_row(&r) && twice.binary_search(&row).is_err() {
                     kept.push(r);
                 }
+                row += 1;
                 Ok(ControlFlow::Continue(()))
             })?;
             writer.write(&kept)?;

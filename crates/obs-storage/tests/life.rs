@@ -414,6 +414,13 @@ async fn deleted_log_lines_are_hidden_at_once_and_stay_so() {
     // What comes later is new data.
     put(&store, &t, WriteBatch { logs: vec![of(1)], ..WriteBatch::default() }).await;
     assert_eq!(seen(&store).0.len(), want(true).len() + 1);
+    // Also if it is the same as what was deleted, and is merged with it.
+    store.delete(&t, early.clone()).await.unwrap();
+    assert_eq!(seen(&store).0.len(), want(true).len());
+    put(&store, &t, WriteBatch { logs: vec![of(1)], ..WriteBatch::default() }).await;
+    store.flush().await.unwrap();
+    store.merge().await.unwrap();
+    assert_eq!(seen(&store).0.len(), want(true).len() + 1);
     let broken = scope(vec![test(false, LineText::Regex("(".into()))], 0, 1);
     assert!(store.delete(&t, broken).await.is_err());
 }
@@ -535,47 +542,57 @@ async fn a_scan_finds_what_a_select_finds_each_once() {
     let at = |i: i64| TimestampNs::from_nanos((DAY_MS + i * 10) * 1_000_000);
     let matchers = [Matcher::new("app", MatchOp::Regex, "shop|db").unwrap()];
     let needles = ["needle3".to_owned()];
-    for (start, end) in [(0, 20_000), (2600, 5950), (1, 2), (7000, 8000), (11_950, 12_100)] {
-        for (matchers, needles) in [(&[][..], &[][..]), (&matchers, &[]), (&matchers, &needles)] {
-            let selection = LogSelection {
-                matchers,
-                needles,
-                start: at(start),
-                end: at(end),
-                ..LogSelection::ALL
-            };
-            let budget = Budget::new(i64::MAX, i64::MAX);
-            let mut want = Vec::new();
-            let select = store.select_logs(&tenant, &selection, &budget, &mut |r| {
-                want.push(told(r));
-                ControlFlow::Continue(())
-            });
-            select.unwrap();
-            let accept = |l: &Labels| l.get("app") != "db";
-            for (accept, some) in
-                [(&(|_: &Labels| true) as &dyn Fn(&Labels) -> bool, false), (&accept, true)]
+    for merged in [false, true] {
+        if merged {
+            store.flush().await.unwrap();
+            store.merge().await.unwrap();
+        }
+        for (start, end) in [(0, 20_000), (2600, 5950), (1, 2), (7000, 8000), (11_950, 12_100)] {
+            for (matchers, needles) in [(&[][..], &[][..]), (&matchers, &[]), (&matchers, &needles)]
             {
-                for line in [true, false] {
-                    let mut got = Vec::new();
-                    let scan = LogScan { accept, line, ids: true, members: None };
-                    let scanned =
-                        store.scan_logs(&tenant, &selection, scan, &budget, &mut |r, _| {
-                            got.push(told(r));
-                            ControlFlow::Continue(())
-                        });
-                    scanned.unwrap();
-                    let mut want: Vec<_> =
-                        want.iter().filter(|w| !some || w.0.get("app") != "db").cloned().collect();
-                    if !line {
-                        // Whether the line is there is not said.
-                        for row in want.iter_mut().chain(&mut got) {
-                            row.2.clear();
+                let selection = LogSelection {
+                    matchers,
+                    needles,
+                    start: at(start),
+                    end: at(end),
+                    ..LogSelection::ALL
+                };
+                let budget = Budget::new(i64::MAX, i64::MAX);
+                let mut want = Vec::new();
+                let select = store.select_logs(&tenant, &selection, &budget, &mut |r| {
+                    want.push(told(r));
+                    ControlFlow::Continue(())
+                });
+                select.unwrap();
+                let accept = |l: &Labels| l.get("app") != "db";
+                for (accept, some) in
+                    [(&(|_: &Labels| true) as &dyn Fn(&Labels) -> bool, false), (&accept, true)]
+                {
+                    for line in [true, false] {
+                        let mut got = Vec::new();
+                        let scan = LogScan { accept, line, ids: true, members: None };
+                        let scanned =
+                            store.scan_logs(&tenant, &selection, scan, &budget, &mut |r, _| {
+                                got.push(told(r));
+                                ControlFlow::Continue(())
+                            });
+                        scanned.unwrap();
+                        let mut want: Vec<_> = want
+                            .iter()
+                            .filter(|w| !some || w.0.get("app") != "db")
+                            .cloned()
+                            .collect();
+                        if !line {
+                            // Whether the line is there is not said.
+                            for row in want.iter_mut().chain(&mut got) {
+                                row.2.clear();
+                            }
                         }
+                        want.sort();
+                        got.sort();
+                        assert_eq!(got.len(), want.len(), "{start}..{end} {needles:?} {line}");
+                        assert!(got == want, "{start}..{end} {needles:?} {line}");
                     }
-                    want.sort();
-                    got.sort();
-                    assert_eq!(got.len(), want.len(), "{start}..{end} {needles:?} {line}");
-                    assert!(got == want, "{start}..{end} {needles:?} {line}");
                 }
             }
         }

@@ -454,6 +454,12 @@ impl RowSegment {
         }
     }
 
+    /// Reads a block's bytes.
+    pub(crate) fn read_block(&self, number: usize) -> Result<Vec<u8>, SegmentError> {
+        let b = self.blocks.get(number).ok_or(Malformed(number))?;
+        Ok(self.file.read(b.at)?)
+    }
+
     /// Visits the rows of one block.
     pub(crate) fn visit_block<R: Row>(
         &self,
