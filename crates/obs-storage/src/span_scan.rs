@@ -146,12 +146,7 @@ impl Store {
         let read = SpanColumns::read;
         let flow = rows.with_columns(number, &mut damaged, read, |columns, bytes, source| {
             // The block lives no longer than this call, nor does what it borrows.
-            let mut own = crate::segment::attrs::Source {
-                file: source.file,
-                parts: source.parts,
-                base: source.base,
-                cache: &mut *source.cache,
-            };
+            let mut own = source.reborrow();
             let block = SpanBlock::new(columns, bytes, scan.fields, &mut own);
             let mut visited = 0;
             let mut broken = false;

@@ -9,11 +9,12 @@ use crate::segment::columns::{
     put_ints, put_packed, put_strings, put_texts,
 };
 use crate::segment::file::{SegmentFile, SegmentWriter};
-use crate::segment::kept::Measured;
+use crate::segment::kept::{Measured, Taken};
 use crate::segment::parts::{LONG_BYTES, PartCache, PartWriter, Parts};
 use foldhash::HashMap;
 use obs_model::{AttributeValue, Attributes, FieldValue};
 use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
 const EMPTY: u8 = 0;
 const STRING: u8 = 1;
@@ -235,12 +236,20 @@ pub(crate) struct Source<'a> {
     pub(crate) cache: &'a mut PartCache,
 }
 
+impl Source<'_> {
+    /// Lends it for as long as a block is looked at.
+    pub(crate) fn reborrow(&mut self) -> Source<'_> {
+        Source { file: self.file, parts: self.parts, base: self.base, cache: &mut *self.cache }
+    }
+}
+
 /// One key and type of value, and where its values lie.
 #[derive(Debug)]
 struct Column {
     name: String,
     tag: u8,
     packed: Range<usize>,
+    values: OnceLock<Arc<Values>>,
 }
 
 /// Which attributes the rows of a block have; the values are read when they are asked for.
@@ -250,6 +259,8 @@ pub(crate) struct AttributeIndex {
     shapes: Vec<Vec<usize>>,
     /// The number of each row's shape.
     ids: Vec<u32>,
+    /// Bytes of the values that were read.
+    taken: Taken,
 }
 
 impl Measured for AttributeIndex {
@@ -268,7 +279,8 @@ impl AttributeIndex {
         let mut columns = Vec::new();
         for _ in 0..h.len()? {
             let tag = h.u8()?;
-            columns.push(Column { name: h.string()?, tag, packed: 0..0 });
+            let (packed, values) = (0..0, OnceLock::new());
+            columns.push(Column { name: h.string()?, tag, packed, values });
         }
         let shapes: Vec<Vec<usize>> = (0..h.len()?)
             .map(|_| {
@@ -290,7 +302,7 @@ impl AttributeIndex {
             let len = d.raw()?.len();
             c.packed = d.at() - len..d.at();
         }
-        Ok(Self { columns, shapes, ids })
+        Ok(Self { columns, shapes, ids, taken: Taken::default() })
     }
 
     /// Returns the keys of the block's attributes.
@@ -302,21 +314,37 @@ impl AttributeIndex {
         Ok(self.shapes.get(id as usize).ok_or(Malformed(id as usize))?)
     }
 
-    fn values(&self, bytes: &[u8], column: usize) -> Result<Values, Malformed> {
-        let c = self.columns.get(column).ok_or(Malformed(column))?;
-        let packed = bytes.get(c.packed.clone()).ok_or(Malformed(column))?;
-        get_column(c.tag, &mut Decoder::new(packed))
+    /// Returns the bytes of values that were read since.
+    pub(crate) fn grown(&self) -> usize {
+        self.taken.get()
     }
 
-    /// Returns what the rows have under one key; `bytes` are those that the index was read from.
-    pub(crate) fn under(&self, bytes: &[u8], key: &str) -> Result<KeyColumn, Malformed> {
+    /// Returns a column's values; `bytes` returns those that the index was read from.
+    fn values<'b>(
+        &self,
+        bytes: impl FnOnce() -> Result<&'b [u8], SegmentError>,
+        column: usize,
+    ) -> Result<&Arc<Values>, SegmentError> {
+        let c = self.columns.get(column).ok_or(Malformed(column))?;
+        self.taken.once(&c.values, || {
+            let packed = bytes()?.get(c.packed.clone()).ok_or(Malformed(column))?;
+            Ok(Arc::new(get_column(c.tag, &mut Decoder::new(packed))?))
+        })
+    }
+
+    /// Returns what the rows have under one key; `bytes` returns those that the index was read from.
+    pub(crate) fn under<'b>(
+        &self,
+        bytes: impl Fn() -> Result<&'b [u8], SegmentError>,
+        key: &str,
+    ) -> Result<KeyColumn, SegmentError> {
         let mut out = KeyColumn::default();
         // Number of the column among those of the key.
         let mut local = vec![None; self.columns.len()];
         for (i, (c, place)) in self.columns.iter().zip(&mut local).enumerate() {
             if c.name == key {
                 *place = Some(out.columns.len());
-                out.columns.push(self.values(bytes, i)?);
+                out.columns.push(self.values(&bytes, i)?.clone());
             }
         }
         if out.columns.is_empty() {
@@ -361,7 +389,6 @@ pub(crate) struct AttributesReader<'a> {
     index: &'a AttributeIndex,
     bytes: &'a dyn Fn() -> Result<&'a [u8], SegmentError>,
     /// By column.
-    values: Vec<Option<Values>>,
     cursors: Vec<usize>,
     row: usize,
 }
@@ -372,9 +399,7 @@ impl<'a> AttributesReader<'a> {
         index: &'a AttributeIndex,
         bytes: &'a dyn Fn() -> Result<&'a [u8], SegmentError>,
     ) -> Self {
-        let n = index.columns.len();
-        let values = std::iter::repeat_with(|| None).take(n).collect();
-        Self { index, bytes, values, cursors: vec![0; n], row: 0 }
+        Self { index, bytes, cursors: vec![0; index.columns.len()], row: 0 }
     }
 
     fn next_id(&mut self) -> Result<u32, Malformed> {
@@ -411,11 +436,7 @@ impl<'a> AttributesReader<'a> {
         let mut out = Vec::with_capacity(shape.len());
         for c in shape {
             let bad = Malformed(*c);
-            let slot = self.values.get_mut(*c).ok_or(bad)?;
-            let values = match slot {
-                Some(v) => v,
-                None => slot.insert(self.index.values((self.bytes)()?, *c)?),
-            };
+            let values = self.index.values(self.bytes, *c)?;
             let cursor = self.cursors.get_mut(*c).ok_or(bad)?;
             let name = &self.index.columns.get(*c).ok_or(bad)?.name;
             out.push((name.clone(), value(values, *cursor, source)?));
@@ -429,14 +450,15 @@ impl<'a> AttributesReader<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct KeyColumn {
     /// One for each type of value.
-    columns: Vec<Values>,
+    columns: Vec<Arc<Values>>,
     /// Place in the column, and which column; nothing when the key is in no row.
     rows: Vec<(u32, u8)>,
 }
 
 impl Measured for KeyColumn {
     fn bytes(&self) -> usize {
-        self.columns.iter().map(Measured::bytes).sum::<usize>() + self.rows.bytes()
+        // Its values are the index's.
+        self.rows.bytes()
     }
 }
 
@@ -455,7 +477,7 @@ impl KeyColumn {
         let i = *at as usize;
         let bad = Malformed(row);
         let values = self.columns.get(usize::from(*column)).ok_or(bad)?;
-        Ok(match values {
+        Ok(match &**values {
             Values::Empty => FieldValue::Nil,
             Values::Bools(b) => FieldValue::Bool(*b.get(i).ok_or(bad)? != 0),
             Values::Ints(v) => FieldValue::Int(*v.get(i).ok_or(bad)?),
@@ -473,7 +495,7 @@ impl KeyColumn {
             return Some(u32::MAX);
         }
         let i = at as usize;
-        let code = match self.columns.get(usize::from(column))? {
+        let code = match &**self.columns.get(usize::from(column))? {
             Values::Empty => 0,
             Values::Bools(b) => u32::try_from(*b.get(i)?).ok()?,
             Values::Strings(s) => s.code(i)?,
@@ -509,7 +531,10 @@ impl KeyColumn {
             (SameAs::None, _) => false,
             _ if at == Self::ABSENT => false,
             (SameAs::All, _) => true,
-            (SameAs::Number(n), Some(Values::Strings(s))) => s.is_number(at as usize, n),
+            (SameAs::Number(n), Some(v)) => match &**v {
+                Values::Strings(s) => s.is_number(at as usize, n),
+                _ => false,
+            },
             _ => false,
         }
     }

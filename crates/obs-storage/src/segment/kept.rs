@@ -197,6 +197,12 @@ impl<T: Copy> Measured for Vec<T> {
     }
 }
 
+impl<T: Measured> Measured for Arc<T> {
+    fn bytes(&self) -> usize {
+        size_of::<T>() + (**self).bytes()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -235,7 +235,8 @@ impl Columns for LogColumns {
     fn bytes(&self) -> usize {
         let streams: usize = self.streams.iter().map(Labels::size_bytes).sum();
         let own = size_of::<Self>() + streams + self.stream_of.bytes() + self.times.bytes();
-        own + self.taken.get()
+        let attributes = self.rest.get().map_or(0, |rest| rest.attributes.grown());
+        own + self.taken.get() + attributes
     }
 }
 

@@ -18,6 +18,7 @@ pub(crate) mod rows;
 pub(crate) mod samples;
 pub(crate) mod series;
 pub(crate) mod span_columns;
+pub(crate) mod span_places;
 pub(crate) mod spans;
 pub(crate) mod time_text;
 pub(crate) mod words;

@@ -4,86 +4,24 @@
 use crate::bin::{Decoder, Malformed};
 use crate::records::{get_events, get_links, get_scope};
 use crate::segment::SegmentError;
-use crate::segment::attrs::{AttributeIndex, KeyColumn, Source, string_field};
+use crate::segment::attrs::{AttributeIndex, AttributesReader, KeyColumn, Source, string_field};
 use crate::segment::columns::{
-    SameAs, Strings, Texts, get_ints, get_strings, get_texts, skip_ints, skip_packed, skip_strings,
-    skip_texts,
+    RowIds, SameAs, Strings, Texts, get_ints, get_numbers, get_strings, get_texts,
 };
-use crate::segment::ids::{get_ids, skip_ids};
+use crate::segment::ids::get_ids;
 use crate::segment::kept::{Columns, LazyBlock, Measured, Taken};
 use crate::segment::logs::{get_resources, get_table};
+use crate::segment::rows::{RowFilter, VisitRow};
+use crate::segment::span_places::Places;
 use foldhash::HashMap;
 use obs_model::{
-    AttributeScope, Equal, FieldValue, Resource, Scope, SpanField, SpanId, SpanKind, SpanRow,
-    StatusCode, TimestampNs, TraceId, field_of_events, field_of_links, sampling_weight,
+    AttributeScope, Equal, FieldValue, Resource, Scope, Span, SpanField, SpanId, SpanKind, SpanRow,
+    SpanStatus, StatusCode, TimestampNs, TraceId, field_of_events, field_of_links, sampling_weight,
 };
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeSet;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
-
-/// Where the columns of a block lie.
-#[derive(Debug)]
-struct Places {
-    traces: Range<usize>,
-    starts: Range<usize>,
-    ids: Range<usize>,
-    parents: Range<usize>,
-    elsewhere: Range<usize>,
-    names: Range<usize>,
-    kinds: Range<usize>,
-    durations: Range<usize>,
-    statuses: Range<usize>,
-    messages: Range<usize>,
-    states: Range<usize>,
-    resources: Range<usize>,
-    scopes: Range<usize>,
-    events: Range<usize>,
-    links: Range<usize>,
-    attributes: Range<usize>,
-}
-
-/// Passes over one column and returns where it lies.
-fn column(
-    d: &mut Decoder<'_>,
-    skip: fn(&mut Decoder<'_>) -> Result<(), Malformed>,
-) -> Result<Range<usize>, Malformed> {
-    let from = d.at();
-    skip(d)?;
-    Ok(from..d.at())
-}
-
-fn skip_table(d: &mut Decoder<'_>) -> Result<(), Malformed> {
-    skip_packed(d)?;
-    skip_ints(d)
-}
-
-impl Places {
-    /// Returns the number of rows, and where everything is.
-    fn read(block: &[u8]) -> Result<(usize, Self), Malformed> {
-        let d = &mut Decoder::new(block);
-        let n = d.len_free()?;
-        let all = Self {
-            traces: column(d, skip_ids)?,
-            starts: column(d, skip_ints)?,
-            ids: column(d, skip_ids)?,
-            parents: column(d, skip_ints)?,
-            elsewhere: column(d, skip_ids)?,
-            names: column(d, skip_strings)?,
-            kinds: column(d, skip_ints)?,
-            durations: column(d, skip_ints)?,
-            statuses: column(d, skip_ints)?,
-            messages: column(d, skip_strings)?,
-            states: column(d, skip_strings)?,
-            resources: column(d, skip_table)?,
-            scopes: column(d, skip_table)?,
-            events: column(d, skip_texts)?,
-            links: column(d, skip_texts)?,
-            attributes: d.at()..block.len(),
-        };
-        Ok((n, all))
-    }
-}
 
 fn get_scopes(d: &mut Decoder<'_>) -> Result<(Vec<Arc<Scope>>, Vec<u32>), Malformed> {
     get_table(d, |d| get_scope(&mut Decoder::new(d.raw()?)).map(Arc::new))
@@ -181,6 +119,22 @@ impl Measured for Shared<Scope> {
     }
 }
 
+/// Columns that whole spans are made of, and that fields have in their slots.
+#[derive(Debug)]
+struct Whole {
+    names: Strings,
+    kinds: Vec<u32>,
+    statuses: Vec<u32>,
+    messages: Strings,
+}
+
+impl Measured for Whole {
+    fn bytes(&self) -> usize {
+        let texts = self.names.bytes() + self.messages.bytes();
+        texts + self.kinds.bytes() + self.statuses.bytes()
+    }
+}
+
 /// What was unpacked of a block of spans.
 pub(crate) struct SpanColumns {
     places: Places,
@@ -198,11 +152,13 @@ pub(crate) struct SpanColumns {
     scopes: OnceLock<Shared<Scope>>,
     events: OnceLock<Texts>,
     links: OnceLock<Texts>,
+    whole: OnceLock<Whole>,
 }
 
 impl Columns for SpanColumns {
     fn bytes(&self) -> usize {
-        size_of::<Self>() + self.taken.get()
+        let attributes = self.attributes.get().map_or(0, AttributeIndex::grown);
+        size_of::<Self>() + self.taken.get() + attributes
     }
 }
 
@@ -225,6 +181,7 @@ impl SpanColumns {
             scopes: OnceLock::new(),
             events: OnceLock::new(),
             links: OnceLock::new(),
+            whole: OnceLock::new(),
         })
     }
 }
@@ -312,12 +269,99 @@ impl<'a> SpanBlock<'a> {
         })
     }
 
+    /// Returns the bytes of spans' own attributes.
+    fn attribute_bytes(&self) -> Result<&'a [u8], SegmentError> {
+        Ok(self.bytes.at(&self.columns.places.attributes)?.rest())
+    }
+
+    fn attributes(&self) -> Result<&'a AttributeIndex, SegmentError> {
+        let c = self.columns;
+        c.taken.once(&c.attributes, || Ok(AttributeIndex::read(self.attribute_bytes()?)?))
+    }
+
     /// Returns the values of spans' own attributes under a key.
     fn under(&self, key: &str) -> Result<KeyColumn, SegmentError> {
+        self.attributes()?.under(|| self.attribute_bytes(), key)
+    }
+
+    /// Returns what only whole spans are made of.
+    fn whole(&self) -> Result<&'a Whole, SegmentError> {
         let c = self.columns;
-        let bytes = self.bytes.at(&c.places.attributes)?.rest();
-        let index = c.taken.once(&c.attributes, || Ok(AttributeIndex::read(bytes)?))?;
-        Ok(index.under(bytes, key)?)
+        c.taken.once(&c.whole, || {
+            let at = |p| self.bytes.at(p);
+            Ok(Whole {
+                names: get_strings(&mut at(&c.places.names)?)?,
+                kinds: get_numbers(&mut at(&c.places.kinds)?, u32::MAX)?,
+                statuses: get_numbers(&mut at(&c.places.statuses)?, u32::MAX)?,
+                messages: get_strings(&mut at(&c.places.messages)?)?,
+            })
+        })
+    }
+
+    /// Visits the spans that a filter lets through, in order.
+    pub(crate) fn visit(
+        &self,
+        filter: &RowFilter<'_>,
+        visit: VisitRow<'_, Span>,
+    ) -> Result<ControlFlow<()>, SegmentError> {
+        let c = self.columns;
+        let traces = self.once(&c.traces, &c.places.traces, get_ids)?;
+        let starts = self.starts()?;
+        if traces.len() != c.rows {
+            return Err(Malformed(traces.len()).into());
+        }
+        let rows = starts.iter().zip(traces).enumerate();
+        let mut rows = rows.filter(|(_, (start, t))| filter.admits(**start, t)).peekable();
+        if rows.peek().is_none() {
+            return Ok(ControlFlow::Continue(()));
+        }
+        let whole = self.whole()?;
+        let states = self.once(&c.states, &c.places.states, get_strings)?;
+        let ((resources, resource_of), (scopes, scope_of)) = (self.resources()?, self.scopes()?);
+        let (events, links) = (self.events()?, self.links()?);
+        let bytes = || self.attribute_bytes();
+        let mut attributes = AttributesReader::new(self.attributes()?, &bytes);
+        let ids = RowIds::default();
+        for (i, (start, _)) in rows {
+            let bad = Malformed(i);
+            let (event_bytes, link_bytes) = (events.get(i).ok_or(bad)?, links.get(i).ok_or(bad)?);
+            let resource = resource_of.get(i).and_then(|r| resources.get(*r as usize));
+            let scope = scope_of.get(i).and_then(|s| scopes.get(*s as usize));
+            let kind = whole.kinds.get(i).and_then(|k| i32::try_from(*k).ok()).ok_or(bad)?;
+            let span = Span {
+                trace_id: self.trace_at(i)?,
+                span_id: self.id_at(i)?,
+                parent_id: self.parent_at(i)?,
+                name: whole.names.string(i, ids)?,
+                kind: SpanKind::from_otlp(kind),
+                start: TimestampNs::from_nanos(*start),
+                end: TimestampNs::from_nanos(start.wrapping_add(self.duration_at(i)?)),
+                status: match whole.statuses.get(i) {
+                    Some(0) => SpanStatus::Unset,
+                    Some(1) => SpanStatus::Ok,
+                    Some(2) => SpanStatus::Error(whole.messages.string(i, ids)?),
+                    _ => return Err(bad.into()),
+                },
+                trace_state: states.string(i, ids)?,
+                attributes: attributes.of(i, &mut self.source.borrow_mut())?,
+                events: if event_bytes.is_empty() {
+                    Vec::new()
+                } else {
+                    get_events(&mut Decoder::new(event_bytes), *start)?
+                },
+                links: if link_bytes.is_empty() {
+                    Vec::new()
+                } else {
+                    get_links(&mut Decoder::new(link_bytes))?
+                },
+                resource: resource.cloned().ok_or(bad)?,
+                scope: scope.cloned().ok_or(bad)?,
+            };
+            if visit(span)?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
     }
 
     fn of_resources(&self, f: impl Fn(&Resource) -> FieldValue<'_>) -> Result<Slot, SegmentError> {

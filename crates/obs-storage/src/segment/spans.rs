@@ -1,20 +1,18 @@
 //! Blocks of spans.
 
-use crate::bin::{Decoder, Encoder, Malformed};
-use crate::records::{get_events, get_links, get_scope, put_events, put_links, put_scope};
-use crate::segment::attrs::{self, AttributeIndex, AttributesReader, Sink, Source};
+use crate::bin::Encoder;
+use crate::records::{put_events, put_links, put_scope};
+use crate::segment::attrs::{self, Sink, Source};
 use crate::segment::bloom;
-use crate::segment::columns::{
-    Context, RowIds, get_ints, get_strings, get_texts, put_ints, put_strings, put_texts,
-};
-use crate::segment::ids::{get_ids, put_ids, text_of};
-use crate::segment::logs::{get_resources, get_table, put_resources, put_shared, span_bytes};
-use crate::segment::rows::{Row, RowFilter, VisitRow};
+use crate::segment::columns::{Context, put_ints, put_strings, put_texts};
+use crate::segment::ids::{put_ids, text_of};
+use crate::segment::kept::LazyBlock;
+use crate::segment::logs::{put_resources, put_shared, span_bytes};
+use crate::segment::rows::{Damaged, Row, RowFilter, RowSegment, VisitRow};
+use crate::segment::span_columns::{SpanBlock, SpanColumns};
 use crate::segment::{SegmentError, Signal};
 use foldhash::HashMap;
-use obs_model::{
-    AttributeValue, Attributes, Span, SpanId, SpanKind, SpanStatus, TimestampNs, TraceId,
-};
+use obs_model::{AttributeValue, Attributes, Span, SpanId, SpanStatus, TimestampNs, TraceId};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -186,93 +184,24 @@ impl Row for Span {
         source: &mut Source<'_>,
         visit: VisitRow<'_, Self>,
     ) -> Result<ControlFlow<()>, SegmentError> {
-        let mut d = Decoder::new(block);
-        let n = d.len_free()?;
-        let traces = get_ids::<16>(&mut d)?;
-        let starts = get_ints(&mut d)?;
-        let admits = |i: usize| {
-            let row = starts.get(i).zip(traces.get(i));
-            row.is_some_and(|(start, trace)| filter.admits(*start, trace))
-        };
-        if traces.len() != n || starts.len() != n {
-            return Err(d.bad().into());
-        }
-        if !(0..n).any(admits) {
-            return Ok(ControlFlow::Continue(()));
-        }
-        let ids = get_ids::<8>(&mut d)?;
-        let parents = get_ints(&mut d)?;
-        let mut elsewhere = get_ids::<8>(&mut d)?.into_iter();
-        let names = get_strings(&mut d)?;
-        let kinds = get_ints(&mut d)?;
-        let durations = get_ints(&mut d)?;
-        let statuses = get_ints(&mut d)?;
-        let messages = get_strings(&mut d)?;
-        let states = get_strings(&mut d)?;
-        let (resources, resource_of) = get_resources(&mut d)?;
-        let (scopes, scope_of) =
-            get_table(&mut d, |d| get_scope(&mut Decoder::new(d.raw()?)).map(Arc::new))?;
-        let (events, links) = (get_texts(&mut d)?, get_texts(&mut d)?);
-        let rest = d.rest();
-        let (index, bytes) = (AttributeIndex::read(rest)?, || Ok(rest));
-        let mut attributes = AttributesReader::new(&index, &bytes);
-        for i in 0..n {
-            let bad = Malformed(i);
-            let parent = *parents.get(i).ok_or(bad)?;
-            let parent_id = match parent {
-                0 => None,
-                ELSEWHERE => SpanId::from_slice(&elsewhere.next().ok_or(bad)?),
-                back => {
-                    let at = usize::try_from(i as i64 - back).map_err(|_| bad)?;
-                    SpanId::from_slice(ids.get(at).ok_or(bad)?)
-                }
-            };
-            if !admits(i) {
-                attributes.skip()?;
-                continue;
-            }
-            let start = *starts.get(i).ok_or(bad)?;
-            let row = RowIds::default();
-            let (event_bytes, link_bytes) = (events.get(i).ok_or(bad)?, links.get(i).ok_or(bad)?);
-            let span = Self {
-                trace_id: traces.get(i).and_then(|t| TraceId::from_slice(t)).ok_or(bad)?,
-                span_id: ids.get(i).and_then(|s| SpanId::from_slice(s)).ok_or(bad)?,
-                parent_id,
-                name: names.string(i, row)?,
-                kind: kinds
-                    .get(i)
-                    .and_then(|k| i32::try_from(*k).ok())
-                    .map(SpanKind::from_otlp)
-                    .ok_or(bad)?,
-                start: TimestampNs::from_nanos(start),
-                end: TimestampNs::from_nanos(start.wrapping_add(*durations.get(i).ok_or(bad)?)),
-                status: match statuses.get(i) {
-                    Some(0) => SpanStatus::Unset,
-                    Some(1) => SpanStatus::Ok,
-                    Some(2) => SpanStatus::Error(messages.string(i, row)?),
-                    _ => return Err(bad.into()),
-                },
-                trace_state: states.string(i, row)?,
-                attributes: attributes.next(source)?,
-                events: if event_bytes.is_empty() {
-                    Vec::new()
-                } else {
-                    get_events(&mut Decoder::new(event_bytes), start)?
-                },
-                links: if link_bytes.is_empty() {
-                    Vec::new()
-                } else {
-                    get_links(&mut Decoder::new(link_bytes))?
-                },
-                resource: resource_of
-                    .get(i)
-                    .and_then(|r| resources.get(*r as usize))
-                    .cloned()
-                    .ok_or(bad)?,
-                scope: scope_of.get(i).and_then(|s| scopes.get(*s as usize)).cloned().ok_or(bad)?,
-            };
-            if visit(span)?.is_break() {
-                return Ok(ControlFlow::Break(()));
+        let (columns, bytes) = (SpanColumns::read(block)?, LazyBlock::whole(block));
+        SpanBlock::new(&columns, &bytes, &[], &mut source.reborrow()).visit(filter, visit)
+    }
+
+    fn scan(
+        segment: &RowSegment,
+        numbers: &[usize],
+        filter: &RowFilter<'_>,
+        damaged: Damaged<'_>,
+        visit: VisitRow<'_, Self>,
+    ) -> Result<ControlFlow<()>, SegmentError> {
+        for n in numbers.iter().copied().filter(|n| segment.may_match(*n, filter)) {
+            let flow =
+                segment.with_columns(n, damaged, SpanColumns::read, |columns, bytes, s| {
+                    SpanBlock::new(columns, bytes, &[], &mut s.reborrow()).visit(filter, visit)
+                })?;
+            if flow.is_break() {
+                return Ok(flow);
             }
         }
         Ok(ControlFlow::Continue(()))
