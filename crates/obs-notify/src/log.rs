@@ -22,6 +22,38 @@ pub(crate) struct Entry {
     /// What a receiver needs to change its message later.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub memory: BTreeMap<String, String>,
+    /// When the last notifications before this one were, as far as its teller knew of them; ns, the
+    /// oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub history: Vec<i64>,
+}
+
+/// Notifications that an entry remembers the times of.
+const HISTORY_MAX: usize = 16;
+
+impl Entry {
+    /// Returns the history of the entry that comes after this one.
+    pub(crate) fn history_of_next(&self) -> Vec<i64> {
+        let skipped = (self.history.len() + 1).saturating_sub(HISTORY_MAX);
+        self.history.iter().skip(skipped).copied().chain([self.at.nanos()]).collect()
+    }
+
+    /// Returns whether this was told by somebody who did not know of an earlier entry.
+    fn is_apart_from(&self, earlier: &Self) -> bool {
+        let at = earlier.at.nanos();
+        let is_complete = self.history.len() as u64 == self.sequence;
+        let reaches_back = self.history.first().is_some_and(|oldest| *oldest <= at);
+        (is_complete || reaches_back) && !self.history.contains(&at)
+    }
+
+    /// Adds what an earlier entry told and this one's teller did not know: the receiver may believe
+    /// that it fires still.
+    pub(crate) fn join(&mut self, earlier: &Self) {
+        if self.is_apart_from(earlier) {
+            let untold = earlier.firing.difference(&self.resolved).copied();
+            self.firing.extend(untold.collect::<Vec<_>>());
+        }
+    }
 }
 
 /// Why a group is told of.
@@ -66,6 +98,7 @@ mod tests {
         let at = |s: i64| TimestampNs::from_nanos(s * 1_000_000_000);
         let set = |ids: &[u64]| ids.iter().copied().collect::<BTreeSet<_>>();
         let entry = |firing: &[u64], resolved: &[u64]| Entry {
+            history: Vec::new(),
             at: at(100),
             firing: set(firing),
             resolved: set(resolved),

@@ -207,6 +207,7 @@ impl Core {
             expires_at: plus(now, job.repeat.saturating_mul(2)),
             sequence: job.told.sequence,
             memory,
+            history: self.log.get(&job.log_key).map(Entry::history_of_next).unwrap_or_default(),
         };
         let mut changes = vec![Change::log(&job.log_key, Some(&entry))];
         self.log.insert(job.log_key.clone(), entry);

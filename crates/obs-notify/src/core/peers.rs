@@ -135,9 +135,12 @@ impl Core {
         }
     }
 
-    fn merge_log(&mut self, key: &str, e: Entry, now: TimestampNs) -> Vec<Change> {
+    fn merge_log(&mut self, key: &str, mut e: Entry, now: TimestampNs) -> Vec<Change> {
         if e.expires_at < now || self.log.get(key).is_some_and(|known| known.at >= e.at) {
             return Vec::new();
+        }
+        if let Some(known) = self.log.get(key) {
+            e.join(known);
         }
         let mut changes = vec![Change::log(key, Some(&e))];
         // What the receiver heard from another instance it need not hear late from this one.

@@ -325,3 +325,27 @@ proptest! {
         prop_assert_eq!(believed(&o.heard), o.real, "heard {:#?}", o.heard);
     }
 }
+
+/// One was cut off and told of an alert that the other, dead meanwhile, never heard of; that other told
+/// later, and last.
+#[test]
+fn what_one_told_while_cut_off_is_not_forgotten_over_what_another_told_later() {
+    use Happening::{End, Fire, KillAfterDelivery, Start, Store, Wait};
+    let all = [
+        Fire(4),
+        Wait(80),
+        KillAfterDelivery(0),
+        Wait(136),
+        Store(1, false),
+        Wait(191),
+        Fire(0),
+        Wait(81),
+        Start(0),
+        End(4),
+        KillAfterDelivery(0),
+        End(0),
+        Wait(13),
+    ];
+    let o = play(true, true, &all);
+    assert_eq!(believed(&o.heard), o.real, "heard {:#?}", o.heard);
+}
