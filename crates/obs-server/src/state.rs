@@ -8,6 +8,7 @@ use obs_model::{AppendError, KeepState, Maintain, MemoryPool, TenantId, Timestam
 use obs_notify::Dispatcher;
 use obs_process::Processing;
 use obs_sql::Source;
+use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Deref;
@@ -151,6 +152,20 @@ pub struct Shared {
     pub(crate) gate: Arc<Semaphore>,
     pub(crate) memory: Arc<MemoryPool>,
     pub(crate) admission: Arc<Admission>,
+}
+
+impl Shared {
+    /// Returns what control state keeps of a tenant in a space whose keys begin with the tenant and a
+    /// line break; what cannot be read is left out.
+    pub(crate) fn kept_of<T: DeserializeOwned>(
+        &self,
+        space: &str,
+        tenant: &TenantId,
+    ) -> Vec<(String, T)> {
+        let prefix = format!("{tenant}\n");
+        let all = self.control.list(space).into_iter().filter(|(k, _)| k.starts_with(&prefix));
+        all.filter_map(|(k, v)| Some((k, serde_json::from_slice(&v).ok()?))).collect()
+    }
 }
 
 impl fmt::Debug for Shared {

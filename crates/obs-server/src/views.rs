@@ -61,16 +61,14 @@ fn key(tenant: &TenantId, page: &str, name: &str) -> String {
     format!("{tenant}\n{page}\n{name}")
 }
 
-fn stored(state: &AppState, tenant: &TenantId) -> Vec<(String, View)> {
-    let prefix = format!("{tenant}\n");
-    let all = state.control.list(SPACE).into_iter().filter(|(k, _)| k.starts_with(&prefix));
-    all.filter_map(|(k, v)| Some((k, serde_json::from_slice(&v).ok()?))).collect()
-}
-
 async fn list(State(state): State<AppState>, p: Params) -> Response {
     let wanted = |v: &View| p.get("page").is_none_or(|page| page == v.page);
-    let mut views: Vec<View> =
-        stored(&state, &p.tenant).into_iter().map(|(_, v)| v).filter(wanted).collect();
+    let mut views: Vec<View> = state
+        .kept_of::<View>(SPACE, &p.tenant)
+        .into_iter()
+        .map(|(_, v)| v)
+        .filter(wanted)
+        .collect();
     views.sort_by(|a, b| (&a.page, &a.name).cmp(&(&b.page, &b.name)));
     Json(json!({"views": views})).into_response()
 }
@@ -88,7 +86,7 @@ async fn save(State(state): State<AppState>, headers: HeaderMap, bytes: Bytes) -
         return native_error(StatusCode::BAD_REQUEST, &e);
     }
     let key = key(&tenant, &view.page, &view.name);
-    let all = stored(&state, &tenant);
+    let all = state.kept_of::<View>(SPACE, &tenant);
     if all.len() >= VIEWS_MAX && !all.iter().any(|(k, _)| *k == key) {
         let message = format!("{VIEWS_MAX} views are saved, which is the limit: delete some");
         return native_error(StatusCode::TOO_MANY_REQUESTS, &message);
@@ -105,7 +103,7 @@ async fn remove(State(state): State<AppState>, p: Params) -> Response {
         return native_error(StatusCode::BAD_REQUEST, "say which view: page and name");
     };
     let key = key(&p.tenant, page, name);
-    if !stored(&state, &p.tenant).iter().any(|(k, _)| *k == key) {
+    if !state.kept_of::<View>(SPACE, &p.tenant).iter().any(|(k, _)| *k == key) {
         return native_error(StatusCode::NOT_FOUND, &format!("no view {name:?} of {page}"));
     }
     put(&state, key, None, StatusCode::NO_CONTENT).await

@@ -404,34 +404,33 @@ impl Store {
         };
         // A deleted record may be told by what a scan does not set.
         let one_by_one = !hidden.is_empty();
-        let seen = std::cell::Cell::new(0);
-        for n in (0..rows.blocks.len()).filter(|n| rows.may_match(*n, filter)) {
-            budget.check()?;
-            let read = LogColumns::read;
-            let flow = rows.with_columns(n, &mut damaged, read, |columns, bytes, source| {
+        let (numbers, read) = (0..rows.blocks.len(), LogColumns::read);
+        let out =
+            rows.each_columns(numbers, filter, &mut damaged, read, |columns, bytes, source| {
+                budget.check()?;
+                let mut seen = 0;
                 let mut one = |r: &LogRecord, rows: LogRows<'_>| {
-                    seen.set(seen.get() + rows.times.len());
+                    seen += rows.times.len();
                     Ok(visit(r, rows))
                 };
-                if !one_by_one {
-                    return visit_rows(LogBlock { columns, bytes }, filter, scan, source, &mut one);
-                }
-                LogRecord::get_block(bytes.get()?, filter, source, &mut |r| {
-                    let is_wanted = !hidden.hides(&r) && (scan.accept)(&r.stream);
-                    let time = r.timestamp.nanos();
-                    if is_wanted {
-                        one(&r, LogRows::one(&time))
-                    } else {
-                        Ok(ControlFlow::Continue(()))
-                    }
-                })
+                let block = LogBlock { columns, bytes };
+                let flow = if one_by_one {
+                    block.visit(filter, source, &mut |r| {
+                        let is_wanted = !hidden.hides(&r) && (scan.accept)(&r.stream);
+                        let time = r.timestamp.nanos();
+                        if is_wanted {
+                            one(&r, LogRows::one(&time))
+                        } else {
+                            Ok(ControlFlow::Continue(()))
+                        }
+                    })?
+                } else {
+                    visit_rows(block, filter, scan, source, &mut one)?
+                };
+                budget.take(seen, 0)?;
+                Ok(flow)
             })?;
-            budget.take(seen.take(), 0)?;
-            if flow.is_break() {
-                return Ok(flow);
-            }
-        }
-        Ok(ControlFlow::Continue(()))
+        Ok(out)
     }
 
     fn log_snapshot(&self, tenant: &TenantId, start: i64, end: i64) -> LogSnapshot {
@@ -634,13 +633,12 @@ impl SelectLogs for Store {
                     })?;
                 }
                 Ok(Some(rows)) => {
-                    for n in (0..rows.blocks.len()).filter(|n| rows.may_match(*n, &filter)) {
-                        let read = LogColumns::read;
-                        let _ = rows.with_columns(n, &mut damaged, read, |columns, _, _| {
-                            streams_of(columns, &filter, &mut add);
+                    let (numbers, read) = (0..rows.blocks.len(), LogColumns::read);
+                    let _ =
+                        rows.each_columns(numbers, &filter, &mut damaged, read, |c, _, _| {
+                            streams_of(c, &filter, &mut add);
                             Ok(ControlFlow::Continue(()))
                         })?;
-                    }
                 }
                 Ok(None) => {}
                 Err(e) if e.costs_a_part() => damaged(&e, s.meta.min_time, s.meta.max_time),

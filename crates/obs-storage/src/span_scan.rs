@@ -143,40 +143,41 @@ impl Store {
         let mut damaged =
             |e: &SegmentError, min: i64, max: i64| self.note(budget, s, e, (min, max));
         let mut failure = None;
-        let read = SpanColumns::read;
-        let flow = rows.with_columns(number, &mut damaged, read, |columns, bytes, source| {
-            // The block lives no longer than this call, nor does what it borrows.
-            let mut own = source.reborrow();
-            let block = SpanBlock::new(columns, bytes, scan.fields, &mut own);
-            let mut visited = 0;
-            let mut broken = false;
-            block.each(partly.then_some(range), traces, scan.equal, &mut |i| {
-                let row = block.row(i);
-                if !hidden.is_empty() && hidden.hides_trace(Some(row.trace()?)) {
-                    return Ok(true);
-                }
-                visited += 1;
-                match visitor.visit(&row) {
-                    Ok(ControlFlow::Continue(())) => Ok(true),
-                    Ok(ControlFlow::Break(())) => {
-                        broken = true;
-                        Ok(false)
+        let (read, all) = (SpanColumns::read, &RowFilter::ALL);
+        let flow =
+            rows.each_columns([number], all, &mut damaged, read, |columns, bytes, source| {
+                // The block lives no longer than this call, nor does what it borrows.
+                let mut own = source.reborrow();
+                let block = SpanBlock::new(columns, bytes, scan.fields, &mut own);
+                let mut visited = 0;
+                let mut broken = false;
+                block.each(partly.then_some(range), traces, scan.equal, &mut |i| {
+                    let row = block.row(i);
+                    if !hidden.is_empty() && hidden.hides_trace(Some(row.trace()?)) {
+                        return Ok(true);
                     }
-                    Err(e) => {
-                        failure = Some(e);
-                        Ok(false)
+                    visited += 1;
+                    match visitor.visit(&row) {
+                        Ok(ControlFlow::Continue(())) => Ok(true),
+                        Ok(ControlFlow::Break(())) => {
+                            broken = true;
+                            Ok(false)
+                        }
+                        Err(e) => {
+                            failure = Some(e);
+                            Ok(false)
+                        }
                     }
+                })?;
+                if let Some(e) = block.take_fault() {
+                    return Err(e);
                 }
+                if let Err(e) = budget.take(visited, 0) {
+                    failure = failure.take().or(Some(e));
+                }
+                let stop = broken || failure.is_some();
+                Ok(if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
             })?;
-            if let Some(e) = block.take_fault() {
-                return Err(e);
-            }
-            if let Err(e) = budget.take(visited, 0) {
-                failure = failure.take().or(Some(e));
-            }
-            let stop = broken || failure.is_some();
-            Ok(if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-        })?;
         match failure {
             Some(e) => Err(e),
             None => Ok(flow),

@@ -95,9 +95,8 @@ fn key(tenant: &TenantId, r: &Request) -> String {
 
 /// Returns a tenant's requests, the oldest first.
 fn requests(state: &AppState, tenant: &TenantId) -> Vec<Request> {
-    let prefix = format!("{tenant}\n");
-    let all = state.control.list(SPACE).into_iter().filter(|(k, _)| k.starts_with(&prefix));
-    let mut all: Vec<Request> = all.filter_map(|(_, v)| serde_json::from_slice(&v).ok()).collect();
+    let all = state.kept_of(SPACE, tenant).into_iter();
+    let mut all: Vec<Request> = all.map(|(_, r)| r).collect();
     all.sort_by(|a, b| a.created_at.total_cmp(&b.created_at));
     all
 }

@@ -183,6 +183,17 @@ impl Taken {
         }
         Ok(kept)
     }
+
+    /// Returns what a cell holds, read from a place of a block at the first call.
+    pub(crate) fn read<'a, T: Measured>(
+        &self,
+        cell: &'a OnceLock<T>,
+        bytes: &LazyBlock<'_>,
+        place: &Range<usize>,
+        read: impl FnOnce(&mut Decoder<'_>) -> Result<T, Malformed>,
+    ) -> Result<&'a T, SegmentError> {
+        self.once(cell, || Ok(read(&mut bytes.at(place)?)?))
+    }
 }
 
 /// What takes memory.

@@ -343,7 +343,7 @@ impl<'a> Lines<'a> {
     pub(crate) fn column(&self, i: usize) -> Result<&'a Strings, SegmentError> {
         let cell = self.all.columns.get(i).ok_or(Malformed(i))?;
         let place = self.all.places.get(i).ok_or(Malformed(i))?;
-        self.taken.once(cell, || Ok(get_strings(&mut self.bytes.at(place)?)?))
+        self.taken.read(cell, self.bytes, place, get_strings)
     }
 
     /// Returns where the values of a template's variable are, by its number.

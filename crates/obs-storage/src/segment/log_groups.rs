@@ -1,8 +1,8 @@
 //! Log rows that a counting scan cannot tell apart, taken together.
 //!
-//! What a scan looks at of a JSON line are a few members, and those are columns. Rows of one stream
-//! and one template that have the same values there are one group, for which one line is built,
-//! of these members alone.
+//! What a scan looks at of a JSON line are a few members, and those are columns. Rows of one stream of
+//! whose templates the same is built, and that have the same values there, are one group, for which
+//! one line is built, of these members alone.
 
 use crate::bin::Malformed;
 use crate::segment::SegmentError;
@@ -345,7 +345,7 @@ pub(crate) fn visit(
     if scan.ids || !filter.needles.is_empty() || !filter.traces.is_empty() {
         return Ok(None);
     }
-    if (scan.line && scan.members.is_none()) || !block.columns.is_lines_alone {
+    if (scan.line && scan.members.is_none()) || !block.is_lines_alone()? {
         return Ok(None);
     }
     let admitted = |s: &Labels| Matcher::all_match(filter.matchers, s) && (scan.accept)(s);

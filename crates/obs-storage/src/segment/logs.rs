@@ -194,16 +194,11 @@ impl Row for LogRecord {
         damaged: Damaged<'_>,
         visit: VisitRow<'_, Self>,
     ) -> Result<ControlFlow<()>, SegmentError> {
-        for n in numbers.iter().copied().filter(|n| segment.may_match(*n, filter)) {
-            let flow =
-                segment.with_columns(n, damaged, LogColumns::read, |columns, bytes, source| {
-                    LogBlock { columns, bytes }.visit(filter, source, visit)
-                })?;
-            if flow.is_break() {
-                return Ok(flow);
-            }
-        }
-        Ok(ControlFlow::Continue(()))
+        let read = LogColumns::read;
+        let numbers = numbers.iter().copied();
+        segment.each_columns(numbers, filter, damaged, read, |columns, bytes, source| {
+            LogBlock { columns, bytes }.visit(filter, source, visit)
+        })
     }
 }
 
@@ -227,8 +222,7 @@ pub(crate) struct LogColumns {
     /// Everything behind the lines.
     rest_at: Range<usize>,
     rest: OnceLock<Rest>,
-    /// Whether nothing comes with the lines that may tell one record from another.
-    pub(crate) is_lines_alone: bool,
+    is_lines_alone: OnceLock<bool>,
 }
 
 impl Columns for LogColumns {
@@ -272,22 +266,9 @@ impl LogColumns {
             lines: OnceLock::new(),
             rest_at: lines_end..block.len(),
             rest: OnceLock::new(),
-            is_lines_alone: is_lines_alone(d)?,
+            is_lines_alone: OnceLock::new(),
         })
     }
-}
-
-/// Returns whether nothing comes with the records of a block beside their lines that may tell one
-/// from another; the decoder stands behind the lines.
-fn is_lines_alone(mut d: Decoder<'_>) -> Result<bool, Malformed> {
-    // Observed times and severities.
-    skip_ints(&mut d)?;
-    skip_ints(&mut d)?;
-    skip_strings(&mut d)?;
-    skip_strings(&mut d)?;
-    let (resources, _) = get_resources(&mut d)?;
-    Ok(resources.iter().all(|r| r.attributes.is_empty())
-        && AttributeIndex::read(d.rest())?.keys().next().is_none())
 }
 
 /// A block's columns and a way to its bytes.
@@ -306,24 +287,45 @@ fn row_ids(i: usize, times: &[i64], traces: &[[u8; 16]], spans: &[[u8; 8]]) -> R
 }
 
 impl<'a> LogBlock<'a> {
+    fn ids<const N: usize>(
+        &self,
+        cell: &'a OnceLock<Vec<[u8; N]>>,
+        place: &Range<usize>,
+    ) -> Result<&'a [[u8; N]], SegmentError> {
+        let all = self.columns.taken.read(cell, self.bytes, place, get_ids)?;
+        let is_full = all.len() == self.columns.times.len();
+        if is_full { Ok(all) } else { Err(Malformed(all.len()).into()) }
+    }
+
     fn traces(&self) -> Result<&'a [[u8; 16]], SegmentError> {
-        let c = self.columns;
-        let read = || Ok(get_ids(&mut self.bytes.at(&c.traces_at)?)?);
-        let all = c.taken.once(&c.traces, read)?;
-        if all.len() == c.times.len() { Ok(all) } else { Err(Malformed(all.len()).into()) }
+        self.ids(&self.columns.traces, &self.columns.traces_at)
     }
 
     fn spans(&self) -> Result<&'a [[u8; 8]], SegmentError> {
-        let c = self.columns;
-        let read = || Ok(get_ids(&mut self.bytes.at(&c.spans_at)?)?);
-        let all = c.taken.once(&c.spans, read)?;
-        if all.len() == c.times.len() { Ok(all) } else { Err(Malformed(all.len()).into()) }
+        self.ids(&self.columns.spans, &self.columns.spans_at)
     }
 
     /// Returns what comes with the lines.
     fn rest(&self) -> Result<&'a Rest, SegmentError> {
         let c = self.columns;
-        c.taken.once(&c.rest, || Ok(Rest::read(self.bytes.at(&c.rest_at)?)?))
+        c.taken.read(&c.rest, self.bytes, &c.rest_at, Rest::read)
+    }
+
+    /// Returns whether nothing comes with the lines that may tell one record from another.
+    pub(crate) fn is_lines_alone(&self) -> Result<bool, SegmentError> {
+        if let Some(known) = self.columns.is_lines_alone.get() {
+            return Ok(*known);
+        }
+        let mut d = self.bytes.at(&self.columns.rest_at)?;
+        // Observed times and severities.
+        skip_ints(&mut d)?;
+        skip_ints(&mut d)?;
+        skip_strings(&mut d)?;
+        skip_strings(&mut d)?;
+        let (resources, _) = get_resources(&mut d)?;
+        let is_alone = resources.iter().all(|r| r.attributes.is_empty())
+            && AttributeIndex::read(d.rest())?.keys().next().is_none();
+        Ok(*self.columns.is_lines_alone.get_or_init(|| is_alone))
     }
 
     /// Returns the bytes of attributes.
@@ -334,7 +336,7 @@ impl<'a> LogBlock<'a> {
     }
 
     /// Visits the rows that a filter lets through, in order.
-    fn visit(
+    pub(crate) fn visit(
         &self,
         filter: &RowFilter<'_>,
         source: &mut Source<'_>,
@@ -469,12 +471,12 @@ impl Measured for Rest {
 
 impl Rest {
     /// Reads what stands behind the lines.
-    fn read(mut d: Decoder<'_>) -> Result<Self, Malformed> {
-        let observed = get_ints(&mut d)?;
+    fn read(d: &mut Decoder<'_>) -> Result<Self, Malformed> {
+        let observed = get_ints(d)?;
         // None is a severity that there cannot be.
-        let severity = get_numbers(&mut d, u32::MAX)?;
-        let (severity_text, event_name) = (get_strings(&mut d)?, get_strings(&mut d)?);
-        let (resources, resource_of) = get_resources(&mut d)?;
+        let severity = get_numbers(d, u32::MAX)?;
+        let (severity_text, event_name) = (get_strings(d)?, get_strings(d)?);
+        let (resources, resource_of) = get_resources(d)?;
         let attributes_from = d.at();
         let attributes = AttributeIndex::read(d.rest())?;
         Ok(Self {
@@ -537,7 +539,7 @@ pub(crate) fn visit_rows(
     }
     let LogColumns { streams, stream_of, times, .. } = rows.columns;
     let (traces, spans) = (rows.traces()?, rows.spans()?);
-    let rest = if rows.columns.is_lines_alone { None } else { Some(rows.rest()?) };
+    let rest = if rows.is_lines_alone()? { None } else { Some(rows.rest()?) };
     let bytes = || rows.attributes();
     let mut attributes = rest.map(|rest| AttributesReader::new(&rest.attributes, &bytes));
     let mut record = LogRecord::default();

@@ -424,34 +424,37 @@ impl RowSegment {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Lends the columns of one block, which stay for the next query, and a way to its bytes. A
-    /// damaged block is told to `damaged` and passed over.
-    pub(crate) fn with_columns<C: Columns>(
+    /// Lends the columns of blocks that may hold wanted rows, which stay for the next query, and a way
+    /// to their bytes, in the order of `numbers`. A damaged block is told to `damaged` and passed over.
+    pub(crate) fn each_columns<C: Columns>(
         &self,
-        number: usize,
+        numbers: impl IntoIterator<Item = usize>,
+        filter: &RowFilter<'_>,
         damaged: Damaged<'_>,
         make: impl Fn(&[u8]) -> Result<C, Malformed>,
-        f: impl FnOnce(&C, &LazyBlock<'_>, &mut Source<'_>) -> Result<ControlFlow<()>, SegmentError>,
+        mut f: impl FnMut(&C, &LazyBlock<'_>, &mut Source<'_>) -> Result<ControlFlow<()>, SegmentError>,
     ) -> Result<ControlFlow<()>, SegmentError> {
-        let Some(b) = self.blocks.get(number) else { return Ok(ControlFlow::Continue(())) };
-        let read = || Ok(self.file.read(b.at)?);
-        let bytes = LazyBlock::new(&read);
-        let cache = &mut PartCache::default();
-        let (file, parts) = (&self.file, &self.parts);
-        let mut source = Source { file, parts, base: b.part_base, cache };
-        let make = || Ok(make(bytes.get()?)?);
-        let one = |c: &C| f(c, &bytes, &mut source);
-        let result = match &self.kept {
-            Some((kept, segment)) => kept.columns.with((*segment, number), make, one),
-            None => make().and_then(|c| one(&c)),
-        };
-        match result {
-            Err(e) if e.costs_a_part() => {
-                damaged(&e, b.min, b.max);
-                Ok(ControlFlow::Continue(()))
+        let mut cache = PartCache::default();
+        for n in numbers.into_iter().filter(|n| self.may_match(*n, filter)) {
+            let Some(b) = self.blocks.get(n) else { continue };
+            let read = || Ok(self.file.read(b.at)?);
+            let bytes = LazyBlock::new(&read);
+            let (file, parts) = (&self.file, &self.parts);
+            let mut source = Source { file, parts, base: b.part_base, cache: &mut cache };
+            let make = || Ok(make(bytes.get()?)?);
+            let mut one = |c: &C| f(c, &bytes, &mut source);
+            let result = match &self.kept {
+                Some((kept, segment)) => kept.columns.with((*segment, n), make, one),
+                None => make().and_then(|c| one(&c)),
+            };
+            match result {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(())) => return Ok(ControlFlow::Break(())),
+                Err(e) if e.costs_a_part() => damaged(&e, b.min, b.max),
+                Err(e) => return Err(e),
             }
-            other => other,
         }
+        Ok(ControlFlow::Continue(()))
     }
 
     /// Reads a block's bytes.

@@ -221,7 +221,7 @@ impl<'a> SpanBlock<'a> {
         place: &Range<usize>,
         read: impl FnOnce(&mut Decoder<'_>) -> Result<T, Malformed>,
     ) -> Result<&'a T, SegmentError> {
-        self.columns.taken.once(cell, || Ok(read(&mut self.bytes.at(place)?)?))
+        self.columns.taken.read(cell, self.bytes, place, read)
     }
 
     fn starts(&self) -> Result<&'a [i64], SegmentError> {

@@ -195,15 +195,10 @@ impl Row for Span {
         damaged: Damaged<'_>,
         visit: VisitRow<'_, Self>,
     ) -> Result<ControlFlow<()>, SegmentError> {
-        for n in numbers.iter().copied().filter(|n| segment.may_match(*n, filter)) {
-            let flow =
-                segment.with_columns(n, damaged, SpanColumns::read, |columns, bytes, s| {
-                    SpanBlock::new(columns, bytes, &[], &mut s.reborrow()).visit(filter, visit)
-                })?;
-            if flow.is_break() {
-                return Ok(flow);
-            }
-        }
-        Ok(ControlFlow::Continue(()))
+        let read = SpanColumns::read;
+        let numbers = numbers.iter().copied();
+        segment.each_columns(numbers, filter, damaged, read, |columns, bytes, source| {
+            SpanBlock::new(columns, bytes, &[], &mut source.reborrow()).visit(filter, visit)
+        })
     }
 }
