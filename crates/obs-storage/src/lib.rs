@@ -33,6 +33,7 @@ mod select_spans;
 mod span_scan;
 mod state;
 pub mod store;
+mod stretches;
 mod sweep;
 mod tier;
 pub mod verify;

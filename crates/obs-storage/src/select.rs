@@ -9,6 +9,7 @@ use crate::segment::rows::{Row, RowFilter, RowSegment};
 use crate::segment::{SegmentError, Signal};
 use crate::segments::{OpenSegment, Tombstones, wanted};
 use crate::store::{Store, View};
+use crate::stretches::Plan;
 use foldhash::{HashMap, HashSet};
 use obs_model::{
     Budget, Direction, Labels, LogRecord, LogRows, LogScan, LogSelection, Matcher, MetricMetadata,
@@ -379,8 +380,7 @@ impl Store {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Visits the wanted rows of a segment that has its range for itself: nothing can be there
-    /// twice.
+    /// Visits the wanted rows of a segment of which no other source has any.
     fn scan_alone(
         &self,
         s: &OpenSegment,
@@ -450,59 +450,6 @@ fn bounds_of(snapshot: &LogSnapshot, start: i64, end: i64) -> Option<(i64, i64)>
     Some((start.max(min), end.min(max.saturating_add(1))))
 }
 
-/// A part of a range, and the segment that alone has records there, if one does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stretch {
-    start: i64,
-    end: i64,
-    alone: Option<usize>,
-}
-
-/// Cuts a range where sources begin and end; what has no source is left out.
-fn stretches(snapshot: &LogSnapshot, range: (i64, i64)) -> Vec<Stretch> {
-    let segments = snapshot.segments.iter().enumerate();
-    let segments = segments.map(|(i, s)| (s.meta.min_time, s.meta.max_time, Some(i)));
-    let heads = snapshot.heads.iter().flatten().filter_map(|b| b.bounds());
-    cut(segments.chain(heads.map(|(min, max)| (min, max, None))).collect(), range)
-}
-
-/// Sources are (first time, last time, segment); what is none is one of the head's batches.
-fn cut(sources: Vec<(i64, i64, Option<usize>)>, (start, end): (i64, i64)) -> Vec<Stretch> {
-    let mut edges: Vec<(i64, bool, Option<usize>)> = Vec::with_capacity(2 * sources.len());
-    for (min, max, segment) in sources {
-        let (from, to) = (min.max(start), max.saturating_add(1).min(end));
-        if from < to {
-            edges.push((from, true, segment));
-            edges.push((to, false, segment));
-        }
-    }
-    edges.sort_unstable();
-    let mut open: Vec<usize> = Vec::new();
-    let mut batches = 0_usize;
-    let mut out: Vec<Stretch> = Vec::new();
-    let mut at = start;
-    for (time, begins, segment) in edges {
-        if time > at && (batches > 0 || !open.is_empty()) {
-            let alone = match open.as_slice() {
-                [one] if batches == 0 => Some(*one),
-                _ => None,
-            };
-            match out.last_mut() {
-                Some(last) if last.end == at && last.alone == alone => last.end = time,
-                _ => out.push(Stretch { start: at, end: time, alone }),
-            }
-        }
-        at = time;
-        match (segment, begins) {
-            (Some(i), true) => open.push(i),
-            (Some(i), false) => open.retain(|o| *o != i),
-            (None, true) => batches += 1,
-            (None, false) => batches -= 1,
-        }
-    }
-    out
-}
-
 /// Records that a request brought twice, its answer lost: the same in everything.
 fn drop_repeated(rows: &mut Vec<Arc<LogRecord>>) {
     /// Records of one time that are compared with one another.
@@ -548,24 +495,26 @@ impl SelectLogs for Store {
     ) -> Result<(), SelectError> {
         let (start, end) = (selection.start.nanos(), selection.end.nanos());
         let snapshot = self.log_snapshot(tenant, start, end);
-        for stretch in stretches(&snapshot, (start, end)) {
-            let Some(s) = stretch.alone.and_then(|i| snapshot.segments.get(i)) else {
-                let range = (stretch.start, stretch.end);
-                let mut accepted = |r: &Arc<LogRecord>| {
-                    if !(scan.accept)(&r.stream) {
-                        return ControlFlow::Continue(());
-                    }
-                    visit(r, LogRows::one(&r.timestamp.nanos()))
-                };
-                if self.each_window(&snapshot, selection, range, budget, &mut accepted)?.is_break()
-                {
-                    return Ok(());
-                }
-                continue;
-            };
+        let heads = snapshot.heads.iter().flatten().filter_map(|b| b.bounds());
+        let kept = &self.inner.kept;
+        let plan = Plan::of(&snapshot.segments, heads, (start, end), kept, budget);
+        let mut accepted = |r: &Arc<LogRecord>| {
+            if !(scan.accept)(&r.stream) {
+                return ControlFlow::Continue(());
+            }
+            visit(r, LogRows::one(&r.timestamp.nanos()))
+        };
+        for range in plan.together {
+            let flow = self.each_window(&snapshot, selection, range, budget, &mut accepted)?;
+            if flow.is_break() {
+                return Ok(());
+            }
+        }
+        for (segment, start, end) in plan.alone {
+            let Some(s) = snapshot.segments.get(segment) else { continue };
             let filter = RowFilter {
-                start: stretch.start,
-                end: stretch.end,
+                start,
+                end,
                 traces: selection.trace_id.as_slice(),
                 matchers: selection.matchers,
                 needles: selection.needles,

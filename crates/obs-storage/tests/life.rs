@@ -513,7 +513,7 @@ async fn a_scan_finds_what_a_select_finds_each_once() {
     let store = open(dir.path(), vec![]);
     let tenant = TenantId::default();
     let resource = Arc::new(Resource { attributes: Attributes::from_iter([("host", "h")]) });
-    let rows = |from: i64, to: i64| -> Vec<LogRecord> {
+    let rows = |from: i64, to: i64, step: usize| -> Vec<LogRecord> {
         let one = |i: i64| {
             let app = ["shop", "db", "web"][(i % 3) as usize];
             let mut r = log(app, DAY_MS + i * 10, &format!("line {i} of {app} needle{}", i % 7));
@@ -526,17 +526,20 @@ async fn a_scan_finds_what_a_select_finds_each_once() {
             }
             r
         };
-        (from..to).map(one).collect()
+        (from..to).step_by(step).map(one).collect()
     };
-    // Segments that overlap, repeat each other and leave a gap; then a head that repeats them too.
-    for (from, to) in [(0, 3000), (2500, 6000), (5900, 6100), (9000, 12_000)] {
-        let batch = WriteBatch { logs: rows(from, to), ..WriteBatch::default() };
+    // Segments that overlap, repeat each other and leave a gap; some that lie over each other and
+    // have hardly a record in common; then a head that repeats them too.
+    let many = [(0, 3000, 1), (2500, 6000, 1), (5900, 6100, 1)];
+    let few = [(9000, 12_000, 2), (9001, 12_000, 2), (9010, 9200, 30), (10_005, 10_006, 1)];
+    for (from, to, step) in many.into_iter().chain(few) {
+        let batch = WriteBatch { logs: rows(from, to, step), ..WriteBatch::default() };
         store.append(&tenant, batch).await.unwrap();
         store.flush().await.unwrap();
     }
     let trace = TraceId::from_slice(&[2; 16]).unwrap();
     store.delete(&tenant, DeleteScope::Trace(trace)).await.unwrap();
-    let batch = WriteBatch { logs: rows(11_900, 12_500), ..WriteBatch::default() };
+    let batch = WriteBatch { logs: rows(11_900, 12_500, 1), ..WriteBatch::default() };
     store.append(&tenant, batch).await.unwrap();
 
     let at = |i: i64| TimestampNs::from_nanos((DAY_MS + i * 10) * 1_000_000);
@@ -547,7 +550,9 @@ async fn a_scan_finds_what_a_select_finds_each_once() {
             store.flush().await.unwrap();
             store.merge().await.unwrap();
         }
-        for (start, end) in [(0, 20_000), (2600, 5950), (1, 2), (7000, 8000), (11_950, 12_100)] {
+        for (start, end) in
+            [(0, 20_000), (2600, 5950), (1, 2), (7000, 8000), (9100, 10_500), (11_950, 12_100)]
+        {
             for (matchers, needles) in [(&[][..], &[][..]), (&matchers, &[]), (&matchers, &needles)]
             {
                 let selection = LogSelection {

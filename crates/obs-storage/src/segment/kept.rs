@@ -4,6 +4,7 @@ use crate::bin::{Decoder, Malformed};
 use crate::lru::Lru;
 use crate::segment::SegmentError;
 use crate::segment::bloom::FilterCache;
+use crate::stretches::Shared;
 use obs_model::{MemoryPool, MemoryShare};
 use std::any::Any;
 use std::cell::OnceCell;
@@ -25,19 +26,52 @@ pub(crate) trait Columns: Any + Send + Sync {
 pub(crate) struct Kept {
     pub(crate) filters: FilterCache,
     pub(crate) columns: ColumnCache,
+    /// Of two segments.
+    shared: Mutex<Lru<(u64, u64), Shared>>,
 }
 
 impl Kept {
     /// Filters kept in memory: those of some five million lines.
     const FILTER_BYTES: u64 = 32 << 20;
+    /// Times that segments share: of some ten thousand pairs.
+    const SHARED_BYTES: u64 = 1 << 20;
 
     pub(crate) fn new(memory: &Arc<MemoryPool>) -> Self {
-        Self { filters: FilterCache::new(Self::FILTER_BYTES), columns: ColumnCache::new(memory) }
+        Self {
+            filters: FilterCache::new(Self::FILTER_BYTES),
+            columns: ColumnCache::new(memory),
+            shared: Mutex::new(Lru::new(Self::SHARED_BYTES)),
+        }
+    }
+
+    /// Returns the times that two segments have in common, those of before or what `find` returns;
+    /// `None` is not kept.
+    pub(crate) fn shared(
+        &self,
+        pair: (u64, u64),
+        find: impl FnOnce() -> Option<Shared>,
+    ) -> Option<Shared> {
+        /// Of an entry without times.
+        const ENTRY_BYTES: usize = 64;
+        let all = || self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = all().get(&pair) {
+            return Some(known.clone());
+        }
+        let found = find()?;
+        let times = found.as_ref().map_or(0, |t| t.len());
+        all().put(pair, found.clone(), (ENTRY_BYTES + times * size_of::<i64>()) as u64);
+        Some(found)
     }
 
     /// Lets go what is kept of a segment.
     pub(crate) fn forget(&self, segment: u64) {
         self.columns.forget(segment);
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let has = |k: &&(u64, u64)| k.0 == segment || k.1 == segment;
+        let pairs: Vec<(u64, u64)> = shared.keys().filter(has).copied().collect();
+        for pair in &pairs {
+            shared.remove(pair);
+        }
     }
 }
 
