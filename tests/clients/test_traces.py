@@ -988,8 +988,34 @@ sampling:
     decision_wait_seconds: 3
     policies:
       - {name: errors, type: status_code, status_code: {status_codes: [ERROR]}}
+      - {name: dear, type: cost, cost: {min_usd: 1.0}}
       - {name: rest, type: probabilistic, probabilistic: {sampling_percentage: 10}}
 """
+
+
+def chats(start, tokens, error=lambda i: False, first=0):
+    """A request of traces of one call each, with as many input tokens as told."""
+    out = []
+    for i, n in enumerate(tokens, first):
+        facts = {
+            "gen_ai.operation.name": {"stringValue": "chat"},
+            "gen_ai.provider.name": {"stringValue": "openai"},
+            "gen_ai.request.model": {"stringValue": "gpt-4o"},
+            "gen_ai.usage.input_tokens": {"intValue": str(n)},
+        }
+        out.append(
+            {
+                "traceId": os.urandom(16).hex(),
+                "spanId": f"{i + 1:016x}",
+                "name": "chat gpt-4o",
+                "startTimeUnixNano": str(start + i),
+                "endTimeUnixNano": str(start + i + 1_000_000),
+                "status": {"code": 2} if error(i) else {},
+                "attributes": [{"key": k, "value": v} for k, v in facts.items()],
+            }
+        )
+    resource = {"attributes": [{"key": "service.name", "value": {"stringValue": "sampled"}}]}
+    return json.dumps({"resourceSpans": [{"resource": resource, "scopeSpans": [{"spans": out}]}]}).encode()
 
 
 def test_tail_sampling_survives_a_crash_and_counts_stay_right(tmp_path):
@@ -999,28 +1025,8 @@ def test_tail_sampling_survives_a_crash_and_counts_stay_right(tmp_path):
     start = time.time_ns() - 10_000_000_000
 
     def spans(first, last):
-        out = []
-        for i in range(first, last):
-            span = {
-                "traceId": os.urandom(16).hex(),
-                "spanId": f"{i + 1:016x}",
-                "name": "chat gpt-4o",
-                "startTimeUnixNano": str(start + i),
-                "endTimeUnixNano": str(start + i + 1_000_000),
-                "status": {"code": 2} if i % 100 == 0 else {},
-                "attributes": [
-                    {"key": k, "value": v}
-                    for k, v in {
-                        "gen_ai.operation.name": {"stringValue": "chat"},
-                        "gen_ai.provider.name": {"stringValue": "openai"},
-                        "gen_ai.request.model": {"stringValue": "gpt-4o"},
-                        "gen_ai.usage.input_tokens": {"intValue": "1000"},
-                    }.items()
-                ],
-            }
-            out.append(span)
-        resource = {"attributes": [{"key": "service.name", "value": {"stringValue": "sampled"}}]}
-        return json.dumps({"resourceSpans": [{"resource": resource, "scopeSpans": [{"spans": out}]}]}).encode()
+        tokens = [1_000_000 if i % 500 == 7 else 1_000 for i in range(first, last)]
+        return chats(start, tokens, lambda i: i % 100 == 0, first)
 
     json_type = {"Content-Type": "application/json"}
     try:
@@ -1039,6 +1045,8 @@ def test_tail_sampling_survives_a_crash_and_counts_stay_right(tmp_path):
 
         errors = until(lambda: count('{ resource.service.name = "sampled" && status = error }'))
         assert errors == 20
+        # What they cost was told by calls that were stored before the crash.
+        assert count("{ span.gen_ai.usage.input_tokens = 1000000 }") == 4
         everything = count('{ resource.service.name = "sampled" }')
         assert 1500 < everything < 2500
         stored = get(server, "ui", "/api/v1/sql", q="select count(*) as n from spans where service = 'sampled'")["rows"]
@@ -1046,6 +1054,25 @@ def test_tail_sampling_survives_a_crash_and_counts_stay_right(tmp_path):
         # What was paid is known to the last call.
         paid = get(server, "ui", "/api/v1/sql", q="select count(*) as n from llm_calls")["rows"]
         assert paid[0]["n"] == 2000
+    finally:
+        server.process.kill()
+        server.process.wait()
+
+
+def test_a_call_unlike_those_before_it_keeps_its_trace(tmp_path):
+    config = tmp_path / "observatory.yaml"
+    config.write_text("sampling: {tail: {decision_wait_seconds: 1, policies: [{name: odd, type: drift}]}}")
+    server = Server(tmp_path / "data", "--config", str(config))
+    try:
+        start = time.time_ns() - 10_000_000_000
+        tokens = [1_000 + i % 200 for i in range(400)] + [60_000] + [1_000 + i % 200 for i in range(100)]
+        body = chats(start, tokens)
+        assert request(server, "otlp-http", "/v1/traces", body, {"Content-Type": "application/json"})[0] == 200
+        counter = 'sampling_traces_total{decision="dropped"} 500'
+        until(lambda: counter in request(server, "ui", "/metrics")[1].decode())
+        rows = get(server, "ui", "/api/v1/sql", q="select count(*) as n from spans")["rows"]
+        assert rows[0]["n"] == 1
+        assert get(server, "tempo", "/api/search", q="{ span.gen_ai.usage.input_tokens = 60000 }")["traces"]
     finally:
         server.process.kill()
         server.process.wait()

@@ -339,10 +339,17 @@ impl Ingest {
         self.tails.lock().unwrap_or_else(PoisonError::into_inner).set(config);
     }
 
-    /// Takes up spans that were undecided when the server stopped.
-    pub fn restore_undecided(&self, tenant: &TenantId, spans: Vec<Span>, now: TimestampNs) {
+    /// Takes up spans that were undecided when the server stopped, and the calls of models that
+    /// are known of their traces.
+    pub fn restore_undecided(
+        &self,
+        tenant: &TenantId,
+        spans: Vec<Span>,
+        calls: &[LlmCall],
+        now: TimestampNs,
+    ) {
         let mut tails = self.tails.lock().unwrap_or_else(PoisonError::into_inner);
-        tails.add(tenant, spans, &[], now.to_millis());
+        tails.add(tenant, spans, calls, now.to_millis());
     }
 
     /// Returns the names under which a tenant's undecided spans are stored.

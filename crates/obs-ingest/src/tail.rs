@@ -1,12 +1,13 @@
 //! Tail sampling: whole traces are kept or dropped once they have had time to come in.
 //!
-//! Policies are those of the OpenTelemetry collector's processor, and what a trace cost. Any vote
-//! for a trace keeps it. A trace that only chance kept stands for others: its spans carry how many
+//! Policies are those of the OpenTelemetry collector's processor, what a trace cost, and whether
+//! its calls of models look like those before them. Any vote for a trace keeps it. A trace that only chance kept stands for others: its spans carry how many
 //! ([`obs_model::set_sampling_weight`]), so that what is counted of them stays unbiased.
 
+use obs_llm::Usual;
 use obs_model::{
-    CallStatus, CostState, FieldValue, LlmCall, Money, Span, TenantId, TimestampMs, TraceId,
-    go_regex, set_sampling_weight,
+    CallStatus, CostState, FieldValue, LlmCall, Money, Span, SpanId, TenantId, TimestampMs,
+    TraceId, go_regex, set_sampling_weight,
 };
 use regex::Regex;
 use rust_decimal::prelude::FromPrimitive as _;
@@ -38,6 +39,7 @@ struct RawPolicy {
     boolean_attribute: Option<RawBool>,
     span_count: Option<RawCount>,
     cost: Option<RawCost>,
+    drift: Option<RawDrift>,
     and: Option<RawAnd>,
 }
 
@@ -117,6 +119,12 @@ struct RawCost {
     failed: bool,
 }
 
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawDrift {
+    deviations: Option<f64>,
+}
+
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawAnd {
@@ -147,6 +155,8 @@ enum Policy {
         unpriced: bool,
         failed: bool,
     },
+    /// Deviations from which on a call is unlike those of its model before.
+    Drift(f64),
     All(Vec<Self>),
 }
 
@@ -242,13 +252,22 @@ impl RawPolicy {
                 let min = min.transpose().map_err(|e| format!("policy {name:?}: {e}"))?;
                 Policy::Cost { min, unpriced: c.unpriced, failed: c.failed }
             }
+            "drift" => {
+                let deviations = self.drift.unwrap_or_default().deviations.unwrap_or(4.0);
+                if deviations.is_nan() || deviations < 1.0 {
+                    return Err(format!(
+                        "policy {name:?}: deviations {deviations} is not 1 or more"
+                    ));
+                }
+                Policy::Drift(deviations)
+            }
             "and" => {
                 let a = self.and.ok_or_else(|| missing("and"))?;
                 Policy::All(a.and_sub_policy.into_iter().map(Self::read).collect::<Result<_, _>>()?)
             }
             other => {
                 return Err(format!(
-                    "policy {name:?}: type {other:?} is not supported; there are always_sample, latency, status_code, probabilistic, rate_limiting, string_attribute, numeric_attribute, boolean_attribute, span_count, cost and and"
+                    "policy {name:?}: type {other:?} is not supported; there are always_sample, latency, status_code, probabilistic, rate_limiting, string_attribute, numeric_attribute, boolean_attribute, span_count, cost, drift and and"
                 ));
             }
         };
@@ -295,6 +314,11 @@ impl TailConfig {
         self.wait_ms
     }
 
+    /// Whether calls are compared with those before them.
+    pub(crate) fn compares_calls(&self) -> bool {
+        self.policies.iter().any(Policy::compares_calls)
+    }
+
     /// Tenants whose traces are sampled.
     pub fn tenants(&self) -> &[TenantId] {
         &self.tenants
@@ -308,10 +332,25 @@ struct Waiting {
     ids: HashSet<(obs_model::SpanId, i64)>,
     bytes: usize,
     since: TimestampMs,
+    /// What its calls of models say, each by its latest revision.
+    calls: HashMap<SpanId, Verdict>,
+}
+
+/// What a call says to the policies.
+#[derive(Debug, Clone, Copy)]
+struct Verdict {
+    revision: u32,
     cost: Money,
     unpriced: bool,
     failed: bool,
+    /// Deviations from the calls before it.
+    far: f64,
 }
+
+/// What a call in memory counts, bytes.
+const CALL_BYTES: usize = 96;
+/// Models of a tenant whose calls are compared; the one that was silent longest makes room.
+const MODELS_MAX: usize = 50;
 
 /// Returns what the resource and the span have under a key.
 fn values<'a>(s: &'a Span, key: &str) -> impl Iterator<Item = FieldValue<'a>> {
@@ -320,6 +359,14 @@ fn values<'a>(s: &'a Span, key: &str) -> impl Iterator<Item = FieldValue<'a>> {
 }
 
 impl Policy {
+    fn compares_calls(&self) -> bool {
+        match self {
+            Self::Drift(_) => true,
+            Self::All(parts) => parts.iter().any(Self::compares_calls),
+            _ => false,
+        }
+    }
+
     fn vote(&self, t: &Waiting) -> Vote {
         let any = |f: &dyn Fn(&Span) -> bool| t.spans.iter().any(f);
         let of = |key: &str, f: &dyn Fn(&FieldValue<'_>) -> bool| {
@@ -355,10 +402,11 @@ impl Policy {
             Self::Bool(key, wanted) => of(key, &|v| *v == FieldValue::Bool(*wanted)),
             Self::Spans(min, max) => (*min..=*max).contains(&t.spans.len()),
             Self::Cost { min, unpriced, failed } => {
-                min.is_some_and(|m| t.cost >= m)
-                    || (*unpriced && t.unpriced)
-                    || (*failed && t.failed)
+                let cost = || t.calls.values().fold(Money::ZERO, |n, c| n.saturating_add(c.cost));
+                min.is_some_and(|m| !t.calls.is_empty() && cost() >= m)
+                    || t.calls.values().any(|c| *unpriced && c.unpriced || *failed && c.failed)
             }
+            Self::Drift(deviations) => t.calls.values().any(|c| c.far >= *deviations),
             Self::All(parts) => {
                 // The votes of chance multiply; anything that says no ends it.
                 let mut chance = 1.0;
@@ -413,6 +461,8 @@ pub(crate) struct TailBuffer {
     decided: HashMap<TraceId, Option<f64>>,
     old: HashMap<TraceId, Option<f64>>,
     looked: Option<TimestampMs>,
+    /// What calls look like, by provider and requested model, and when the latest came.
+    usual: HashMap<(String, String), (Usual, TimestampMs)>,
 }
 
 impl TailBuffer {
@@ -437,7 +487,15 @@ impl TailBuffer {
         (waiting, late)
     }
 
-    pub(crate) fn add(&mut self, spans: Vec<Span>, calls: &[LlmCall], now: TimestampMs) {
+    /// Takes spans up, and calls of models in them or in traces that wait already, which with
+    /// `compare` are compared with those before them, whatever becomes of their traces.
+    pub(crate) fn add(
+        &mut self,
+        spans: Vec<Span>,
+        calls: &[LlmCall],
+        compare: bool,
+        now: TimestampMs,
+    ) {
         for s in spans {
             let id = s.trace_id;
             let order = &mut self.order;
@@ -448,9 +506,7 @@ impl TailBuffer {
                     ids: HashSet::new(),
                     bytes: 0,
                     since: now,
-                    cost: Money::ZERO,
-                    unpriced: false,
-                    failed: false,
+                    calls: HashMap::new(),
                 }
             });
             if t.ids.insert((s.span_id, s.start.nanos())) {
@@ -461,13 +517,45 @@ impl TailBuffer {
             }
         }
         for c in calls {
+            let known = self.waiting.get(&c.trace_id).map(|t| t.calls.get(&c.span_id).copied());
+            let far = match known {
+                Some(Some(known)) => known.far,
+                None if c.revision > 0 => continue,
+                _ if !compare || c.is_repeated() => 0.0,
+                _ => self.judge(c, now),
+            };
+            let known = known.flatten();
             let Some(t) = self.waiting.get_mut(&c.trace_id) else { continue };
-            if let Some(cost) = &c.cost {
-                t.cost = t.cost.saturating_add(cost.total());
+            if known.is_some_and(|k| k.revision > c.revision) {
+                continue;
             }
-            t.unpriced |= c.cost_state == CostState::Unpriced;
-            t.failed |= c.status != CallStatus::Ok;
+            if known.is_none() {
+                t.bytes += CALL_BYTES;
+                self.bytes += CALL_BYTES;
+            }
+            let verdict = Verdict {
+                revision: c.revision,
+                cost: c.cost.as_ref().map_or(Money::ZERO, |x| x.total()),
+                unpriced: c.cost_state == CostState::Unpriced,
+                failed: c.status != CallStatus::Ok,
+                far,
+            };
+            t.calls.insert(c.span_id, verdict);
         }
+    }
+
+    /// Returns how far a call is from those of its model before it, and takes it among them.
+    fn judge(&mut self, c: &LlmCall, now: TimestampMs) -> f64 {
+        let model = (c.provider.clone(), c.request_model.clone());
+        if !self.usual.contains_key(&model) && self.usual.len() >= MODELS_MAX {
+            let silent = self.usual.iter().min_by_key(|(_, (_, last))| *last);
+            if let Some(silent) = silent.map(|(m, _)| m.clone()) {
+                self.usual.remove(&silent);
+            }
+        }
+        let (usual, last) = self.usual.entry(model).or_insert_with(|| (Usual::default(), now));
+        *last = now;
+        usual.judge(c)
     }
 
     /// Decides traces that have waited long enough, and the oldest where there are too many.
@@ -650,8 +738,8 @@ mod tests {
                 false,
             ),
             (
-                r#"{"type":"boolean_attribute","boolean_attribute":{"key":"drift.outlier","value":true}}"#,
-                with("drift.outlier", true.into()),
+                r#"{"type":"boolean_attribute","boolean_attribute":{"key":"b","value":true}}"#,
+                with("b", true.into()),
                 true,
             ),
             (r#"{"type":"span_count","span_count":{"min_spans":2}}"#, plain(1, 5), false),
@@ -675,7 +763,7 @@ mod tests {
         for (policy, span, kept) in cases {
             let c = config(&format!("{{\"policies\":[{policy}]}}")).unwrap();
             let mut b = TailBuffer::default();
-            b.add(vec![span], &[], at(0));
+            b.add(vec![span], &[], false, at(0));
             assert_eq!(b.decide(&c, at(9_999)), Decided::default(), "{policy}");
             let d = b.decide(&c, at(10_000));
             assert_eq!(
@@ -699,6 +787,66 @@ mod tests {
         }
     }
 
+    fn call(s: &Span, output: u64) -> LlmCall {
+        let mut c = obs_llm::usage_call("openai", "gpt-4o", s.start);
+        (c.trace_id, c.span_id, c.end) = (s.trace_id, s.span_id, s.end);
+        (c.tokens.input, c.tokens.output) = (100, output);
+        c.cost_state = CostState::Priced;
+        c
+    }
+
+    #[test]
+    fn what_a_call_says_is_what_its_latest_revision_says() {
+        let c = config(r#"{"policies":[{"type":"cost","cost":{"min_usd":1,"unpriced":true}}]}"#);
+        let c = c.unwrap();
+        let priced = |s: &Span, usd: i64| {
+            let mut call = call(s, 5);
+            call.cost = Some(obs_model::CallCost {
+                input: Money::ZERO,
+                cache_read: Money::ZERO,
+                cache_write: Money::ZERO,
+                output: Money::from(usd),
+                request: Money::ZERO,
+                price_id: "p".into(),
+            });
+            call
+        };
+        let kept = |calls: &dyn Fn(&Span) -> Vec<LlmCall>| {
+            let mut b = TailBuffer::default();
+            let s = plain(1, 5);
+            let calls = calls(&s);
+            b.add(vec![s], &[], false, at(0));
+            // One by one, as requests bring them.
+            calls.into_iter().for_each(|c| b.add(vec![], &[c], false, at(1)));
+            b.decide(&c, at(20_000)).traces_kept == 1
+        };
+        assert!(kept(&|s| vec![priced(s, 1)]));
+        assert!(!kept(&|_| vec![]));
+        // A sum of its descendants, as they come to show.
+        let rollup = |s: &Span| LlmCall { cost: None, revision: 1, ..priced(s, 1) };
+        assert!(!kept(&|s| vec![priced(s, 1), rollup(s)]));
+        assert!(!kept(&|s| vec![rollup(s), priced(s, 1)]));
+        assert!(kept(&|s| vec![LlmCall { cost_state: CostState::Unpriced, ..call(s, 5) }]));
+    }
+
+    #[test]
+    fn a_call_unlike_those_before_it_keeps_its_trace() {
+        let c = config(r#"{"policies":[{"type":"drift","drift":{"deviations":5}}]}"#).unwrap();
+        assert!(c.compares_calls());
+        let mut b = TailBuffer::default();
+        let mut kept = |trace: u64, output: u64| {
+            let s = plain(trace, 5);
+            let call = call(&s, output);
+            b.add(vec![s], &[call], true, at(trace as i64 * 20_000));
+            b.decide(&c, at(trace as i64 * 20_000 + 10_000)).traces_kept == 1
+        };
+        assert_eq!((0..1_000).filter(|i| kept(*i, 90 + i % 20)).count(), 0);
+        assert!(!kept(1_000, 115));
+        assert!(kept(1_001, 2_000), "twenty times what is usual");
+        assert!(kept(1_002, 0), "nothing");
+        assert!(config(r#"{"policies":[{"type":"drift","drift":{"deviations":0}}]}"#).is_err());
+    }
+
     #[test]
     fn weights_keep_counts_unbiased() {
         // One in ten of the ordinary ones by chance, all slow ones.
@@ -712,7 +860,7 @@ mod tests {
         let total = 20_000;
         let spans: Vec<Span> =
             (0..total).map(|i| plain(i, if i % 50 == 0 { 2_000 } else { 10 })).collect();
-        b.add(spans, &[], at(0));
+        b.add(spans, &[], false, at(0));
         let d = b.decide(&c, at(20_000));
         let weighted = |slow: bool| -> f64 {
             let of = d.kept.iter().filter(|s| (s.duration_ns() > 1_000_000_000) == slow);
@@ -739,7 +887,7 @@ mod tests {
         .unwrap();
         let mut b = TailBuffer::default();
         b.decide(&c, at(0));
-        b.add((0..10_000).map(|i| plain(i, 1)).collect(), &[], at(0));
+        b.add((0..10_000).map(|i| plain(i, 1)).collect(), &[], false, at(0));
         let d = b.decide(&c, at(10_000));
         // Ten seconds' worth.
         assert!((4_500..5_500).contains(&d.kept.len()), "{}", d.kept.len());
@@ -751,11 +899,11 @@ mod tests {
     fn memory_is_bounded_by_deciding_early() {
         let c = config(r#"{"num_traces":100,"policies":[{"type":"always_sample"}]}"#).unwrap();
         let mut b = TailBuffer::default();
-        b.add((0..250).map(|i| plain(i, 1)).collect(), &[], at(0));
+        b.add((0..250).map(|i| plain(i, 1)).collect(), &[], false, at(0));
         let d = b.decide(&c, at(1));
         assert_eq!((d.traces_kept, b.usage().0), (150, 100));
         // A request that was sent again changes nothing.
-        b.add(vec![plain(249, 1)], &[], at(2));
+        b.add(vec![plain(249, 1)], &[], false, at(2));
         assert_eq!(b.usage().0, 100);
         assert!(d.kept.iter().all(|s| s.trace_state.is_empty()));
     }

@@ -73,7 +73,8 @@ impl Tails {
         calls: &[LlmCall],
         now: TimestampMs,
     ) {
-        self.of(tenant).buffer.add(spans, calls, now);
+        let compares = self.config.as_ref().is_some_and(TailConfig::compares_calls);
+        self.of(tenant).buffer.add(spans, calls, compares, now);
     }
 
     pub(crate) fn retry(&mut self, tenant: &TenantId, spans: Vec<Span>) {

@@ -25,16 +25,17 @@ const CATEGORIES: usize = 20;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
     pub time: TimestampNs,
-    numbers: [f64; NUMBERS.len()],
-    words: [String; WORDS.len()],
-    served: String,
+    pub(crate) numbers: [f64; NUMBERS.len()],
+    pub(crate) words: [String; WORDS.len()],
+    /// Model and fingerprint that answered.
+    pub(crate) served: String,
     /// The embedding of what was said; empty without one.
     embedding: Vec<f32>,
     /// What evaluations said of it, by their names.
     scores: Vec<(Arc<str>, f64)>,
 }
 
-const NUMBERS: [&str; 6] = [
+pub(crate) const NUMBERS: [&str; 6] = [
     "prompt_tokens",
     "completion_tokens",
     "duration_ms",
@@ -42,7 +43,7 @@ const NUMBERS: [&str; 6] = [
     "cost_usd",
     "output_input_ratio",
 ];
-const WORDS: [&str; 4] = ["operation", "finish_reason", "error_type", "service_tier"];
+pub(crate) const WORDS: [&str; 4] = ["operation", "finish_reason", "error_type", "service_tier"];
 
 impl Sample {
     /// Returns what a call says, and what was said of it.
@@ -391,18 +392,7 @@ pub fn latest(samples: &mut [Sample]) -> Option<Drift> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Numbers of a fixed sequence.
-    struct Noise(u64);
-
-    impl Noise {
-        fn uniform(&mut self) -> f64 {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            (self.0 >> 11) as f64 / (1_u64 << 53) as f64
-        }
-    }
+    use crate::noise::Noise;
 
     fn sample(noise: &mut Noise, n: i64, shifted: bool) -> Sample {
         // Shares of the finish reasons; the second set has a PSI of 0.25 against the first.

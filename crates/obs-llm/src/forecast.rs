@@ -319,22 +319,7 @@ pub fn anomalies(v: &[f64], method: Method, threshold: f64) -> Vec<Anomaly> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Numbers of a fixed sequence, near normal with deviation one.
-    struct Noise(u64);
-
-    impl Noise {
-        fn uniform(&mut self) -> f64 {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            (self.0 >> 11) as f64 / (1_u64 << 53) as f64
-        }
-
-        fn next(&mut self) -> f64 {
-            (0..12).map(|_| self.uniform()).sum::<f64>() - 6.0
-        }
-    }
+    use crate::noise::Noise;
 
     #[test]
     fn z_scores_are_the_tables() {
@@ -354,7 +339,7 @@ mod tests {
                 for _ in 0..400 {
                     let mut at = |i: usize| {
                         let wave = (i as f64 * std::f64::consts::TAU / 7.0).sin();
-                        5.0_f64.mul_add(noise.next(), season.mul_add(wave, trend * i as f64))
+                        5.0_f64.mul_add(noise.normal(), season.mul_add(wave, trend * i as f64))
                             + 100.0
                     };
                     let history: Vec<f64> = (0..n).map(&mut at).collect();
@@ -396,7 +381,7 @@ mod tests {
             (Method::MovingAverage, 6.0),
         ];
         for (method, threshold) in methods {
-            let mut v: Vec<f64> = (0..40).map(|_| 100.0 + noise.next()).collect();
+            let mut v: Vec<f64> = (0..40).map(|_| 100.0 + noise.normal()).collect();
             v[30] = 150.0;
             let found = anomalies(&v, method, threshold);
             let worst = found.iter().max_by(|a, b| a.ratio.total_cmp(&b.ratio)).unwrap();

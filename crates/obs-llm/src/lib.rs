@@ -17,12 +17,15 @@ mod kin;
 pub mod ledger;
 mod media;
 mod messages;
+#[cfg(test)]
+mod noise;
 mod price;
 mod provider;
 pub mod report;
 mod score;
 mod tokens;
 mod usage;
+mod usual;
 pub mod worth;
 
 pub use actor::{Actor, ActorGraph, ActorKind, Deeds, actor_of};
@@ -37,3 +40,4 @@ pub use price::{
 };
 pub use score::{Mean, SCORE_EVENT, SCORE_NAME, Said, Score, Scored, Verdicts, latest_ratings};
 pub use usage::{price_call, usage_call, usage_id};
+pub use usual::Usual;

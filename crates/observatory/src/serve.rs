@@ -10,8 +10,8 @@ use crate::tier;
 use anyhow::{Context as _, Result};
 use obs_ingest::{DriftAsk, Drifts, Ingest, PurseError, Purses, Telemetry};
 use obs_model::{
-    Append as _, AppendError, Budget, DeleteScope, MemoryPool, SelectSpans as _, SpanSelection,
-    TenantId, TimestampNs, WriteBatch,
+    Append as _, AppendError, Budget, CallSelection, DeleteScope, MemoryPool, SelectSpans as _,
+    SpanSelection, TenantId, TimestampNs, WriteBatch,
 };
 use obs_process::Processing;
 use obs_server::state::Parts;
@@ -21,7 +21,7 @@ use obs_server::{
 };
 use obs_storage::Store;
 use obs_storage::vfs::OsVfs;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -489,7 +489,24 @@ fn restore_undecided(
                 .context("failed to read undecided spans")?;
             if !spans.is_empty() {
                 tracing::info!(%tenant, spans = spans.len(), "undecided spans are sampled again");
-                ingest.restore_undecided(tenant, spans, wall_clock());
+                let starts = || spans.iter().map(|s| s.start.nanos());
+                let traces: HashSet<_> = spans.iter().map(|s| s.trace_id).collect();
+                let selection = CallSelection {
+                    start: TimestampNs::from_nanos(starts().min().unwrap_or(i64::MIN)),
+                    end: TimestampNs::from_nanos(starts().max().map_or(i64::MAX, |t| t + 1)),
+                    trace_id: None,
+                    revisions_only: false,
+                };
+                let mut calls = Vec::new();
+                store
+                    .current_calls(tenant, &selection, &budget, &mut |c| {
+                        if traces.contains(&c.trace_id) {
+                            calls.push((**c).clone());
+                        }
+                        ControlFlow::Continue(())
+                    })
+                    .context("failed to read the calls of undecided spans")?;
+                ingest.restore_undecided(tenant, spans, &calls, wall_clock());
             }
         }
     }
