@@ -298,6 +298,66 @@ def test_syslog_over_tcp(tmp_path):
         server.stop()
 
 
+PUSHED = """
+scrape_configs:
+  - job_name: pushed
+    loki_push_api:
+      server: {{http_listen_port: {port}, grpc_listen_port: 0}}
+      labels: {{via: push}}
+      use_incoming_timestamp: {keep}
+    relabel_configs:
+      - {{source_labels: [app], regex: noise, action: drop}}
+      - {{source_labels: [app], target_label: service}}
+      - {{action: labeldrop, regex: app}}
+    pipeline_stages:
+      - match: {{selector: '{{service="shop"}}', stages: [{{regex: {{expression: 'level=(?P<level>[a-z]+)'}}}}, {{labels: {{level: }}}}]}}
+      - multiline: {{firstline: '^[^ ]', max_wait_time: 1h}}
+"""
+
+
+def test_others_push_to_a_job(tmp_path):
+    port = free_port()
+    server = start(tmp_path, PUSHED.format(port=port, keep="true"))
+    base = f"http://127.0.0.1:{port}"
+
+    def send(path, body, **headers):
+        headers = {k.replace("_", "-"): v for k, v in headers.items()}
+        request = urllib.request.Request(base + path, data=body, headers=headers)
+        try:
+            with urllib.request.urlopen(request) as response:
+                return response.status
+        except urllib.error.HTTPError as e:
+            return e.code
+        except urllib.error.URLError:
+            return 0
+
+    try:
+        wait_for(lambda: send("/ready", None) == 200)
+        now = time.time_ns() - 10**9
+        body = {
+            "streams": [
+                {"stream": {"app": "shop"}, "values": [[str(now), "level=warn slow", {"trace_id": "ab"}], [str(now + 1), "level=info done"]]},
+                {"stream": {"app": "noise"}, "values": [[str(now), "x"]]},
+            ]
+        }
+        kind = "application/json"
+        assert send("/loki/api/v1/push", json.dumps(body).encode(), Content_Type=kind) == 204
+        # It answered because they are stored.
+        (warned,) = streams(server, '{via="push", level="warn"}')
+        assert warned["stream"] == {"service": "shop", "via": "push", "level": "warn", "trace_id": "ab"} or warned["stream"] == {"service": "shop", "via": "push", "level": "warn"}
+        assert warned["values"][0][:2] == [str(now), "level=warn slow"]
+        assert lines(server, '{service="noise"}') == []
+        assert send("/promtail/api/v1/raw", gzip.compress(b"first\n  of two lines\nsecond\n"), Content_Encoding="gzip") == 204
+        assert lines(server, '{via="push", service=""}') == ["first\n  of two lines", "second"]
+        assert send("/loki/api/v1/push", b"{", Content_Type=kind) == 400
+        assert send("/loki/api/v1/push", b"\xff\xff\xff\xff\x0f") == 400
+        assert send("/promtail/api/v1/raw", b"x" * (17 << 20)) in (413, 0)
+        assert send("/loki/api/v1/push", json.dumps(body).encode(), Content_Type=kind, X_Scope_OrgID="other") == 204
+        assert len(lines(server, '{via="push"}')) == 4
+    finally:
+        server.stop()
+
+
 def test_syslog_over_udp(tmp_path):
     port = free_port()
     server = start(tmp_path, SYSLOG.format(port=port, protocol="udp", format="rfc3164"))

@@ -1,6 +1,6 @@
 //! Promtail's configuration file, as far as this product reads it.
 
-use crate::stage::StageConfig;
+use crate::stage::{Limits, Pipeline, StageConfig};
 use obs_collect::config::{DockerSd, KubernetesSd, Span, StaticConfig, TlsConfig};
 use obs_collect::relabel::Rule;
 use serde::Deserialize;
@@ -136,9 +136,30 @@ impl Default for Syslog {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PushApi {
-    pub server: Value,
+    pub server: PushServer,
     pub labels: BTreeMap<String, String>,
     pub use_incoming_timestamp: bool,
+}
+
+/// Of a server's section what says where it listens; what else tunes Promtail's server is passed
+/// over.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct PushServer {
+    /// Loopback unless told.
+    pub http_listen_address: String,
+    pub http_listen_port: u16,
+    pub http_tls_config: Option<Value>,
+}
+
+impl PushServer {
+    pub(crate) fn address(&self) -> String {
+        let host = match self.http_listen_address.as_str() {
+            "" => "127.0.0.1",
+            host => host,
+        };
+        format!("{host}:{}", self.http_listen_port)
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -179,12 +200,17 @@ pub fn read(text: &str) -> Result<PromtailConfig, String> {
     let config = raw.unwrap_or_default();
     for job in &config.scrape_configs {
         let name = &job.job_name;
-        crate::stage::Pipeline::new(&job.pipeline_stages, &crate::Counts::default())
+        Pipeline::new(&job.pipeline_stages, &crate::Counts::default(), &Limits::default())
             .map_err(|e| format!("job {name:?}: pipeline_stages: {e}"))?;
-        if job.loki_push_api.is_some() {
-            return Err(format!(
-                "job {name:?}: loki_push_api is not needed: this server takes pushes itself"
-            ));
+        if let Some(api) = &job.loki_push_api {
+            if api.server.http_listen_port == 0 {
+                return Err(format!("job {name:?}: loki_push_api needs server.http_listen_port"));
+            }
+            if api.server.http_tls_config.is_some() {
+                return Err(format!(
+                    "job {name:?}: loki_push_api: http_tls_config is not supported"
+                ));
+            }
         }
         if let Some(s) = &job.syslog {
             let known = matches!(s.listen_protocol.as_str(), "tcp" | "udp");

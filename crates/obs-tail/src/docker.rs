@@ -5,7 +5,6 @@ use crate::entry::{Entry, LabelMap};
 use crate::files::{Clock, put};
 use crate::positions::{Position, Positions};
 use crate::ship::{Batch, Shipper};
-use crate::stage::Pipeline;
 use obs_collect::config::DockerSd;
 use obs_collect::http::HttpClient;
 use obs_collect::relabel::relabel;
@@ -148,7 +147,7 @@ impl Container {
             return Err(format!("HTTP status {}", answer.status()));
         }
         let mut frames = Frames { is_plain: is_plain.unwrap_or(false), ..Frames::default() };
-        let mut pipeline = Pipeline::new(&self.job.pipeline_stages, &self.shipper.counts)?;
+        let mut pipeline = self.shipper.pipeline(&self.job)?;
         let labels = [self.labels("stdout"), self.labels("stderr")];
         let (mut last, mut last_ns) = (seen, 0_i64);
         while let Some(chunk) = answer.chunk().await.map_err(show)? {
@@ -180,7 +179,7 @@ impl Container {
             if !self.shipper.ship(batch).await {
                 return Ok(());
             }
-            self.shipper.pause(pipeline.pause()).await;
+            self.shipper.pause(pipeline.pause(now)).await;
             if !is_holding {
                 let mut p = self.positions.lock().unwrap_or_else(PoisonError::into_inner);
                 p.set(&self.key(), Position { offset: last, identity: String::new() });

@@ -1,6 +1,5 @@
 //! Follows files: through growth, rotation and truncation, compressed ones to their end.
 
-use crate::Counts;
 use crate::config::{Job, LimitsConfig};
 use crate::entry::{Entry, LabelMap, record};
 use crate::positions::{Position, Positions};
@@ -105,7 +104,7 @@ impl Tail {
         path: &Path,
         shown: &Path,
         t: &Target,
-        (job, counts): (&Job, &Counts),
+        (job, shipper): (&Job, &Shipper),
         from: u64,
     ) -> std::io::Result<Self> {
         let mut file = File::open(path)?;
@@ -127,8 +126,7 @@ impl Tail {
             t.labels.iter().map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
         labels.insert("filename".into(), shown.display().to_string());
         // Checked when the configuration was read.
-        let pipeline =
-            Pipeline::new(&job.pipeline_stages, counts).map_err(std::io::Error::other)?;
+        let pipeline = shipper.pipeline(job).map_err(std::io::Error::other)?;
         Ok(Self {
             path: shown.to_owned(),
             reader,
@@ -297,20 +295,15 @@ impl Files {
                 .map(|e| e.path())
                 .find(|p| std::fs::metadata(p).is_ok_and(|m| identity(&m) == known.identity));
             if let Some(moved) = moved
-                && let Ok(mut tail) = Tail::open(
-                    &moved,
-                    path,
-                    target,
-                    (&self.job, &self.shipper.counts),
-                    known.offset,
-                )
+                && let Ok(mut tail) =
+                    Tail::open(&moved, path, target, (&self.job, &self.shipper), known.offset)
             {
                 tail.is_gone = true;
                 self.leaving.push(tail);
             }
         }
         let from = if is_same { known.offset } else { 0 };
-        Tail::open(path, path, target, (&self.job, &self.shipper.counts), from)
+        Tail::open(path, path, target, (&self.job, &self.shipper), from)
     }
 
     fn round(&mut self) -> Round {
@@ -344,7 +337,7 @@ impl Files {
             t.look();
             self.read(t, now, &mut round);
             t.pipeline.flush(now, false, &mut |e| put(&mut round.batch, e));
-            round.pause = round.pause.max(t.pipeline.pause());
+            round.pause = round.pause.max(t.pipeline.pause(now));
             if t.is_gone && t.at_end {
                 self.finish(t, now, &mut round);
                 replaced.push(path.clone());

@@ -5,7 +5,6 @@ use crate::entry::{Entry, LabelMap};
 use crate::files::{Clock, put};
 use crate::positions::{Position, Positions};
 use crate::ship::{Batch, Shipper};
-use crate::stage::Pipeline;
 use obs_collect::relabel::relabel;
 use obs_model::{LabelsBuilder, TimestampNs};
 use serde_json::{Map, Value};
@@ -145,7 +144,7 @@ impl Reader {
     }
 
     async fn follow(&self) -> Result<(), String> {
-        let mut pipeline = Pipeline::new(&self.job.pipeline_stages, &self.shipper.counts)?;
+        let mut pipeline = self.shipper.pipeline(&self.job)?;
         let mut child = self
             .command(self.position().as_ref())
             .spawn()
@@ -216,7 +215,7 @@ impl Reader {
             if let Some(p) = reached.take_if(|_| !is_holding) {
                 self.positions.lock().unwrap_or_else(PoisonError::into_inner).set(&self.key(), p);
             }
-            self.shipper.pause(pipeline.pause()).await;
+            self.shipper.pause(pipeline.pause(now)).await;
             (gathered, until) = (0, None);
             if is_over {
                 let status = child.wait().await.map_err(|e| e.to_string())?;

@@ -1,8 +1,8 @@
 //! Collects log lines as Promtail does: follows files, containers and syslog, and runs pipelines.
 //!
 //! [`config`] is Promtail's file, [`Pipeline`](stage) its stages, [`files`] follows files,
-//! [`docker`] containers, [`journal`] systemd's journal, [`syslog`] listens; [`manager`] keeps them in step with the
-//! configuration. A position moves on only after the lines before it are stored, so that lines are
+//! [`docker`] containers, [`journal`] systemd's journal, [`syslog`] and [`push`] listen; [`manager`] keeps them in
+//! step with the configuration. A position moves on only after the lines before it are stored, so that lines are
 //! read at least once.
 
 pub mod config;
@@ -13,6 +13,7 @@ mod files;
 mod journal;
 pub mod manager;
 mod positions;
+mod push;
 mod ship;
 mod stage;
 mod syslog;

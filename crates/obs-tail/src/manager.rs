@@ -5,7 +5,9 @@ use crate::docker::{Container, containers};
 use crate::files::{Clock, Files, Target};
 use crate::journal::Reader;
 use crate::positions::Positions;
+use crate::push::PushReceiver;
 use crate::ship::{Rate, Shipper};
+use crate::stage::Limits;
 use crate::syslog::Receiver;
 use crate::{Counts, LogSink};
 use obs_collect::config::ScrapeConfig;
@@ -216,6 +218,7 @@ impl Manager {
             stop: running.stop.clone(),
             external: Arc::new(external),
             rate: locked(&self.0.rate).1.clone(),
+            limits: Limits::default(),
         };
         let clock = self.0.clock.clone();
         let spawn = |task: JoinHandle<()>| locked(&running.tasks).push(task);
@@ -241,6 +244,16 @@ impl Manager {
             };
             spawn(tokio::spawn(async move {
                 // The listener of the job that this one replaces must be closed.
+                for task in before {
+                    let _ = task.await;
+                }
+                receiver.run().await;
+            }));
+            return Ok(());
+        }
+        if let Some(api) = job.loki_push_api.clone() {
+            let receiver = PushReceiver::new(job, api, shipper, clock)?;
+            spawn(tokio::spawn(async move {
                 for task in before {
                     let _ = task.await;
                 }

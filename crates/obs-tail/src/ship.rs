@@ -1,6 +1,7 @@
 //! Brings lines to the store, however long that takes.
 
-use crate::config::LimitsConfig;
+use crate::config::{Job, LimitsConfig};
+use crate::stage::{Limits, Pipeline};
 use crate::{Counts, LogSink, StoreError};
 use obs_model::{Labels, LogRecord};
 use std::collections::BTreeMap;
@@ -22,6 +23,8 @@ pub(crate) struct Shipper {
     pub(crate) external: Arc<BTreeMap<String, String>>,
     /// What all sources together may read, if that is limited.
     pub(crate) rate: Option<Arc<Rate>>,
+    /// What the pipelines of the job's sources share.
+    pub(crate) limits: Limits,
 }
 
 /// Lines a second for all sources together.
@@ -80,6 +83,14 @@ fn label(records: &mut [LogRecord], external: &BTreeMap<String, String>) {
 }
 
 impl Shipper {
+    /// Builds the pipeline of one of a job's sources.
+    ///
+    /// # Errors
+    /// With the stage and what is wrong with it.
+    pub(crate) fn pipeline(&self, job: &Job) -> Result<Pipeline, String> {
+        Pipeline::new(&job.pipeline_stages, &self.counts, &self.limits)
+    }
+
     /// Waits before a source is read on, or until it is stopped.
     pub(crate) async fn pause(&self, time: Duration) {
         if !time.is_zero() {

@@ -14,7 +14,9 @@ use obs_model::TimestampNs;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// One item of `pipeline_stages`: a stage's name and its settings.
@@ -31,7 +33,7 @@ pub(crate) trait Stage: Send {
     fn flush(&mut self, _now: TimestampNs, _is_end: bool, _out: &mut dyn FnMut(Entry)) {}
 
     /// Returns how long the source must be left alone after what was taken.
-    fn pause(&self) -> Duration {
+    fn pause(&self, _now: TimestampNs) -> Duration {
         Duration::ZERO
     }
 
@@ -57,17 +59,46 @@ fn take(stages: &mut [Box<dyn Stage>], entry: Entry, now: TimestampNs, out: &mut
     }
 }
 
+/// What the pipelines of a job share: the buckets of their `limit` stages, by the order in which
+/// stages are built.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Limits(Arc<Mutex<BTreeMap<usize, Arc<Mutex<filter::Buckets>>>>>);
+
+/// What stages are built with.
+struct Context<'a> {
+    counts: &'a Counts,
+    limits: &'a Limits,
+    /// How many `limit` stages were built.
+    built: Cell<usize>,
+}
+
+impl Context<'_> {
+    fn buckets(&self) -> Arc<Mutex<filter::Buckets>> {
+        let n = self.built.replace(self.built.get() + 1);
+        let mut all = self.limits.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(n).or_default().clone()
+    }
+}
+
 impl Pipeline {
-    /// Builds the stages.
+    /// Builds the stages of a job.
     ///
     /// # Errors
     /// With the stage and what is wrong with it.
-    pub(crate) fn new(configs: &[StageConfig], counts: &Counts) -> Result<Self, String> {
+    pub(crate) fn new(
+        configs: &[StageConfig],
+        counts: &Counts,
+        limits: &Limits,
+    ) -> Result<Self, String> {
+        Self::within(configs, &Context { counts, limits, built: Cell::new(0) })
+    }
+
+    fn within(configs: &[StageConfig], context: &Context<'_>) -> Result<Self, String> {
         let mut stages = Vec::new();
         for c in configs {
             for (name, settings) in &c.0 {
                 let settings = settings.clone().unwrap_or(Value::Null);
-                stages.push(build(name, settings, counts).map_err(|e| format!("{name}: {e}"))?);
+                stages.push(build(name, settings, context).map_err(|e| format!("{name}: {e}"))?);
             }
         }
         Ok(Self(stages))
@@ -81,8 +112,8 @@ impl Pipeline {
         self.0.iter().filter_map(|s| s.oldest_held()).min()
     }
 
-    pub(crate) fn pause(&self) -> Duration {
-        self.0.iter().map(|s| s.pause()).max().unwrap_or_default()
+    pub(crate) fn pause(&self, now: TimestampNs) -> Duration {
+        self.0.iter().map(|s| s.pause(now)).max().unwrap_or_default()
     }
 
     pub(crate) fn take(&mut self, entry: Entry, now: TimestampNs, out: &mut dyn FnMut(Entry)) {
@@ -133,7 +164,7 @@ fn settings<T: DeserializeOwned>(v: Value) -> Result<T, String> {
     serde_json::from_value(v).map_err(|e| e.to_string())
 }
 
-fn build(name: &str, v: Value, counts: &Counts) -> Result<Box<dyn Stage>, String> {
+fn build(name: &str, v: Value, context: &Context<'_>) -> Result<Box<dyn Stage>, String> {
     match name {
         "docker" => Ok(container::docker()),
         "cri" => container::cri(settings(v)?),
@@ -153,11 +184,11 @@ fn build(name: &str, v: Value, counts: &Counts) -> Result<Box<dyn Stage>, String
         "labeldrop" => label::drop(settings(v)?),
         "labelallow" => label::allow(settings(v)?),
         "drop" => filter::drop(settings(v)?),
-        "match" => filter::matching(settings(v)?, counts),
-        "limit" => filter::limit(settings(v)?),
+        "match" => filter::matching(settings(v)?, context),
+        "limit" => filter::limit(settings(v)?, context.buckets()),
         "sampling" => filter::sampling(settings(v)?),
         "multiline" => multiline::multiline(settings(v)?),
-        "metrics" => metrics::metrics(settings(v)?, &counts.custom),
+        "metrics" => metrics::metrics(settings(v)?, &context.counts.custom),
         "geoip" | "eventlogmessage" | "event_log_message" | "non_indexed_labels" => {
             Err("this stage is not supported".into())
         }
@@ -173,8 +204,8 @@ pub(crate) mod tests {
     /// is its number.
     pub(crate) fn run(stages: &str, lines: &[&str]) -> Vec<Entry> {
         let configs: Vec<StageConfig> = serde_saphyr::from_str(stages).unwrap();
-        let mut pipeline =
-            Pipeline::new(&configs, &Counts::default()).unwrap_or_else(|e| panic!("{stages}: {e}"));
+        let mut pipeline = Pipeline::new(&configs, &Counts::default(), &Limits::default())
+            .unwrap_or_else(|e| panic!("{stages}: {e}"));
         let labels = BTreeMap::from([("job".to_owned(), "j".to_owned())]);
         let mut out = Vec::new();
         let at = |i: usize| TimestampNs::from_nanos(i as i64 * 1_000_000_000);
@@ -212,7 +243,7 @@ pub(crate) mod tests {
             ("[{match: {selector: '{a='}}]", "match: "),
         ] {
             let configs: Vec<StageConfig> = serde_saphyr::from_str(stages).unwrap();
-            let e = Pipeline::new(&configs, &Counts::default()).unwrap_err();
+            let e = Pipeline::new(&configs, &Counts::default(), &Limits::default()).unwrap_err();
             assert!(e.starts_with(why), "{stages}: {e}");
         }
     }

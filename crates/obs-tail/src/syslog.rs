@@ -323,7 +323,7 @@ impl Session<'_> {
 
 impl Receiver {
     fn session(&self, peer: IpAddr) -> Result<Session<'_>, String> {
-        let pipeline = Pipeline::new(&self.job.pipeline_stages, &self.shipper.counts)?;
+        let pipeline = self.shipper.pipeline(&self.job)?;
         Ok(Session { receiver: self, peer, pipeline, last_ns: 0 })
     }
 
@@ -426,7 +426,7 @@ impl Receiver {
             if !self.shipper.ship(batch).await {
                 return Ok(());
             }
-            self.shipper.pause(session.pipeline.pause()).await;
+            self.shipper.pause(session.pipeline.pause(now)).await;
             match fault {
                 Some(e) => return Err(e),
                 None if n == 0 => return Ok(()),

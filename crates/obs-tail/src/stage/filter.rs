@@ -1,8 +1,7 @@
 //! Stages that drop lines.
 
 use super::extract::extracted;
-use super::{Pipeline, Stage, StageConfig, keep};
-use crate::Counts;
+use super::{Context, Pipeline, Stage, StageConfig, keep};
 use crate::entry::Entry;
 use obs_collect::config::Span;
 use obs_logql::Follower;
@@ -11,6 +10,7 @@ use obs_model::{Labels, TimestampNs, go_regex};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 #[derive(Deserialize)]
@@ -107,7 +107,7 @@ struct Match {
     is_drop: bool,
 }
 
-pub(super) fn matching(c: MatchSettings, counts: &Counts) -> Result<Box<dyn Stage>, String> {
+pub(super) fn matching(c: MatchSettings, context: &Context<'_>) -> Result<Box<dyn Stage>, String> {
     let expr = match obs_logql::parse(&c.selector).map_err(|e| e.to_string())? {
         Query::Log(expr) => expr,
         Query::Metric(_) => return Err("selector must be a log query".into()),
@@ -118,7 +118,7 @@ pub(super) fn matching(c: MatchSettings, counts: &Counts) -> Result<Box<dyn Stag
         Some("drop") => return Err("stages cannot be given with action drop".into()),
         Some(other) => return Err(format!("invalid action {other:?} (keep or drop)")),
     };
-    Ok(Box::new(Match { expr, stages: Pipeline::new(&c.stages, counts)?, is_drop }))
+    Ok(Box::new(Match { expr, stages: Pipeline::within(&c.stages, context)?, is_drop }))
 }
 
 impl Stage for Match {
@@ -132,8 +132,8 @@ impl Stage for Match {
         }
     }
 
-    fn pause(&self) -> Duration {
-        self.stages.pause()
+    fn pause(&self, now: TimestampNs) -> Duration {
+        self.stages.pause(now)
     }
 
     fn oldest_held(&self) -> Option<u64> {
@@ -158,8 +158,9 @@ pub(super) struct LimitSettings {
     max_distinct_labels: usize,
 }
 
-/// Tokens of one source of lines.
-struct Bucket {
+/// Tokens of lines with one value of a label, or of all.
+#[derive(Debug)]
+pub(super) struct Bucket {
     tokens: f64,
     filled: TimestampNs,
 }
@@ -172,23 +173,36 @@ impl Bucket {
     }
 }
 
+/// The buckets of one stage, by the label's value; those of all sources of a job.
+pub(super) type Buckets = HashMap<String, Bucket>;
+
+fn locked(buckets: &Mutex<Buckets>) -> MutexGuard<'_, Buckets> {
+    buckets.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Keeps every line and says for how long its source must be left alone.
 struct Slow {
     settings: LimitSettings,
-    bucket: Option<Bucket>,
+    buckets: Arc<Mutex<Buckets>>,
 }
 
 impl Stage for Slow {
     fn take(&mut self, entry: Entry, now: TimestampNs, out: &mut dyn FnMut(Entry)) {
         let fresh = || Bucket { tokens: self.settings.burst, filled: now };
-        let b = self.bucket.get_or_insert_with(fresh);
-        b.fill(&self.settings, now);
-        b.tokens -= 1.0;
+        {
+            let mut buckets = locked(&self.buckets);
+            let b = buckets.entry(String::new()).or_insert_with(fresh);
+            b.fill(&self.settings, now);
+            b.tokens -= 1.0;
+        }
         out(entry);
     }
 
-    fn pause(&self) -> Duration {
-        let debt = self.bucket.as_ref().map_or(0.0, |b| (-b.tokens).max(0.0));
+    fn pause(&self, now: TimestampNs) -> Duration {
+        let mut buckets = locked(&self.buckets);
+        let Some(b) = buckets.get_mut("") else { return Duration::ZERO };
+        b.fill(&self.settings, now);
+        let debt = (-b.tokens).max(0.0);
         Duration::try_from_secs_f64(debt / self.settings.rate).unwrap_or(PAUSE_MAX).min(PAUSE_MAX)
     }
 }
@@ -196,7 +210,10 @@ impl Stage for Slow {
 /// What one reading of lines may make its source wait.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 
-pub(super) fn limit(c: LimitSettings) -> Result<Box<dyn Stage>, String> {
+pub(super) fn limit(
+    c: LimitSettings,
+    buckets: Arc<Mutex<Buckets>>,
+) -> Result<Box<dyn Stage>, String> {
     if c.rate <= 0.0 || c.burst < 1.0 {
         return Err("rate and burst must be positive".into());
     }
@@ -204,9 +221,8 @@ pub(super) fn limit(c: LimitSettings) -> Result<Box<dyn Stage>, String> {
         if !c.by_label_name.is_empty() {
             return Err("by_label_name can only be used with drop: true".into());
         }
-        return Ok(Box::new(Slow { settings: c, bucket: None }));
+        return Ok(Box::new(Slow { settings: c, buckets }));
     }
-    let mut buckets: HashMap<String, Bucket> = HashMap::new();
     let max = c.max_distinct_labels.clamp(1, 10_000);
     Ok(keep(move |e: &mut Entry, now| {
         let key = if c.by_label_name.is_empty() {
@@ -217,6 +233,7 @@ pub(super) fn limit(c: LimitSettings) -> Result<Box<dyn Stage>, String> {
                 None => return true,
             }
         };
+        let mut buckets = locked(&buckets);
         if buckets.len() >= max && !buckets.contains_key(&key) {
             buckets.clear();
         }
@@ -259,30 +276,36 @@ pub(super) fn sampling(c: SamplingSettings) -> Result<Box<dyn Stage>, String> {
 mod tests {
     use super::super::tests::{run, shown};
     use super::*;
+    use crate::Counts;
+    use crate::stage::Limits;
 
     #[test]
-    fn a_limit_without_dropping_makes_the_source_wait() {
+    fn a_limit_without_dropping_makes_all_sources_of_a_job_wait() {
         let text = "[{match: {selector: '{job=\"j\"}', stages: [{limit: {rate: 10, burst: 20}}]}}]";
         let configs: Vec<StageConfig> = serde_saphyr::from_str(text).unwrap();
-        let mut pipeline = Pipeline::new(&configs, &Counts::default()).unwrap();
+        let limits = Limits::default();
+        let one = || Pipeline::new(&configs, &Counts::default(), &limits).unwrap();
+        let mut sources = [one(), one()];
         let labels = [("job".to_owned(), "j".to_owned())].into();
         let mut taken = 0;
         let mut feed = |seconds: i64, n: usize| {
+            sources.reverse();
+            let pipeline = &mut sources[0];
             let now = TimestampNs::from_nanos(seconds * 1_000_000_000);
             for _ in 0..n {
                 let entry = Entry::new(now, "x".into(), &labels);
                 pipeline.take(entry, now, &mut |_| taken += 1);
             }
-            pipeline.pause()
+            pipeline.pause(now)
         };
         assert_eq!(feed(0, 20), Duration::ZERO);
         assert_eq!(feed(0, 20), Duration::from_secs(2));
-        assert_eq!(feed(2, 0), Duration::from_secs(2), "as of what was taken");
+        assert_eq!(feed(1, 0), Duration::from_secs(1));
         assert_eq!(feed(3, 5), Duration::ZERO);
         assert_eq!(taken, 45, "every line passes");
         let by_label = "[{limit: {rate: 1, burst: 1, by_label_name: x}}]";
         let configs: Vec<StageConfig> = serde_saphyr::from_str(by_label).unwrap();
-        assert!(Pipeline::new(&configs, &Counts::default()).is_err());
+        assert!(Pipeline::new(&configs, &Counts::default(), &Limits::default()).is_err());
     }
 
     #[test]

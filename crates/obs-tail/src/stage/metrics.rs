@@ -295,12 +295,12 @@ pub(super) fn metrics(
 mod tests {
     use super::*;
     use crate::Counts;
-    use crate::stage::{Pipeline, StageConfig};
+    use crate::stage::{Limits, Pipeline, StageConfig};
 
     fn counted(stages: &str, lines: &[&str], at: i64) -> Vec<String> {
         let configs: Vec<StageConfig> = serde_saphyr::from_str(stages).unwrap();
         let counts = Counts::default();
-        let mut pipeline = Pipeline::new(&configs, &counts).unwrap();
+        let mut pipeline = Pipeline::new(&configs, &counts, &Limits::default()).unwrap();
         let labels = BTreeMap::from([("job".to_owned(), "j".to_owned())]);
         for line in lines {
             let now = TimestampNs::from_nanos(0);
@@ -372,7 +372,7 @@ mod tests {
         ] {
             let text = format!("[{{metrics: {stage}}}]");
             let configs: Vec<StageConfig> = serde_saphyr::from_str(&text).unwrap();
-            let e = Pipeline::new(&configs, &Counts::default()).unwrap_err();
+            let e = Pipeline::new(&configs, &Counts::default(), &Limits::default()).unwrap_err();
             assert!(e.contains(why), "{stage}: {e}");
         }
     }
