@@ -10,7 +10,7 @@ import urllib.request
 
 import pytest
 import yaml
-from running import BINARY, Server
+from running import BINARY, Server, until
 from websockets.sync.client import connect
 
 RULES = """
@@ -209,6 +209,63 @@ def test_ruler(loki):
     assert loki.call("/loki/api/v1/rules/none")[0] == 404
     groups = loki.get("/prometheus/api/v1/rules")["data"]["groups"]
     assert groups[0]["name"] == "errors"
+
+
+def test_rules_are_written(tmp_path):
+    group = """
+name: noise
+interval: 1s
+rules:
+  - alert: AnyNoise
+    expr: count_over_time({app="noise"}[1h]) > 0
+    labels: {severity: page}
+  - record: noise:lines
+    expr: sum(count_over_time({app="noise"}[1h]))
+"""
+    kind = {"Content-Type": "application/yaml"}
+    path = "/loki/api/v1/rules/team%20a"
+
+    def delete(path, headers=None):
+        request = urllib.request.Request(f"{loki.base}{path}", method="DELETE", headers=headers or {})
+        try:
+            return urllib.request.urlopen(request).status
+        except urllib.error.HTTPError as e:
+            return e.code
+
+    def groups():
+        return [g["name"] for g in loki.get("/prometheus/api/v1/rules")["data"]["groups"]]
+
+    server = Server(tmp_path / "data")
+    try:
+        loki = Loki(server)
+        loki.push([{"stream": {"app": "noise"}, "values": [[str(time.time_ns()), "x"]]}])
+        status, text = loki.call(path, kind, group.encode())
+        assert (status, json.loads(text)["status"]) == (202, "success")
+        until(lambda: server.get("/api/v1/query", "prometheus", query="noise:lines")["data"]["result"])
+        until(lambda: server.get("/api/v1/alerts", "prometheus")["data"]["alerts"])
+        assert list(yaml.safe_load(loki.call("/loki/api/v1/rules")[1])) == ["team a"]
+        assert yaml.safe_load(loki.call(path + "/noise")[1])["rules"][0]["labels"] == {"severity": "page"}
+        for wrong, why in (
+            ("name: g", "no rules"),
+            ("rules: []", "Groupname must not be empty"),
+            ("name: g\nrules: [{record: x, expr: '{a='}]", "could not parse expression"),
+            ("name: g\nrules: [{record: x, expr: '{a=\"b\"}'}]", "metric query"),
+            ("- 1", "a map"),
+        ):
+            status, text = loki.call(path, kind, wrong.encode())
+            assert status == 400 and why in text, text
+        assert loki.call(path, kind, group.encode().replace(b"noise", b"x" * (1 << 20)))[0] == 413
+        assert loki.call(path, {"Content-Type": "text/plain"}, group.encode())[0] == 415
+        assert loki.call(path, {**kind, "X-Scope-OrgID": "other"}, group.encode())[0] == 400
+        server.stop()
+        (tmp_path / "data" / "endpoints.json").unlink(missing_ok=True)
+        server = Server(tmp_path / "data")
+        loki = Loki(server)
+        assert groups() == ["noise"]
+        assert (delete(path + "/none"), delete(path + "/noise"), delete(path)) == (404, 202, 404)
+        assert groups() == [] and loki.call("/loki/api/v1/rules")[0] == 404
+    finally:
+        server.stop()
 
 
 def test_tail(loki):

@@ -59,8 +59,21 @@ struct Running {
 /// Runs rule groups and replaces them on reload.
 pub struct Manager {
     environment: Environment,
+    told: Mutex<Told>,
     groups: Mutex<Vec<Running>>,
     pub counts: Arc<Counts>,
+}
+
+/// Groups by file.
+type Files = Vec<(String, Vec<RuleGroup>)>;
+
+/// What a manager was told to run.
+#[derive(Default)]
+struct Told {
+    /// Of files, with what holds for all; nothing before the first.
+    files: Option<(Files, Options)>,
+    /// Of the API, by namespace.
+    written: Files,
 }
 
 impl fmt::Debug for Manager {
@@ -75,7 +88,12 @@ const OUTAGE_MS: i64 = 3_600_000;
 
 impl Manager {
     pub fn new(environment: Environment) -> Self {
-        Self { environment, groups: Mutex::default(), counts: Arc::default() }
+        Self {
+            environment,
+            told: Mutex::default(),
+            groups: Mutex::default(),
+            counts: Arc::default(),
+        }
     }
 
     /// Returns all groups as they are now, by file and name.
@@ -87,9 +105,24 @@ impl Manager {
         out
     }
 
-    /// Replaces the groups; those that stay keep their alerts, those that go end their series.
-    /// Must be called on a runtime.
+    /// Replaces the groups of files; those that stay keep their alerts, those that go end their
+    /// series. Must be called on a runtime.
     pub fn update(&self, files: &[(String, Vec<RuleGroup>)], options: &Options) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.files = Some((files.to_vec(), options.clone()));
+        self.apply(&told);
+    }
+
+    /// Replaces the groups that were written over an API, by namespace, likewise. Until there are
+    /// files they wait.
+    pub fn set_written(&self, written: Vec<(String, Vec<RuleGroup>)>) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.written = written;
+        self.apply(&told);
+    }
+
+    fn apply(&self, told: &Told) {
+        let Some((files, options)) = &told.files else { return };
         let options = Arc::new(options.clone());
         let mut running = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
         let mut old: HashMap<(String, String), Running> = running
@@ -101,7 +134,7 @@ impl Manager {
                 (key, r)
             })
             .collect();
-        for (file, groups) in files {
+        for (file, groups) in files.iter().chain(&told.written) {
             for g in groups {
                 let mut fresh = Group::new(file, g, &options);
                 if let Some(before) = old.remove(&(file.clone(), g.name.clone())) {

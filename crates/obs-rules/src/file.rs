@@ -250,7 +250,7 @@ fn read_rule(
     Ok(Rule { kind, query, labels, line })
 }
 
-fn read_group(raw: &RawGroup, out: &mut RuleFile, seen: &mut BTreeSet<String>) {
+fn add_group(raw: &RawGroup, out: &mut RuleFile, seen: &mut BTreeSet<String>) {
     let name = raw.name.as_ref().map_or("", |n| n.value.as_str()).to_owned();
     let at = raw.name.as_ref().and_then(place);
     let mut fail = |line, message: String| {
@@ -313,6 +313,25 @@ pub fn read(text: &str) -> RuleFile {
     out
 }
 
+/// Reads one group by itself, whose queries are of a language (`promql`, `logql`, `sql`).
+///
+/// # Errors
+/// With the first thing that is wrong.
+pub fn read_group(text: &str, language: &str) -> Result<RuleGroup, String> {
+    let raw: serde_json::Value =
+        serde_saphyr::from_str(text).map_err(|e| e.without_snippet().to_string())?;
+    let serde_json::Value::Object(mut group) = raw else {
+        return Err("a rule group is a map with name and rules".into());
+    };
+    group.insert("type".into(), language.into());
+    // JSON is YAML.
+    let file = read(&serde_json::json!({"groups": [group]}).to_string());
+    match file.errors.first() {
+        Some(e) => Err(e.message.clone()),
+        None => file.groups.into_iter().next().ok_or_else(|| "there is no rule group".into()),
+    }
+}
+
 /// Splits a stream of YAML documents, keeping line numbers.
 fn documents(text: &str) -> Vec<String> {
     if !text.lines().any(|l| l.trim_end() == "---") {
@@ -369,7 +388,7 @@ fn read_document(text: &str, out: &mut RuleFile, seen: &mut BTreeSet<String>) {
         }
     };
     for g in raw.groups.iter().flatten() {
-        read_group(g, out, seen);
+        add_group(g, out, seen);
     }
 }
 

@@ -44,7 +44,7 @@ pub use alertmanager::explained;
 pub use health::starting;
 pub use jaeger::grpc::{serve_collector, serve_query};
 pub use jaeger::receive::serve_udp;
-pub use loki::{LokiLimits, RawLokiLimits};
+pub use loki::{LokiLimits, RawLokiLimits, run_written_rules};
 pub use money::stored_prices;
 pub use otlp_grpc::serve_grpc;
 pub use router::{Listener, Transport, router};

@@ -16,8 +16,8 @@ use obs_model::{
 use obs_process::Processing;
 use obs_server::state::Parts;
 use obs_server::{
-    AdminApi, AppState, Listener, RuleEngine, Transport, router, serve_collector, serve_grpc,
-    serve_query, serve_udp, stored_prices,
+    AdminApi, AppState, Listener, RuleEngine, Transport, router, run_written_rules,
+    serve_collector, serve_grpc, serve_query, serve_udp, stored_prices,
 };
 use obs_storage::Store;
 use obs_storage::vfs::OsVfs;
@@ -219,6 +219,7 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
         snapshots: dir.join("snapshots"),
         exports: dir.join("exports"),
     });
+    run_written_rules(&state);
     running.apply(loaded, &tail).map_err(UsageError)?;
     state.resume_exports();
     publish_limits(&config, ingest.telemetry());

@@ -28,6 +28,7 @@ use obs_logql::{
 };
 use obs_model::{Direction, TimestampNs};
 use obs_promql::Output;
+pub use rules::run_written_rules;
 use serde_json::json;
 use std::fmt::Write as _;
 
@@ -71,8 +72,14 @@ pub(crate) fn routes() -> Router<AppState> {
             get(deletes::list).post(deletes::add).put(deletes::add).delete(deletes::cancel),
         )
         .route("/loki/api/v1/rules", get(rules::groups))
-        .route("/loki/api/v1/rules/{namespace}", get(rules::namespace))
-        .route("/loki/api/v1/rules/{namespace}/{group}", get(rules::group))
+        .route(
+            "/loki/api/v1/rules/{namespace}",
+            get(rules::namespace).post(rules::write).delete(rules::delete_namespace),
+        )
+        .route(
+            "/loki/api/v1/rules/{namespace}/{group}",
+            get(rules::group).delete(rules::delete_group),
+        )
         .route("/loki/api/v1/status/buildinfo", get(buildinfo))
         .route("/loki/api/v1/drilldown-limits", get(drilldown_limits))
         .route("/otlp/v1/logs", post(crate::otlp_http::post_logs))
