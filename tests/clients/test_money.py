@@ -137,6 +137,21 @@ def test_a_call_through_gateway_and_sdk_and_an_agent_roll_up_cost_once(server):
     assert [(s["cost_state"], s["n"]) for s in states] == [("duplicate", 1), ("priced", 3), ("rollup", 1)]
 
 
+def test_models_are_compared_by_what_was_asked_for_too(server):
+    asked = {"gen_ai.request.model": "gpt-4.1-mini", "team.id": "compared"}
+    served = {"gen_ai.response.model": "gpt-4.1-mini-2025-04-14"}
+    failed = {"error.type": "timeout", "gen_ai.usage.input_tokens": 0}
+    otlp(server, [(f"{n + 7:032x}", f"{n + 7:016x}", None, chat(10, **asked, **(served if n < 3 else failed))) for n in range(4)])
+
+    def compared(models):
+        found = server.get("/api/v1/models/compare", models=models, service="agent")["data"]["models"]
+        return {m["model"]: m["requests"] for m in found}
+
+    # Whoever fails does not say what would have served it.
+    assert compared("gpt-4.1-mini") == {"gpt-4.1-mini": 4}
+    assert compared("gpt-4.1-mini-2025-04-14") == {"gpt-4.1-mini-2025-04-14": 3}
+
+
 def test_an_unknown_model_is_listed_priced_later_and_priced_again_once(server):
     usage(server, model="house-model-7", provider="acme-ai", organization="late", input_tokens=2_000_000, output_tokens=1_000_000)
     assert total(server, organization="late") == 0

@@ -74,7 +74,7 @@ struct CalcArgs {
     #[arg(long)]
     model: String,
     /// Input tokens, cached ones apart.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, visible_alias = "input-tokens", default_value_t = 0)]
     input: u64,
     #[arg(long, default_value_t = 0)]
     cache_read: u64,

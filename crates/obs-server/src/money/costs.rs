@@ -481,14 +481,26 @@ impl Speed {
     }
 }
 
+/// Speeds by provider and model. Of `models`, if any are named, those calls that they served or
+/// that asked for them, under that name: a call that failed may not say who would have served it.
 async fn speeds(
     state: &AppState,
     p: &Params,
     q: &Query,
+    models: &[String],
 ) -> Result<BTreeMap<(String, String), Speed>, Fault> {
     let empty: BTreeMap<(String, String), Speed> = BTreeMap::new();
-    read(state, &p.tenant, q, empty, |map, c| {
-        map.entry((c.provider.clone(), c.model().to_owned())).or_default().add(c);
+    let models = models.to_vec();
+    let of = [Dimension::Model, Dimension::RequestModel];
+    read(state, &p.tenant, q, empty, move |map, c| {
+        let named =
+            models.iter().find(|m| of.iter().any(|d| d.matches(c, std::slice::from_ref(m))));
+        let model = match named {
+            Some(name) => name,
+            None if models.is_empty() => c.model(),
+            None => return,
+        };
+        map.entry((c.provider.clone(), model.to_owned())).or_default().add(c);
     })
     .await
 }
@@ -500,11 +512,10 @@ async fn performance(State(state): State<AppState>, p: Params) -> Answer {
 }
 
 async fn compare(State(state): State<AppState>, p: Params) -> Answer {
-    let mut q = query(&state, &p, 7)?;
-    if let Some(list) = p.get("models") {
-        q.filters.push((Dimension::Model, list.split(',').map(|m| m.trim().to_owned()).collect()));
-    }
-    let mut by_model = speeds(&state, &p, &q).await?;
+    let q = query(&state, &p, 7)?;
+    let named = p.get("models").into_iter().flat_map(|l| l.split(','));
+    let named: Vec<String> = named.map(|m| m.trim().to_owned()).collect();
+    let mut by_model = speeds(&state, &p, &q, &named).await?;
     let rows: Vec<Value> = by_model
         .iter_mut()
         .filter(|(_, s)| s.totals.requests > 0)
