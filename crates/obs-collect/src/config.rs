@@ -3,6 +3,7 @@
 //! Every key of Prometheus 3 is known. A way of discovery that is not there is refused by name, as
 //! is any key that Prometheus would refuse.
 
+use crate::otlp::Otlp;
 use crate::relabel::Rule;
 use obs_promql::duration::{format_ms, parse_ms};
 use serde::{Deserialize, Deserializer};
@@ -516,6 +517,7 @@ pub struct PrometheusConfig {
     pub scrape_configs: Vec<ScrapeConfig>,
     pub alerting: Alerting,
     pub remote_write: Vec<RemoteWrite>,
+    pub otlp: Otlp,
     /// Folder that relative paths start from.
     #[serde(skip)]
     pub folder: PathBuf,
@@ -604,6 +606,7 @@ pub fn read(text: &str, folder: &Path) -> Result<PrometheusConfig, ConfigError> 
     if !empty {
         check_keys(text, &mut warnings)?;
     }
+    c.otlp.check(&mut warnings).map_err(fail)?;
     c.folder = folder.to_owned();
     c.warnings = warnings;
     for pattern in c.scrape_config_files.clone() {
@@ -654,13 +657,14 @@ pub fn read(text: &str, folder: &Path) -> Result<PrometheusConfig, ConfigError> 
             }
         }
         for d in &job.dns_sd_configs {
-            if !matches!(d.kind.as_str(), "A" | "AAAA") {
-                return Err(fail(format!(
-                    "job {:?}: dns_sd_configs of type {} are not supported; A and AAAA are",
-                    job.job_name, d.kind
-                )));
+            let kind = d.kind.to_ascii_uppercase();
+            if d.names.is_empty() {
+                return Err(fail("DNS-SD config must contain at least one SRV record name".into()));
             }
-            if d.port == 0 {
+            if !matches!(kind.as_str(), "SRV" | "A" | "AAAA" | "MX" | "NS") {
+                return Err(fail(format!("invalid DNS-SD records type {}", d.kind)));
+            }
+            if d.port == 0 && kind != "SRV" {
                 return Err(fail(
                     "a port is required in DNS-SD configs for all record types except SRV".into(),
                 ));

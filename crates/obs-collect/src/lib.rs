@@ -8,6 +8,7 @@ pub mod config;
 pub mod discovery;
 pub mod http;
 pub mod manager;
+pub mod otlp;
 pub mod relabel;
 pub mod remote;
 pub mod scrape;

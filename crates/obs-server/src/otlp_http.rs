@@ -77,7 +77,9 @@ pub(crate) async fn metrics(
 ) -> Result<Partial, Refusal> {
     let ingest = &state.ingest;
     state.processing.get().metrics(Source::Otlp, &mut request);
-    let decoded = otlp::decode_metrics(request, &|key, build| ingest.labels(tenant, key, build));
+    let naming = state.workers.naming.get();
+    let resolve = |key: &[u8], build: &dyn Fn() -> Result<_, _>| ingest.labels(tenant, key, build);
+    let decoded = otlp::decode_metrics(request, &naming, &resolve);
     count(state, "metrics", &decoded.rejected);
     let m = decoded.items;
     let now: TimestampNs = state.now();

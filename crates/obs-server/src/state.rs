@@ -3,6 +3,7 @@
 use crate::admission::Admission;
 use crate::loki::{LokiGuard, LokiLimits};
 use crate::money::Exports;
+use obs_codec::otlp::LiveNaming;
 use obs_ingest::{Drifts, Ingest, Purses};
 use obs_model::{AppendError, KeepState, Maintain, MemoryPool, TenantId, TimestampNs};
 use obs_notify::Dispatcher;
@@ -89,6 +90,8 @@ pub enum AdminApi {
 pub struct Workers {
     pub scrape: obs_collect::manager::Manager,
     pub rules: Arc<obs_rules::driver::Manager>,
+    /// How OTLP metrics become series.
+    pub naming: LiveNaming,
 }
 
 type Clock = Arc<dyn Fn() -> TimestampNs + Send + Sync>;

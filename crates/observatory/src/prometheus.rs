@@ -4,6 +4,7 @@ use crate::config::{ConfigError, environment, expand};
 use crate::notifier::Notifier;
 use crate::serve::wall_clock;
 use crate::tailing::{LoadedTailing, Tailing};
+use obs_codec::otlp::LiveNaming;
 use obs_collect::config::{PrometheusConfig, RemoteWrite};
 use obs_collect::http::HttpClient;
 use obs_collect::remote::{Counts, Remote};
@@ -348,7 +349,7 @@ impl Running {
             clock: Arc::new(clock_ms),
         });
         let tailing = Tailing::new(ingest, data);
-        let workers = Workers { scrape, rules: Arc::new(rules) };
+        let workers = Workers { scrape, rules: Arc::new(rules), naming: LiveNaming::default() };
         Self { workers, notifier, fan_out, tailing, alerting, processing }
     }
 
@@ -357,6 +358,7 @@ impl Running {
         self.tailing.apply(tail)?;
         self.notifier.update(&loaded.config, &loaded.options.external_url)?;
         self.fan_out.update(&loaded.config)?;
+        self.workers.naming.set(loaded.config.otlp.naming());
         self.workers.scrape.update(loaded.config)?;
         self.workers.rules.update(&loaded.groups, &loaded.options);
         Ok(())

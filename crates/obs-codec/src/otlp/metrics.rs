@@ -5,7 +5,7 @@
 //! promoted labels and `target_info`.
 
 use super::common::{attributes, resource};
-use super::names::{label_name, metric_name};
+use super::names::{Kind, Naming, Promoted, Translation};
 use crate::{Decoded, Rejected};
 use obs_model::{
     Attributes, Exemplar, Histogram, Labels, LabelsBuilder, METRIC_NAME, MetricKind,
@@ -25,9 +25,6 @@ use prost::Message;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Resource attributes that become labels of every series, beside `job` and `instance`.
-const PROMOTED: [&str; 4] =
-    ["service.name", "service.instance.id", "deployment.environment.name", "service.version"];
 /// OTLP's flag of a point without a value.
 const NO_RECORDED_VALUE: u32 = 1;
 /// The finest resolution that native histograms have.
@@ -52,7 +49,7 @@ pub struct Metrics {
 
 /// Turns an exemplar into Prometheus' form: the ids of its span are labels beside what was filtered
 /// from the point's attributes.
-fn exemplar(e: WireExemplar) -> Option<Exemplar> {
+fn exemplar(e: WireExemplar, names: Translation) -> Option<Exemplar> {
     let hex = |id: &[u8]| id.iter().fold(String::new(), |out, b| out + &format!("{b:02x}"));
     let value = match e.value? {
         ExemplarValue::AsDouble(d) => d,
@@ -61,7 +58,7 @@ fn exemplar(e: WireExemplar) -> Option<Exemplar> {
     let mut pairs: Vec<(String, String)> = Vec::new();
     for a in e.filtered_attributes {
         for (name, v) in attributes(vec![a]).iter() {
-            pairs.push((label_name(name), v.to_string()));
+            pairs.push((names.label(name), v.to_string()));
         }
     }
     for (name, id) in [("trace_id", &e.trace_id), ("span_id", &e.span_id)] {
@@ -77,6 +74,7 @@ struct Builder<'a> {
     out: Metrics,
     rejected: Rejected,
     resolve: Resolve<'a>,
+    naming: &'a Naming,
     /// Labels of the current resource.
     base: Vec<(String, String)>,
     /// What the current point's label sets depend on beside name and bucket, and the same with
@@ -123,12 +121,14 @@ fn put_text(key: &mut Vec<u8>, text: &str) {
 /// Converts a request. Points without a valid time or of unspecified temporality are refused.
 pub fn decode_metrics(
     request: ExportMetricsServiceRequest,
+    naming: &Naming,
     resolve: Resolve<'_>,
 ) -> Decoded<Metrics> {
     let mut b = Builder {
         out: Metrics::default(),
         rejected: Rejected::default(),
         resolve,
+        naming,
         base: Vec::new(),
         key: Vec::new(),
         base_len: 0,
@@ -154,7 +154,7 @@ pub fn decode_metrics(
     Decoded { items: b.out, rejected: b.rejected }
 }
 
-fn resource_labels(r: &Resource) -> Vec<(String, String)> {
+fn resource_labels(r: &Resource, naming: &Naming) -> Vec<(String, String)> {
     let get = |k: &str| r.attributes.get(k).map(ToString::to_string).filter(|v| !v.is_empty());
     let mut out = Vec::new();
     if let Some(name) = get("service.name") {
@@ -165,7 +165,14 @@ fn resource_labels(r: &Resource) -> Vec<(String, String)> {
     if let Some(instance) = get("service.instance.id") {
         out.push(("instance".to_owned(), instance));
     }
-    out.extend(PROMOTED.iter().filter_map(|k| Some((label_name(k), get(k)?))));
+    let label = |k: &str| Some((naming.translation.label(k), get(k)?));
+    match &naming.promoted {
+        Promoted::These(keys) => out.extend(keys.iter().filter_map(|k| label(k))),
+        Promoted::AllBut(keys) => {
+            let all = r.attributes.iter().map(|(k, _)| k);
+            out.extend(all.filter(|k| !keys.contains(k)).filter_map(|k| label(k)));
+        }
+    }
     out
 }
 
@@ -175,6 +182,7 @@ fn time(ns: u64) -> Option<TimestampMs> {
 
 /// Builds a label set: of the resource, of the point, and one more.
 fn build_labels(
+    names: Translation,
     base: &[(String, String)],
     name: &str,
     point: &Attributes,
@@ -188,7 +196,7 @@ fn build_labels(
     for (k, v) in point.iter() {
         let text = v.to_string();
         // Keys that become one name share it, joined as the specification says.
-        seen.entry(label_name(k)).and_modify(|old| *old = format!("{old};{text}")).or_insert(text);
+        seen.entry(names.label(k)).and_modify(|old| *old = format!("{old};{text}")).or_insert(text);
     }
     for (k, v) in &seen {
         b.set(k, v);
@@ -202,10 +210,10 @@ fn build_labels(
 
 impl Builder<'_> {
     fn begin_resource(&mut self, r: &Resource) {
-        self.base = resource_labels(r);
+        self.base = resource_labels(r, self.naming);
         self.key.clear();
-        // No other protocol's keys begin with it.
-        self.key.push(0);
+        // No other protocol's keys begin with it; after a reload names may be others.
+        self.key.extend([0, self.naming.translation as u8]);
         for (k, v) in &self.base {
             put_text(&mut self.key, k);
             put_text(&mut self.key, v);
@@ -246,10 +254,10 @@ impl Builder<'_> {
         put_text(&mut self.key, name);
         put_text(&mut self.key, suffix);
         extra.put(&mut self.key);
-        let base = &self.base;
+        let (base, names) = (&self.base, self.naming.translation);
         let build = || {
             let name = format!("{name}{suffix}");
-            Ok(build_labels(base, &name, &attributes(list.to_vec()), extra.label()))
+            Ok(build_labels(names, base, &name, &attributes(list.to_vec()), extra.label()))
         };
         match (self.resolve)(&self.key, &build) {
             Ok(l) => Some(l),
@@ -281,18 +289,20 @@ impl Builder<'_> {
             self.rejected.add("metric has no name");
             return None;
         }
+        let names = self.naming.translation;
         let mut note = |t: TimestampMs| *latest = Some(latest.map_or(t, |l| l.max(t)));
         let (kind, name) = match m.data {
             None => return None,
             Some(Data::Gauge(g)) => {
-                let name = metric_name(&m.name, &m.unit, false, true);
+                let name = names.metric(&m.name, &m.unit, Kind::Gauge);
                 for p in g.data_points {
                     self.number(&name, p, false, &mut note);
                 }
                 (MetricKind::Gauge, name)
             }
             Some(Data::Sum(s)) => {
-                let name = metric_name(&m.name, &m.unit, s.is_monotonic, !s.is_monotonic);
+                let kind = if s.is_monotonic { Kind::Counter } else { Kind::Gauge };
+                let name = names.metric(&m.name, &m.unit, kind);
                 let delta = self.is_delta(s.aggregation_temporality, s.data_points.len())?;
                 for p in s.data_points {
                     self.number(&name, p, delta, &mut note);
@@ -300,7 +310,7 @@ impl Builder<'_> {
                 (if s.is_monotonic { MetricKind::Counter } else { MetricKind::Gauge }, name)
             }
             Some(Data::Histogram(h)) => {
-                let name = metric_name(&m.name, &m.unit, false, false);
+                let name = names.metric(&m.name, &m.unit, Kind::Other);
                 let delta = self.is_delta(h.aggregation_temporality, h.data_points.len())?;
                 for p in h.data_points {
                     self.histogram(&name, p, delta, &mut note);
@@ -308,7 +318,7 @@ impl Builder<'_> {
                 (MetricKind::Histogram, name)
             }
             Some(Data::ExponentialHistogram(h)) => {
-                let name = metric_name(&m.name, &m.unit, false, false);
+                let name = names.metric(&m.name, &m.unit, Kind::Other);
                 let delta = self.is_delta(h.aggregation_temporality, h.data_points.len())?;
                 for p in h.data_points {
                     self.exponential(&name, p, delta, &mut note);
@@ -316,7 +326,7 @@ impl Builder<'_> {
                 (MetricKind::Histogram, name)
             }
             Some(Data::Summary(s)) => {
-                let name = metric_name(&m.name, &m.unit, false, false);
+                let name = names.metric(&m.name, &m.unit, Kind::Other);
                 for p in s.data_points {
                     self.summary(&name, p, &mut note);
                 }
@@ -374,7 +384,8 @@ impl Builder<'_> {
 
     fn exemplars(&mut self, labels: Option<&Labels>, list: Vec<WireExemplar>) {
         let Some(labels) = labels else { return };
-        let read = list.into_iter().filter_map(exemplar);
+        let names = self.naming.translation;
+        let read = list.into_iter().filter_map(|e| exemplar(e, names));
         self.out.exemplars.extend(read.map(|e| (labels.clone(), e)));
     }
 
@@ -403,7 +414,7 @@ impl Builder<'_> {
         let labels = self.labels(name, "_count", &p.attributes, Extra::None);
         self.push(labels, t, value(p.count as f64), delta);
         for e in p.exemplars {
-            let Some(read) = exemplar(e) else { continue };
+            let Some(read) = exemplar(e, self.naming.translation) else { continue };
             // It belongs to the bucket that counted it.
             let bound = p.explicit_bounds.iter().find(|b| read.value <= **b);
             let le = Extra::Le(bound.copied().unwrap_or(f64::INFINITY));
@@ -474,10 +485,11 @@ impl Builder<'_> {
 
     fn target_info(&mut self, resource: &Resource, t: TimestampMs) {
         let identifying = ["service.name", "service.namespace", "service.instance.id"];
+        let keep = self.naming.keep_identifying;
         let rest: Attributes = resource
             .attributes
             .iter()
-            .filter(|(k, _)| !identifying.contains(&k.as_str()))
+            .filter(|(k, _)| keep || !identifying.contains(&k.as_str()))
             .cloned()
             .collect();
         if rest.is_empty() || self.base.is_empty() {
@@ -489,7 +501,8 @@ impl Builder<'_> {
             put_text(&mut self.key, k);
             put_text(&mut self.key, &v.to_string());
         }
-        let build = || Ok(build_labels(&self.base, "target_info", &rest, None));
+        let names = self.naming.translation;
+        let build = || Ok(build_labels(names, &self.base, "target_info", &rest, None));
         let labels = (self.resolve)(&self.key, &build);
         let labels = labels.map_err(|reason| self.rejected.add(reason)).ok();
         self.push(labels, t, SampleValue::Float(1.0), false);
@@ -507,6 +520,7 @@ mod tests {
         );
         decode_metrics(
             ExportMetricsServiceRequest::from_json(json.as_bytes()).unwrap(),
+            &Naming::default(),
             &|_, build| build(),
         )
     }

@@ -11,7 +11,7 @@ pub use common::attributes;
 pub use encode::{JsonDialect, encode_traces, json_traces, json_value, proto_attributes};
 pub use logs::{decode_logs, stream_labels};
 pub use metrics::{Metrics, Resolve, decode_metrics};
-pub use names::{label_name, metric_name};
+pub use names::{LiveNaming, Naming, Promoted, Translation, label_name};
 pub use traces::decode_traces;
 
 use crate::DecodeError;

@@ -1,12 +1,13 @@
 //! Finds targets: in the file itself, in other files, over HTTP, in DNS, in a cluster.
 
+mod dns;
 mod docker;
 mod kubernetes;
 
-use crate::config::{DnsSd, FileSd, HttpSd, ScrapeConfig, StaticConfig, expand};
+use crate::config::{FileSd, HttpSd, ScrapeConfig, StaticConfig, expand};
 use crate::http::{HttpClient, read_body};
 use crate::target::TargetGroup;
-use obs_model::{Labels, LabelsBuilder};
+use obs_model::Labels;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -76,7 +77,7 @@ pub fn start(
         tokio::spawn(over_http(c.clone(), folder.to_owned(), next(), stop.clone()));
     }
     for c in &job.dns_sd_configs {
-        tokio::spawn(dns(c.clone(), next(), stop.clone()));
+        tokio::spawn(dns::run(c.clone(), next(), stop.clone()));
     }
     for c in &job.docker_sd_configs {
         tokio::spawn(docker::run(c.clone(), folder.to_owned(), next(), stop.clone()));
@@ -179,35 +180,6 @@ async fn over_http(c: HttpSd, folder: PathBuf, report: Report, stop: Cancellatio
             // The targets stay that were found before.
             Err(e) => tracing::warn!(url = c.url, error = e, "targets were not discovered"),
         }
-        if !rest(&stop, c.refresh_interval.0.max(Duration::from_secs(1))).await {
-            return;
-        }
-    }
-}
-
-async fn dns(c: DnsSd, report: Report, stop: CancellationToken) {
-    let mut known: BTreeMap<String, TargetGroup> = BTreeMap::new();
-    loop {
-        for name in &c.names {
-            match tokio::net::lookup_host((name.as_str(), c.port)).await {
-                Ok(found) => {
-                    let mut targets: Vec<Labels> = found
-                        .filter(|a| a.is_ipv4() == (c.kind == "A"))
-                        .map(|a| {
-                            let mut b = LabelsBuilder::default();
-                            b.push("__address__", a.to_string());
-                            b.push("__meta_dns_name", name.as_str());
-                            b.build()
-                        })
-                        .collect();
-                    targets.sort();
-                    targets.dedup();
-                    known.insert(name.clone(), TargetGroup { targets, labels: Labels::default() });
-                }
-                Err(e) => tracing::warn!(name, error = %e, "name was not resolved"),
-            }
-        }
-        report(known.values().cloned().collect());
         if !rest(&stop, c.refresh_interval.0.max(Duration::from_secs(1))).await {
             return;
         }
