@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from running import Server, free_port
+from running import BINARY, Server, free_port
 
 needs_prometheus = pytest.mark.skipif(not shutil.which("prometheus"), reason="Debian's prometheus is not installed")
 
@@ -244,6 +244,86 @@ remote_read: [{{url: 'http://{ours}/api/v1/read', read_recent: true}}]
         real.terminate()
         real.wait(20)
         server.stop()
+
+
+@pytest.mark.parametrize(
+    ("otlp", "series"),
+    [
+        ("translation_strategy: UnderscoreEscapingWithSuffixes", {"shop_orders_bytes_total": {"order_kind"}, "target_info": {"os_type"}}),
+        ("translation_strategy: UnderscoreEscapingWithoutSuffixes", {"shop_orders": {"order_kind"}, "target_info": {"os_type"}}),
+        ("{translation_strategy: NoUTF8EscapingWithSuffixes, promote_resource_attributes: [os.type]}", {"shop.orders_bytes_total": {"order.kind", "os.type"}, "target_info": {"os.type"}}),
+        (
+            "{translation_strategy: NoTranslation, promote_all_resource_attributes: true, ignore_resource_attributes: [service.name], keep_identifying_resource_attributes: true}",
+            {"shop.orders": {"order.kind", "os.type"}, "target_info": {"service.name", "os.type"}},
+        ),
+    ],
+)
+def test_otlp_names_by_strategy(tmp_path, otlp, series):
+    inner = otlp if otlp.startswith("{") else "{" + otlp + "}"
+    (tmp_path / "prometheus.yml").write_text(f"otlp: {inner}\n")
+    (tmp_path / "o.yaml").write_text("prometheus: {config_file: prometheus.yml}\n")
+    server = Server(tmp_path / "data", "--config", str(tmp_path / "o.yaml"))
+
+    def text(key, value):
+        return {"key": key, "value": {"stringValue": value}}
+
+    point = {"timeUnixNano": str(time.time_ns()), "asInt": "5", "attributes": [text("order.kind", "new")]}
+    total = {"isMonotonic": True, "aggregationTemporality": 2, "dataPoints": [point]}
+    metrics = [{"name": "shop.orders", "unit": "By", "sum": total}]
+    resource = {"attributes": [text("service.name", "shop"), text("os.type", "linux")]}
+    body = {"resourceMetrics": [{"resource": resource, "scopeMetrics": [{"metrics": metrics}]}]}
+    try:
+        assert server.post("/api/v1/otlp/v1/metrics", json.dumps(body).encode(), "prometheus")[0] == 200
+        found = server.get("/api/v1/query", "prometheus", query='{job="shop"}')["data"]["result"]
+        names = {m["metric"].pop("__name__"): set(m["metric"]) - {"job", "service_name"} for m in found}
+        assert names == series
+    finally:
+        server.stop()
+
+
+def test_samples_leave_as_blocks_that_prometheus_reads(tmp_path):
+    """What we give as OpenMetrics text, promtool makes blocks of and reads the same again."""
+    server = Server(tmp_path / "data")
+    # The clock of blocks is ours: two hours a block, in the past.
+    start = (time.time_ns() // 10**9 - 6 * 3600) * 1000
+    try:
+        rows = []
+        for n in range(400):
+            for kind in ("plain", 'with "quotes" \\ and\nlines'):
+                rows.append(("jobs_total", {"kind": kind}, start + n * 15_250, float(n)))
+            rows.append(("load", {}, start + n * 15_250, n / 7))
+        body = {"resourceMetrics": [{"scopeMetrics": [{"metrics": [otlp_metric(r) for r in rows]}]}]}
+        assert server.post("/api/v1/otlp/v1/metrics", json.dumps(body).encode(), "prometheus")[0] == 200
+        query = [BINARY, "query", "openmetrics", '{__name__=~"jobs_total|load"}', "--url", f"http://{server.endpoints['ui']}"]
+        text = subprocess.run(query, check=True, capture_output=True, text=True).stdout
+        lines = text.splitlines()
+        assert lines.pop() == "# EOF" and len(lines) == 1200
+        assert lines[0] == f'jobs_total{{kind="plain"}} 0 {start // 1000}.{start % 1000:03}'
+        some = subprocess.run([*query, "--start", str(start / 1000 + 100), "--end", str(start / 1000 + 200)], check=True, capture_output=True, text=True)
+        assert len(some.stdout.splitlines()) == 7 * 3 + 1
+        wrong = subprocess.run([*query[:3], "{", *query[4:]], capture_output=True, text=True)
+        assert wrong.returncode == 1 and "match[]" in wrong.stderr
+        (tmp_path / "samples.om").write_text(text)
+        promtool = shutil.which("promtool")
+        subprocess.run([promtool, "tsdb", "create-blocks-from", "openmetrics", tmp_path / "samples.om", tmp_path / "blocks"], check=True, capture_output=True)
+        (tmp_path / "blocks" / "wal").mkdir()  # promtool looks for one
+        dumped = subprocess.run([promtool, "tsdb", "dump", tmp_path / "blocks"], check=True, capture_output=True, text=True).stdout
+
+        def samples(rows, scale):
+            return sorted((round(float(t) * scale), v) for _, v, t in (r.rsplit(" ", 2) for r in rows))
+
+        assert samples(dumped.splitlines(), 1) == samples(lines, 1000)
+    finally:
+        server.stop()
+
+
+def otlp_metric(row):
+    name, labels, ms, v = row
+    attributes = [{"key": k, "value": {"stringValue": x}} for k, x in labels.items()]
+    point = {"timeUnixNano": str(ms * 1_000_000), "asDouble": v, "attributes": attributes}
+    if name.endswith("_total"):
+        return {"name": name, "sum": {"isMonotonic": True, "aggregationTemporality": 2, "dataPoints": [point]}}
+    return {"name": name, "gauge": {"dataPoints": [point]}}
 
 
 def test_rules_over_logs_and_sql_and_alerts_over_a_restart(tmp_path):

@@ -96,6 +96,8 @@ pub(crate) enum Language {
     /// TraceQL.
     Traces,
     Sql,
+    /// A selector of series: its samples as they are stored, as OpenMetrics text.
+    Openmetrics,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -4,6 +4,7 @@ use crate::cli::{Language, Output, QueryArgs, complain, say};
 use anyhow::{Context as _, Result};
 use obs_traceql::TraceQl;
 use serde_json::Value;
+use std::io::Write;
 use std::process::ExitCode;
 
 /// Runs a future on a small runtime of its own.
@@ -46,20 +47,56 @@ pub(crate) fn call(c: Call<'_>) -> Result<(bool, String)> {
     })
 }
 
-/// Writes what an address answers into a file, piece by piece.
-pub(crate) fn fetch(url: &str, tenant: Option<&str>, mut out: std::fs::File) -> Result<()> {
-    use std::io::Write as _;
+/// Writes what an address answers, piece by piece. What the server says against it is the error.
+fn pass_on(url: &str, tenant: Option<&str>, out: &mut impl Write) -> Result<()> {
     block_on(async {
         let mut request = obs_objects::http_client().get(url);
         if let Some(t) = tenant {
             request = request.header("X-Scope-OrgID", t);
         }
-        let mut answer = request.send().await?.error_for_status()?;
-        while let Some(piece) = answer.chunk().await? {
+        let answer = request.send().await;
+        let mut answer =
+            answer.with_context(|| format!("failed to reach {url}; is the server running?"))?;
+        if !answer.status().is_success() {
+            let status = answer.status();
+            let body = answer.text().await.context("failed to read the answer")?;
+            anyhow::bail!("{status}: {}", told(&body));
+        }
+        while let Some(piece) = answer.chunk().await.context("the answer was cut off")? {
             out.write_all(&piece)?;
         }
-        out.sync_all().context("failed to write the file")
+        Ok(())
     })
+}
+
+/// Writes what an address answers into a file.
+pub(crate) fn fetch(url: &str, tenant: Option<&str>, mut out: std::fs::File) -> Result<()> {
+    pass_on(url, tenant, &mut out)?;
+    out.sync_all().context("failed to write the file")
+}
+
+/// Returns what the body of an error says.
+fn told(body: &str) -> String {
+    let json: Option<Value> = serde_json::from_str(body).ok();
+    let text = json.as_ref().and_then(|j| j.get("error")).and_then(Value::as_str);
+    text.unwrap_or(body.trim()).to_owned()
+}
+
+/// Writes the samples of a selector as they are stored.
+fn dump(a: &QueryArgs) -> Result<ExitCode> {
+    let mut params = url::form_urlencoded::Serializer::new(String::new());
+    params.append_pair("match[]", &a.query);
+    for (name, value) in [("start", &a.start), ("end", &a.end)] {
+        if let Some(v) = value {
+            params.append_pair(name, v);
+        }
+    }
+    let path = "prometheus/api/v1/export/openmetrics";
+    let url = format!("{}/{path}?{}", a.url.trim_end_matches('/'), params.finish());
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    pass_on(&url, a.tenant.as_deref(), &mut out)?;
+    out.flush().context("failed to write")?;
+    Ok(ExitCode::SUCCESS)
 }
 
 pub(crate) fn query(a: &QueryArgs) -> Result<ExitCode> {
@@ -97,6 +134,7 @@ pub(crate) fn query(a: &QueryArgs) -> Result<ExitCode> {
             params.push(("q", a.query.clone()));
             "/api/v1/sql"
         }
+        Language::Openmetrics => return dump(a),
     };
     // Queries may be longer than an address may be.
     let is_form = !matches!(a.language, Language::Traces);
@@ -116,13 +154,7 @@ pub(crate) fn query(a: &QueryArgs) -> Result<ExitCode> {
         body: form,
     })?;
     if !ok {
-        let json: Option<Value> = serde_json::from_str(&body).ok();
-        let text = json
-            .as_ref()
-            .and_then(|j| j.get("error"))
-            .and_then(Value::as_str)
-            .unwrap_or(body.trim());
-        complain(&format!("error: {text}"));
+        complain(&format!("error: {}", told(&body)));
         return Ok(ExitCode::from(1));
     }
     if a.output.output == Output::Json {

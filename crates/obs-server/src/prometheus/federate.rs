@@ -24,6 +24,24 @@ fn escaped(v: &str) -> String {
     v.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
+/// Writes a series' name and labels, with further labels behind its own.
+pub(super) fn series_text<'a>(
+    labels: &'a Labels,
+    more: impl Iterator<Item = (&'a str, &'a str)>,
+) -> String {
+    let name = labels.metric_name();
+    let is_name = is_plain(name, true);
+    let mut pairs: Vec<String> = Vec::new();
+    if !is_name {
+        pairs.push(format!("\"{}\"", escaped(name)));
+    }
+    for (n, v) in labels.iter().filter(|(n, _)| *n != METRIC_NAME).chain(more) {
+        let n = if is_plain(n, false) { n.to_owned() } else { format!("\"{}\"", escaped(n)) };
+        pairs.push(format!("{n}=\"{}\"", escaped(v)));
+    }
+    format!("{}{{{}}}", if is_name { name } else { "" }, pairs.join(","))
+}
+
 pub(super) async fn federate(State(state): State<AppState>, p: Params) -> Api<Response> {
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     if p.all("match[]").next().is_none() {
@@ -69,24 +87,16 @@ pub(super) async fn federate(State(state): State<AppState>, p: Params) -> Api<Re
                 let _ = writeln!(text, "# TYPE \"{}\" {kind}", escaped(name));
             }
         }
-        let mut pairs: Vec<String> = Vec::new();
-        if !is_plain(name, true) {
-            pairs.push(format!("\"{}\"", escaped(name)));
-        } else {
-            text.push_str(name);
-        }
-        let own = labels.iter().filter(|(n, _)| *n != METRIC_NAME);
-        let more = external.iter().filter(|(n, _)| labels.get(n).is_empty());
-        for (n, v) in own.chain(more.map(|(n, v)| (n.as_str(), v.as_str()))) {
-            let n = if is_plain(n, false) { n.to_owned() } else { format!("\"{}\"", escaped(n)) };
-            pairs.push(format!("{n}=\"{}\"", escaped(v)));
-        }
+        let mut more: Vec<(&str, &str)> =
+            external.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
         // A series without an instance must not get that of the federating server.
-        if labels.get("instance").is_empty() && !external.contains_key("instance") {
-            pairs.push("instance=\"\"".into());
+        if !external.contains_key("instance") {
+            more.push(("instance", ""));
         }
+        let series =
+            series_text(&labels, more.into_iter().filter(|(n, _)| labels.get(n).is_empty()));
         let at = TimestampMs::from_millis(t).millis();
-        let _ = writeln!(text, "{{{}}} {} {at}", pairs.join(","), format_float(f));
+        let _ = writeln!(text, "{series} {} {at}", format_float(f));
     }
     Ok((kind, text).into_response())
 }

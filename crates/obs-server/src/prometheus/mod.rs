@@ -1,5 +1,6 @@
 //! The Prometheus HTTP API.
 
+mod dump;
 mod federate;
 mod status;
 mod syntax;
@@ -45,6 +46,7 @@ pub(crate) fn routes() -> Router<AppState> {
         .route("/api/v1/status/tsdb", get(status::tsdb))
         .route("/api/v1/status/walreplay", get(status::wal_replay))
         .route("/federate", get(federate::federate))
+        .route("/api/v1/export/openmetrics", get(dump::openmetrics).post(dump::openmetrics))
         .route("/-/quit", post(status::quit).put(status::quit))
         .route("/api/v1/status/buildinfo", get(buildinfo))
         .route("/api/v1/status/config", get(config))
