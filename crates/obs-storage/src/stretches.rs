@@ -27,6 +27,8 @@ const BLOCKS_MAX: usize = 512;
 /// Most times that are kept of two segments, and most places at which a stretch is cut.
 const TIMES_MAX: usize = 1_024;
 const CUTS_MAX: usize = 64;
+/// How many times longer than what a query reads of it an overlap may be that is compared for it.
+const OVERLAP_MAX: i64 = 16;
 /// What a row takes while segments are compared.
 const ROW_BYTES: usize = size_of::<(i64, u64)>();
 
@@ -158,7 +160,8 @@ fn shared_of(
     for (n, a) in several.iter().enumerate() {
         for b in several.iter().skip(n + 1) {
             let (a, b) = (all.get(*a)?, all.get(*b)?);
-            let times = kept.shared((a.meta.id, b.meta.id), || shared(a, b, budget))??;
+            let times =
+                kept.shared((a.meta.id, b.meta.id), || shared(a, b, end - start, budget))??;
             let from = times.partition_point(|t| *t < start);
             out.extend(times.iter().skip(from).take_while(|t| **t < end).take(CUTS_MAX + 1));
             if out.len() > CUTS_MAX {
@@ -169,11 +172,14 @@ fn shared_of(
     Some(out.into_iter().collect())
 }
 
-/// Compares two segments where they overlap; `None` when a part of either cannot be read now, or
-/// there is not the memory.
-fn shared(a: &OpenSegment, b: &OpenSegment, budget: &Budget) -> Option<Shared> {
+/// Compares two segments where they overlap; `None` when a part of either cannot be read now, there
+/// is not the memory, or it is not worth it for the `length` that is read.
+fn shared(a: &OpenSegment, b: &OpenSegment, length: i64, budget: &Budget) -> Option<Shared> {
     let start = a.meta.min_time.max(b.meta.min_time);
     let end = a.meta.max_time.min(b.meta.max_time).saturating_add(1);
+    if end.saturating_sub(start) / OVERLAP_MAX > length {
+        return None;
+    }
     let filter = RowFilter { start, end, ..RowFilter::ALL };
     let mut taken = 0;
     let mut keys = |s: &OpenSegment| match s.rows() {
@@ -219,10 +225,14 @@ fn keys(
     let (numbers, read) = (0..rows.blocks.len(), LogColumns::read);
     let flow = rows.each_columns(numbers, filter, &mut damaged, read, |c, _, _| {
         let bytes = c.times.len() * ROW_BYTES;
-        if budget.check().is_err() || budget.take(0, bytes).is_err() {
+        if budget.check().is_err() {
             return Ok(ControlFlow::Break(()));
         }
+        // What is refused is counted too, until it is released.
         *taken += bytes;
+        if budget.take(0, bytes).is_err() {
+            return Ok(ControlFlow::Break(()));
+        }
         let streams: Vec<u64> = c.streams.iter().map(|s| hasher.hash_one(s)).collect();
         let of =
             |(time, stream): (&i64, &u32)| Some((*time, streams.get(*stream as usize).copied()?));
