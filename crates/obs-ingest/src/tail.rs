@@ -1,7 +1,8 @@
 //! Tail sampling: whole traces are kept or dropped once they have had time to come in.
 //!
 //! Policies are those of the OpenTelemetry collector's processor, what a trace cost, and whether
-//! its calls of models look like those before them. Any vote for a trace keeps it. A trace that only chance kept stands for others: its spans carry how many
+//! its calls of models look like those before them. Any vote for a trace keeps it. A trace that
+//! only chance kept stands for others: its spans carry how many
 //! ([`obs_model::set_sampling_weight`]), so that what is counted of them stays unbiased.
 
 use obs_llm::Usual;

@@ -1,7 +1,7 @@
 //! Follows the output of containers through the engine's API.
 
 use crate::config::Job;
-use crate::entry::{Entry, LabelMap};
+use crate::entry::{Entry, LabelMap, visible};
 use crate::files::{Clock, put};
 use crate::positions::{Position, Positions};
 use crate::ship::{Batch, Shipper};
@@ -96,8 +96,7 @@ impl Container {
         let mut b: LabelsBuilder = self.found.to_builder();
         b.set("__meta_docker_container_log_stream", stream);
         let labels = relabel(&b.build(), &self.job.relabel_configs)?;
-        let visible = labels.iter().filter(|(n, _)| !n.starts_with("__"));
-        Some(visible.map(|(n, v)| (n.to_owned(), v.to_owned())).collect())
+        Some(visible(&labels))
     }
 
     fn key(&self) -> String {

@@ -1,5 +1,6 @@
 //! One line on its way through a pipeline.
 
+use crate::config::Job;
 use crate::detect;
 use obs_model::{Attributes, Labels, LabelsBuilder, LogRecord, Resource, TimestampNs};
 use serde_json::Value;
@@ -8,6 +9,21 @@ use std::sync::Arc;
 
 /// Labels by name, while they change.
 pub type LabelMap = BTreeMap<String, String>;
+
+/// Returns the labels that relabelling leaves for lines to have.
+pub(crate) fn visible(labels: &Labels) -> LabelMap {
+    let visible = labels.iter().filter(|(n, _)| !n.starts_with("__"));
+    visible.map(|(n, v)| (n.to_owned(), v.to_owned())).collect()
+}
+
+/// Returns the same; where nothing is left, the job's name.
+pub(crate) fn visible_or_job(labels: &Labels, job: &Job) -> LabelMap {
+    let mut out = visible(labels);
+    if out.is_empty() {
+        out.insert("job".into(), job.job_name.clone());
+    }
+    out
+}
 
 /// A line, its labels, and what stages took out of it.
 #[derive(Debug, Clone, Default, PartialEq)]

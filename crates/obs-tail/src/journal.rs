@@ -1,7 +1,7 @@
 //! Follows systemd's journal through `journalctl`, which knows every form the journal's files have.
 
 use crate::config::{Job, Journal};
-use crate::entry::{Entry, LabelMap};
+use crate::entry::{Entry, visible_or_job};
 use crate::files::{Clock, put};
 use crate::positions::{Position, Positions};
 use crate::ship::{Batch, Shipper};
@@ -118,12 +118,7 @@ impl Reader {
             b.set("__journal_priority_keyword", keyword);
         }
         let labels = relabel(&b.build(), &self.job.relabel_configs)?;
-        let visible = labels.iter().filter(|(n, _)| !n.starts_with("__"));
-        let mut labels: LabelMap = visible.map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
-        if labels.is_empty() {
-            labels.insert("job".into(), self.job.job_name.clone());
-        }
-        Some(Entry::new(said.at, line, &labels))
+        Some(Entry::new(said.at, line, &visible_or_job(&labels, &self.job)))
     }
 
     /// Follows the journal until it is stopped.

@@ -4,7 +4,7 @@
 //! request.
 
 use crate::config::{Job, PushApi};
-use crate::entry::{Entry, LabelMap};
+use crate::entry::{Entry, LabelMap, visible_or_job};
 use crate::files::{Clock, put};
 use crate::ship::{Batch, Shipper};
 use crate::stage::Pipeline;
@@ -133,12 +133,7 @@ impl PushReceiver {
         }
         let labels = relabel(&b.build(), &self.job.relabel_configs)?;
         let tenant = Some(labels.get(TENANT).to_owned()).filter(|t| !t.is_empty());
-        let visible = labels.iter().filter(|(n, _)| !n.starts_with("__"));
-        let mut out: LabelMap = visible.map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
-        if out.is_empty() {
-            out.insert("job".into(), self.job.job_name.clone());
-        }
-        Some((out, tenant))
+        Some((visible_or_job(&labels, &self.job), tenant))
     }
 
     /// Expands a body by what its headers say.

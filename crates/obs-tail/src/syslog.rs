@@ -1,7 +1,7 @@
 //! Receives syslog: RFC 5424 and RFC 3164, over TCP (either framing, plain or TLS) and UDP.
 
 use crate::config::{Job, Syslog};
-use crate::entry::{Entry, LabelMap};
+use crate::entry::{Entry, visible_or_job};
 use crate::files::{Clock, put};
 use crate::ship::{Batch, Shipper};
 use crate::stage::Pipeline;
@@ -293,11 +293,7 @@ impl Session<'_> {
             }
         }
         let Some(labels) = relabel(&b.build(), &self.receiver.job.relabel_configs) else { return };
-        let visible = labels.iter().filter(|(n, _)| !n.starts_with("__"));
-        let mut labels: LabelMap = visible.map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
-        if labels.is_empty() {
-            labels.insert("job".into(), self.receiver.job.job_name.clone());
-        }
+        let labels = visible_or_job(&labels, &self.receiver.job);
         let sent = m.time.filter(|_| c.use_incoming_timestamp);
         // Two messages of one time are still two messages.
         let ns = match sent {

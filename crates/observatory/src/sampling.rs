@@ -1,8 +1,18 @@
-//! The `sampling` section: a strategies file as Jaeger reads it, or a profile that is built in.
+//! The `sampling` section: a strategies file as Jaeger reads it, or a profile that is built in; and
+//! traces that wait for their decision, over restarts.
 
 use crate::config::ConfigError;
-use obs_ingest::{RawTail, Strategies, TailConfig};
+use crate::serve::wall_clock;
+use anyhow::Context as _;
+use obs_ingest::{Ingest, RawTail, Strategies, TailConfig};
+use obs_model::{
+    Budget, CallSelection, DeleteScope, LlmCall, SelectError, SelectSpans as _, Span,
+    SpanSelection, TenantId, TimestampNs,
+};
+use obs_storage::Store;
 use serde::Deserialize;
+use std::collections::HashSet;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Default, Deserialize)]
@@ -73,5 +83,77 @@ impl SamplingSettings {
         let text =
             std::fs::read_to_string(file).map_err(|e| fail(format!("cannot be read: {e}")))?;
         Strategies::parse(&text).map_err(fail)
+    }
+}
+
+/// Takes up the spans that were undecided when the server stopped, and the calls of their traces.
+pub(crate) fn restore_undecided(
+    store: &Store,
+    ingest: &Ingest,
+    config: Option<&TailConfig>,
+) -> anyhow::Result<()> {
+    let default = [TenantId::default()];
+    let budget = Budget::new(i64::MAX, i64::MAX);
+    // When sampling was switched off meanwhile, all of them are kept.
+    for tenant in config.map_or(&default[..], |c| c.tenants()) {
+        let mut spans = Vec::new();
+        for name in Ingest::undecided_names(tenant) {
+            store
+                .select_spans(&name, &SpanSelection::ALL, &budget, &mut |s| {
+                    spans.push((**s).clone());
+                    ControlFlow::Continue(())
+                })
+                .context("failed to read undecided spans")?;
+        }
+        if spans.is_empty() {
+            continue;
+        }
+        tracing::info!(%tenant, spans = spans.len(), "undecided spans are sampled again");
+        let calls = calls_of(store, tenant, &spans, &budget);
+        let calls = calls.context("failed to read the calls of undecided spans")?;
+        ingest.restore_undecided(tenant, spans, &calls, wall_clock());
+    }
+    Ok(())
+}
+
+/// Returns the calls that are stored of the traces of some spans.
+fn calls_of(
+    store: &Store,
+    tenant: &TenantId,
+    spans: &[Span],
+    budget: &Budget,
+) -> Result<Vec<LlmCall>, SelectError> {
+    let starts = || spans.iter().map(|s| s.start.nanos());
+    let traces: HashSet<_> = spans.iter().map(|s| s.trace_id).collect();
+    let end = starts().max().map_or(i64::MAX, |t| t.saturating_add(1));
+    let selection = CallSelection {
+        start: TimestampNs::from_nanos(starts().min().unwrap_or(i64::MIN)),
+        end: TimestampNs::from_nanos(end),
+        trace_id: None,
+        revisions_only: false,
+    };
+    let mut out = Vec::new();
+    store.current_calls(tenant, &selection, budget, &mut |c| {
+        if traces.contains(&c.trace_id) {
+            out.push((**c).clone());
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(out)
+}
+
+/// Decides traces that are complete, and deletes what is decided from where it waited.
+pub(crate) async fn decide(store: &Store, ingest: &Ingest) {
+    match ingest.decide(wall_clock().to_millis()).await {
+        Ok(done) => {
+            for name in done {
+                if let Err(e) = store.delete(&name, DeleteScope::Tenant).await {
+                    tracing::warn!(%name, error = e, "decided spans are deleted later");
+                }
+            }
+        }
+        Err(e) => {
+            tracing::warn!(error = %e, "decided traces were not stored; they are tried again")
+        }
     }
 }

@@ -6,13 +6,11 @@ use crate::collector::{self, LoadedCollector};
 use crate::config::{self, Address, Config};
 use crate::demo;
 use crate::prometheus::{FanOut, Running};
+use crate::sampling;
 use crate::tier;
 use anyhow::{Context as _, Result};
 use obs_ingest::{DriftAsk, Drifts, Ingest, PurseError, Purses, Telemetry};
-use obs_model::{
-    Append as _, AppendError, Budget, CallSelection, DeleteScope, MemoryPool, SelectSpans as _,
-    SpanSelection, TenantId, TimestampNs, WriteBatch,
-};
+use obs_model::{Append as _, AppendError, MemoryPool, TenantId, TimestampNs, WriteBatch};
 use obs_process::Processing;
 use obs_server::state::Parts;
 use obs_server::{
@@ -21,9 +19,8 @@ use obs_server::{
 };
 use obs_storage::Store;
 use obs_storage::vfs::OsVfs;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -158,7 +155,7 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
     let tail = config.tailing.load()?;
     ingest.sampling().set(config.sampling.load()?);
     let tail_sampling = config.sampling.tail(tail_of_collector).map_err(UsageError)?;
-    restore_undecided(&store, &ingest, tail_sampling.as_ref())?;
+    sampling::restore_undecided(&store, &ingest, tail_sampling.as_ref())?;
     ingest.set_tail(tail_sampling);
     collector::apply(collector, &processing, &ingest);
     let quit = CancellationToken::new();
@@ -470,66 +467,6 @@ fn write_endpoints(dir: &Path, endpoints: &BTreeMap<&'static str, SocketAddr>) -
         .context("failed to write endpoints.json")
 }
 
-/// Takes up the spans that were undecided when the server stopped.
-fn restore_undecided(
-    store: &Store,
-    ingest: &Ingest,
-    config: Option<&obs_ingest::TailConfig>,
-) -> Result<()> {
-    let default = [TenantId::default()];
-    // When sampling was switched off meanwhile, all of them are kept.
-    for tenant in config.map_or(&default[..], |c| c.tenants()) {
-        for name in Ingest::undecided_names(tenant) {
-            let mut spans = Vec::new();
-            let budget = Budget::new(i64::MAX, i64::MAX);
-            store
-                .select_spans(&name, &SpanSelection::ALL, &budget, &mut |s| {
-                    spans.push((**s).clone());
-                    ControlFlow::Continue(())
-                })
-                .context("failed to read undecided spans")?;
-            if !spans.is_empty() {
-                tracing::info!(%tenant, spans = spans.len(), "undecided spans are sampled again");
-                let starts = || spans.iter().map(|s| s.start.nanos());
-                let traces: HashSet<_> = spans.iter().map(|s| s.trace_id).collect();
-                let selection = CallSelection {
-                    start: TimestampNs::from_nanos(starts().min().unwrap_or(i64::MIN)),
-                    end: TimestampNs::from_nanos(starts().max().map_or(i64::MAX, |t| t + 1)),
-                    trace_id: None,
-                    revisions_only: false,
-                };
-                let mut calls = Vec::new();
-                store
-                    .current_calls(tenant, &selection, &budget, &mut |c| {
-                        if traces.contains(&c.trace_id) {
-                            calls.push((**c).clone());
-                        }
-                        ControlFlow::Continue(())
-                    })
-                    .context("failed to read the calls of undecided spans")?;
-                ingest.restore_undecided(tenant, spans, &calls, wall_clock());
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Decides traces that are complete, and deletes what is decided from where it waited.
-async fn decide(store: &Store, ingest: &Ingest) {
-    match ingest.decide(wall_clock().to_millis()).await {
-        Ok(done) => {
-            for name in done {
-                if let Err(e) = store.delete(&name, DeleteScope::Tenant).await {
-                    tracing::warn!(%name, error = e, "decided spans are deleted later");
-                }
-            }
-        }
-        Err(e) => {
-            tracing::warn!(error = %e, "decided traces were not stored; they are tried again")
-        }
-    }
-}
-
 /// Emits the derived series and the own metrics until told to stop.
 async fn tick(
     store: Store,
@@ -554,7 +491,7 @@ async fn tick(
                 continue;
             }
             _ = sample.tick() => {
-                decide(&store, &ingest).await;
+                sampling::decide(&store, &ingest).await;
                 continue;
             }
             _ = drift.tick() => {
