@@ -9,7 +9,7 @@ use crate::segment::columns::{
     put_ints, put_packed, put_strings, put_texts,
 };
 use crate::segment::file::{SegmentFile, SegmentWriter};
-use crate::segment::kept::{Measured, Taken};
+use crate::segment::kept::{Keeper, Measured, Taken};
 use crate::segment::parts::{LONG_BYTES, PartCache, PartWriter, Parts};
 use foldhash::HashMap;
 use obs_model::{AttributeValue, Attributes, FieldValue};
@@ -234,12 +234,15 @@ pub(crate) struct Source<'a> {
     /// The number of the block's first part is relative to this.
     pub(crate) base: i64,
     pub(crate) cache: &'a mut PartCache,
+    /// Where what is read stays.
+    pub(crate) keeper: Option<&'a Keeper>,
 }
 
 impl Source<'_> {
     /// Lends it for as long as a block is looked at.
     pub(crate) fn reborrow(&mut self) -> Source<'_> {
-        Source { file: self.file, parts: self.parts, base: self.base, cache: &mut *self.cache }
+        let Source { file, parts, base, keeper, .. } = *self;
+        Source { file, parts, base, cache: &mut *self.cache, keeper }
     }
 }
 
@@ -566,7 +569,7 @@ fn value(
             let mut text = Vec::new();
             for number in numbers.get(start..end).ok_or(bad)? {
                 let number = number.checked_add(source.base).ok_or(bad)?;
-                source.parts.append(source.file, number, source.cache, &mut text)?;
+                source.parts.append(source.file, number, source.cache, source.keeper, &mut text)?;
             }
             AttributeValue::String(String::from_utf8(text).map_err(|_| bad)?)
         }

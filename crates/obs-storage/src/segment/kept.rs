@@ -15,7 +15,24 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 /// A block: its segment, and its number there.
 pub(crate) type BlockKey = (u64, usize);
 
-/// Columns of a block that grow as queries ask for more of them.
+/// What a segment is read by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Piece {
+    /// The columns of a block.
+    Block(usize),
+    /// A page of the list of traces.
+    Traces(usize),
+    /// A block of long texts' parts.
+    Parts(usize),
+}
+
+/// A piece, and its segment.
+pub(crate) type PieceKey = (u64, Piece);
+
+/// Where an open segment keeps what was read of it, and its number there.
+pub(crate) type Keeper = (Arc<Kept>, u64);
+
+/// What was unpacked of a piece; it may grow as queries ask for more.
 pub(crate) trait Columns: Any + Send + Sync {
     /// Returns the bytes that they take now, about.
     fn bytes(&self) -> usize;
@@ -75,15 +92,15 @@ impl Kept {
     }
 }
 
-/// Columns of the blocks that queries used last.
+/// What was unpacked of the pieces that queries used last.
 pub(crate) struct ColumnCache {
-    blocks: Mutex<Lru<BlockKey, Arc<dyn Any + Send + Sync>>>,
+    pieces: Mutex<Lru<PieceKey, Arc<dyn Any + Send + Sync>>>,
     share: MemoryShare,
 }
 
 impl std::fmt::Debug for ColumnCache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ColumnCache").field("bytes", &self.blocks().bytes()).finish_non_exhaustive()
+        f.debug_struct("ColumnCache").field("bytes", &self.pieces().bytes()).finish_non_exhaustive()
     }
 }
 
@@ -93,29 +110,41 @@ impl ColumnCache {
     fn new(memory: &Arc<MemoryPool>) -> Self {
         const MOST: i64 = 512 << 20;
         let bytes_max = (memory.max() / 16).min(MOST).unsigned_abs();
-        Self { blocks: Mutex::new(Lru::new(bytes_max)), share: memory.share() }
+        Self { pieces: Mutex::new(Lru::new(bytes_max)), share: memory.share() }
     }
 
-    fn blocks(&self) -> MutexGuard<'_, Lru<BlockKey, Arc<dyn Any + Send + Sync>>> {
-        self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pieces(&self) -> MutexGuard<'_, Lru<PieceKey, Arc<dyn Any + Send + Sync>>> {
+        self.pieces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the bytes in use, and how many may be.
     pub(crate) fn bytes(&self) -> (u64, u64) {
-        let blocks = self.blocks();
-        (blocks.bytes(), blocks.bytes_max())
+        let pieces = self.pieces();
+        (pieces.bytes(), pieces.bytes_max())
     }
 
-    /// Calls `f` with a block's columns, those of before or what `read` returns, and keeps them as
-    /// they are then.
+    /// Returns what is kept of a piece.
+    pub(crate) fn find<C: Columns>(&self, key: PieceKey) -> Option<Arc<C>> {
+        self.pieces().get(&key).cloned().and_then(|c| c.downcast::<C>().ok())
+    }
+
+    /// Keeps what was unpacked of a piece, as large as it is now.
+    pub(crate) fn keep<C: Columns>(&self, key: PieceKey, columns: Arc<C>) {
+        let bytes = columns.bytes();
+        let mut pieces = self.pieces();
+        pieces.put(key, columns, bytes as u64);
+        self.share.set(usize::try_from(pieces.bytes()).unwrap_or(usize::MAX));
+    }
+
+    /// Calls `f` with what was unpacked of a piece, before or now by `read`, and keeps it as it is
+    /// then.
     pub(crate) fn with<C: Columns, T>(
         &self,
-        key: BlockKey,
+        key: PieceKey,
         read: impl FnOnce() -> Result<C, SegmentError>,
         f: impl FnOnce(&C) -> Result<T, SegmentError>,
     ) -> Result<T, SegmentError> {
-        let known = self.blocks().get(&key).cloned().and_then(|c| c.downcast::<C>().ok());
-        let (columns, before) = match known {
+        let (columns, before) = match self.find::<C>(key) {
             Some(c) => {
                 let bytes = c.bytes();
                 (c, bytes)
@@ -123,22 +152,19 @@ impl ColumnCache {
             None => (Arc::new(read()?), 0),
         };
         let out = f(&columns)?;
-        let bytes = columns.bytes();
-        if bytes > before {
-            let mut blocks = self.blocks();
-            blocks.put(key, columns, bytes as u64);
-            self.share.set(usize::try_from(blocks.bytes()).unwrap_or(usize::MAX));
+        if columns.bytes() > before {
+            self.keep(key, columns);
         }
         Ok(out)
     }
 
     fn forget(&self, segment: u64) {
-        let mut blocks = self.blocks();
-        let keys: Vec<BlockKey> = blocks.keys().filter(|k| k.0 == segment).copied().collect();
+        let mut pieces = self.pieces();
+        let keys: Vec<PieceKey> = pieces.keys().filter(|k| k.0 == segment).copied().collect();
         for key in &keys {
-            blocks.remove(key);
+            pieces.remove(key);
         }
-        self.share.set(usize::try_from(blocks.bytes()).unwrap_or(usize::MAX));
+        self.share.set(usize::try_from(pieces.bytes()).unwrap_or(usize::MAX));
     }
 }
 
@@ -269,7 +295,8 @@ mod tests {
         let pool = Arc::new(MemoryPool::new(16 * 2_000, 0));
         let kept = Kept::new(&pool);
         let mut read = 0;
-        let mut sum = |key, wants_ints: bool| {
+        let mut sum = |(segment, block), wants_ints: bool| {
+            let key = (segment, Piece::Block(block));
             let some = || {
                 read += 1;
                 Ok(Some::default())
@@ -291,7 +318,7 @@ mod tests {
         kept.forget(1);
         assert_eq!(pool.used(), 500);
         let broken = kept.columns.with(
-            (7, 7),
+            (7, Piece::Parts(7)),
             || Ok(Some::default()),
             |_| Err::<(), _>(SegmentError::Malformed(Malformed(1))),
         );

@@ -7,9 +7,12 @@
 use crate::bin::{Decoder, Encoder, Malformed};
 use crate::segment::SegmentError;
 use crate::segment::file::{BlockRef, SegmentFile, SegmentWriter};
+use crate::segment::kept::{Columns, Keeper, Piece};
 use crate::segment::words;
 use foldhash::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 /// Texts from this length on are kept as parts.
 pub(crate) const LONG_BYTES: usize = 192;
@@ -157,32 +160,55 @@ pub(crate) struct Parts {
     places: Vec<(u32, u32)>,
 }
 
-/// The block of parts that was read last: rows that follow one another share it.
-#[derive(Debug, Default)]
-pub(crate) struct PartCache {
-    block: Option<(usize, words::Block)>,
+/// A block of parts that was read.
+#[derive(Debug)]
+pub(crate) struct OpenParts {
+    text: RwLock<words::Block>,
     /// Bytes of text that were gone through for parts of it.
-    decoded: usize,
+    decoded: AtomicUsize,
 }
 
-impl PartCache {
-    /// Appends a stretch of the block's text.
-    fn append(&mut self, from: usize, to: usize, out: &mut Vec<u8>) -> Result<(), SegmentError> {
-        let Some((_, block)) = &mut self.block else { return Err(Malformed(from).into()) };
-        if let words::Block::Coded(coded) = block {
-            // Who reads parts that cost as much as all of it reads all of it.
-            self.decoded += coded.cost(from, to);
-            if self.decoded <= coded.raw_len() {
-                return Ok(coded.append(from, to, out)?);
-            }
-            *block = words::Block::Whole(coded.whole()?);
-        }
-        if let words::Block::Whole(raw) = block {
-            out.extend_from_slice(raw.get(from..to).ok_or(Malformed(from))?);
-        }
-        Ok(())
+impl Columns for OpenParts {
+    fn bytes(&self) -> usize {
+        let text = self.text.read().unwrap_or_else(PoisonError::into_inner);
+        size_of::<Self>() + text.bytes()
     }
 }
+
+impl OpenParts {
+    /// Appends a stretch of the block's text; true if the block takes other memory than before.
+    fn append(&self, from: usize, to: usize, out: &mut Vec<u8>) -> Result<bool, SegmentError> {
+        let stretch = |raw: &[u8], out: &mut Vec<u8>| -> Result<(), Malformed> {
+            out.extend_from_slice(raw.get(from..to).ok_or(Malformed(from))?);
+            Ok(())
+        };
+        let text = self.text.read().unwrap_or_else(PoisonError::into_inner);
+        let whole = match &*text {
+            words::Block::Whole(raw) => {
+                stretch(raw, out)?;
+                return Ok(false);
+            }
+            words::Block::Coded(coded) => {
+                // Who reads parts that cost as much as all of it reads all of it.
+                let cost = coded.cost(from, to);
+                let decoded = self.decoded.fetch_add(cost, Ordering::Relaxed).saturating_add(cost);
+                if decoded <= coded.raw_len() {
+                    coded.append(from, to, out)?;
+                    return Ok(false);
+                }
+                coded.whole()?
+            }
+        };
+        drop(text);
+        stretch(&whole, out)?;
+        *self.text.write().unwrap_or_else(PoisonError::into_inner) = words::Block::Whole(whole);
+        Ok(true)
+    }
+}
+
+/// The block of parts that was read last: rows that follow one another share it.
+#[derive(Debug, Default)]
+pub(crate) struct PartCache(Option<(usize, Arc<OpenParts>)>);
 
 impl Parts {
     pub(crate) fn read(d: &mut Decoder<'_>) -> Result<Self, Malformed> {
@@ -217,24 +243,39 @@ impl Parts {
         self.blocks.iter().map(|b| b.block)
     }
 
-    /// Appends a part.
+    /// Appends a part. Blocks that are read stay in `keeper` for the next query.
     pub(crate) fn append(
         &self,
         file: &SegmentFile,
         number: i64,
         cache: &mut PartCache,
+        keeper: Option<&Keeper>,
         out: &mut Vec<u8>,
     ) -> Result<(), SegmentError> {
         let number = usize::try_from(number).map_err(|_| Malformed(0))?;
         let (at, len) = *self.places.get(number).ok_or(Malformed(number))?;
         let i = self.blocks.partition_point(|b| b.first <= number).saturating_sub(1);
-        if cache.block.as_ref().is_none_or(|(cached, _)| *cached != i) {
-            const RAW_MAX: u32 = 64 << 20;
-            let b = self.blocks.get(i).filter(|b| b.raw_len <= RAW_MAX).ok_or(Malformed(i))?;
-            let block = words::open(file.read(b.block)?, b.raw_len as usize)?;
-            *cache = PartCache { block: Some((i, block)), decoded: 0 };
+        let (block, mut is_new) = match &cache.0 {
+            Some((cached, block)) if *cached == i => (block.clone(), false),
+            _ => {
+                let kept = keeper.and_then(|(k, s)| k.columns.find((*s, Piece::Parts(i))));
+                let is_new = kept.is_none();
+                (kept.map_or_else(|| self.open(file, i).map(Arc::new), Ok)?, is_new)
+            }
+        };
+        is_new |= block.append(at as usize, at as usize + len as usize, out)?;
+        if let (true, Some((kept, segment))) = (is_new, keeper) {
+            kept.columns.keep((*segment, Piece::Parts(i)), block.clone());
         }
-        cache.append(at as usize, at as usize + len as usize, out)
+        cache.0 = Some((i, block));
+        Ok(())
+    }
+
+    fn open(&self, file: &SegmentFile, i: usize) -> Result<OpenParts, SegmentError> {
+        const RAW_MAX: u32 = 64 << 20;
+        let b = self.blocks.get(i).filter(|b| b.raw_len <= RAW_MAX).ok_or(Malformed(i))?;
+        let text = words::open(file.read(b.block)?, b.raw_len as usize)?;
+        Ok(OpenParts { text: RwLock::new(text), decoded: AtomicUsize::new(0) })
     }
 }
 

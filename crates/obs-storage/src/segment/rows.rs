@@ -6,7 +6,7 @@ use crate::segment::attrs::{Sink, Source};
 use crate::segment::bloom::Filter;
 use crate::segment::columns::{get_ints, put_ints};
 use crate::segment::file::{BlockRef, IndexRef, SegmentFile, SegmentWriter};
-use crate::segment::kept::{Columns, Kept, LazyBlock};
+use crate::segment::kept::{Columns, Keeper, Kept, LazyBlock, Piece};
 use crate::segment::parts::{PartCache, PartWriter, Parts};
 use crate::segment::{SegmentError, Signal};
 use crate::vfs::Vfs;
@@ -230,11 +230,8 @@ impl RowWriter {
             self.blocks.push(BlockMeta { at, filter, part_base: b.part_base + base, ..*b });
         }
         for (_, page) in &from.pages {
-            let bytes = from.file.read(*page)?;
-            let mut d = Decoder::new(&bytes);
-            let (prefixes, blocks) = (get_ints(&mut d)?, get_ints(&mut d)?);
-            let pairs = prefixes.into_iter().zip(blocks);
-            self.traces.extend(pairs.map(|(p, b)| (p as u32, b as u32 + first)));
+            let page = TracePage::read(&from.file.read(*page)?)?;
+            self.traces.extend(page.0.iter().map(|(p, b)| (*p, b + first)));
         }
         Ok(())
     }
@@ -268,6 +265,32 @@ impl RowWriter {
     }
 }
 
+/// A page of the list of traces: the first bytes of their ids, ascending, and blocks that have rows
+/// of them.
+#[derive(Debug)]
+struct TracePage(Vec<(u32, u32)>);
+
+impl Columns for TracePage {
+    fn bytes(&self) -> usize {
+        size_of::<Self>() + size_of_val(self.0.as_slice())
+    }
+}
+
+impl TracePage {
+    fn read(bytes: &[u8]) -> Result<Self, Malformed> {
+        let d = &mut Decoder::new(bytes);
+        let (prefixes, blocks) = (get_ints(d)?, get_ints(d)?);
+        let pairs = prefixes.into_iter().zip(blocks);
+        Ok(Self(pairs.map(|(p, b)| (p as u32, b as u32)).collect()))
+    }
+
+    fn blocks_of(&self, wanted: u32) -> impl Iterator<Item = usize> {
+        let from = self.0.partition_point(|(p, _)| *p < wanted);
+        let rest = self.0.get(from..).unwrap_or_default().iter();
+        rest.take_while(move |(p, _)| *p == wanted).map(|(_, b)| *b as usize)
+    }
+}
+
 /// An open segment of rows.
 #[derive(Debug)]
 pub(crate) struct RowSegment {
@@ -275,8 +298,8 @@ pub(crate) struct RowSegment {
     parts: Parts,
     pub(crate) blocks: Vec<BlockMeta>,
     pages: Vec<(u32, BlockRef)>,
-    /// Where filters and columns are kept, and the segment's number there.
-    kept: Option<(Arc<Kept>, u64)>,
+    /// Where filters and columns are kept.
+    kept: Option<Keeper>,
 }
 
 /// Receives what could not be read: a description and the range of times that is missing.
@@ -308,6 +331,19 @@ impl RowSegment {
         self.blocks.iter().map(|b| b.at).chain(filters).chain(pages).chain(self.parts.blocks())
     }
 
+    /// Calls `f` with what was unpacked of a piece, which stays for the next query.
+    fn with<C: Columns, T>(
+        &self,
+        piece: Piece,
+        read: impl FnOnce() -> Result<C, SegmentError>,
+        f: impl FnOnce(&C) -> Result<T, SegmentError>,
+    ) -> Result<T, SegmentError> {
+        match &self.kept {
+            Some((kept, segment)) => kept.columns.with((*segment, piece), read, f),
+            None => read().and_then(|c| f(&c)),
+        }
+    }
+
     pub(crate) const fn file(&self) -> &SegmentFile {
         &self.file
     }
@@ -322,14 +358,13 @@ impl RowSegment {
         let end = self.pages.partition_point(|(first, _)| *first <= wanted);
         let start = self.pages.partition_point(|(first, _)| *first < wanted).saturating_sub(1);
         let mut out = Vec::new();
-        for (_, at) in self.pages.get(start..end)? {
-            let bytes = self.file.read(*at).ok()?;
-            let mut d = Decoder::new(&bytes);
-            let (prefixes, blocks) = (get_ints(&mut d).ok()?, get_ints(&mut d).ok()?);
-            let from = prefixes.partition_point(|p| *p < i64::from(wanted));
-            let hits = prefixes.iter().zip(&blocks).skip(from);
-            let hits = hits.take_while(|(p, _)| **p == i64::from(wanted));
-            out.extend(hits.filter_map(|(_, b)| usize::try_from(*b).ok()));
+        for (n, (_, at)) in self.pages.iter().enumerate().take(end).skip(start) {
+            let read = || Ok(TracePage::read(&self.file.read(*at)?)?);
+            self.with(Piece::Traces(n), read, |page| {
+                out.extend(page.blocks_of(wanted));
+                Ok(())
+            })
+            .ok()?;
         }
         Some(out)
     }
@@ -412,7 +447,9 @@ impl RowSegment {
             let Some(b) = self.blocks.get(n) else { continue };
             let result = self.file.read(b.at).map_err(SegmentError::from).and_then(|bytes| {
                 let (file, parts) = (&self.file, &self.parts);
-                read(&bytes, &mut Source { file, parts, base: b.part_base, cache: &mut cache })
+                let keeper = self.kept.as_ref();
+                let (base, cache) = (b.part_base, &mut cache);
+                read(&bytes, &mut Source { file, parts, base, cache, keeper })
             });
             match result {
                 Ok(ControlFlow::Continue(())) => {}
@@ -440,14 +477,11 @@ impl RowSegment {
             let read = || Ok(self.file.read(b.at)?);
             let bytes = LazyBlock::new(&read);
             let (file, parts) = (&self.file, &self.parts);
-            let mut source = Source { file, parts, base: b.part_base, cache: &mut cache };
+            let keeper = self.kept.as_ref();
+            let mut source = Source { file, parts, base: b.part_base, cache: &mut cache, keeper };
             let make = || Ok(make(bytes.get()?)?);
-            let mut one = |c: &C| f(c, &bytes, &mut source);
-            let result = match &self.kept {
-                Some((kept, segment)) => kept.columns.with((*segment, n), make, one),
-                None => make().and_then(|c| one(&c)),
-            };
-            match result {
+            let one = |c: &C| f(c, &bytes, &mut source);
+            match self.with(Piece::Block(n), make, one) {
                 Ok(ControlFlow::Continue(())) => {}
                 Ok(ControlFlow::Break(())) => return Ok(ControlFlow::Break(())),
                 Err(e) if e.costs_a_part() => damaged(&e, b.min, b.max),
@@ -473,7 +507,9 @@ impl RowSegment {
         let b = self.blocks.get(number).ok_or(Malformed(number))?;
         let bytes = self.file.read(b.at)?;
         let cache = &mut PartCache::default();
-        let mut source = Source { file: &self.file, parts: &self.parts, base: b.part_base, cache };
+        // A merge reads everything once: nothing of it is worth keeping.
+        let (file, parts, base) = (&self.file, &self.parts, b.part_base);
+        let mut source = Source { file, parts, base, cache, keeper: None };
         R::get_block(&bytes, filter, &mut source, visit)
     }
 

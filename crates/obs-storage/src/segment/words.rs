@@ -9,6 +9,7 @@
 
 use crate::bin::{Decoder, Encoder, Malformed};
 use crate::segment::columns::{Texts, get_ints, get_texts, put_ints, put_texts};
+use crate::segment::kept::Measured as _;
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 
@@ -276,6 +277,20 @@ pub(crate) enum Block {
     /// All of its bytes.
     Whole(Vec<u8>),
     Coded(Box<Coded>),
+}
+
+impl Block {
+    /// Returns the bytes that it takes in memory, about.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Whole(raw) => raw.len(),
+            Self::Coded(c) => {
+                let tables = size_of_val(c.slots.as_slice()) + size_of_val(c.ranges.as_slice());
+                let marks = size_of_val(c.marks.as_slice());
+                size_of::<Coded>() + c.entries.bytes() + tables + marks + c.packed.len()
+            }
+        }
+    }
 }
 
 /// A mark: from where in the text on, what state decoding is in, and how many words it has used.
