@@ -3,8 +3,15 @@
 use std::fmt;
 use std::sync::Arc;
 
-fn hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    bytes.iter().try_for_each(|b| write!(f, "{b:02x}"))
+/// Ids are printed by the thousand: one write for each, and no formatting of single bytes.
+fn hex<const N: usize>(bytes: &[u8; N], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = [[0_u8; 2]; N];
+    for (to, b) in text.iter_mut().zip(bytes) {
+        let digit = |n: u8| DIGITS.get(usize::from(n)).copied().unwrap_or(b'0');
+        *to = [digit(b >> 4), digit(b & 15)];
+    }
+    f.write_str(std::str::from_utf8(text.as_flattened()).unwrap_or_default())
 }
 
 /// Parses hexadecimal of up to `N` bytes, in either case; shorter ids are padded on the left.

@@ -348,8 +348,14 @@ pub fn decode(batch: Batch) -> Decoded<Vec<Span>> {
 
 /// Returns a span's tags as Jaeger shows them: with what OTLP keeps beside the attributes.
 pub fn tags_of(s: &Span) -> Vec<(String, AttributeValue)> {
-    let mut out: Vec<(String, AttributeValue)> = s.attributes.iter().cloned().collect();
-    let mut add = |key: &str, v: AttributeValue| out.push((key.to_owned(), v));
+    let own = s.attributes.iter().cloned();
+    own.chain(other_tags(s).into_iter().map(|(k, v)| (k.to_owned(), v))).collect()
+}
+
+/// Returns what Jaeger shows as tags behind the attributes.
+pub fn other_tags(s: &Span) -> Vec<(&'static str, AttributeValue)> {
+    let mut out = Vec::new();
+    let mut add = |key: &'static str, v: AttributeValue| out.push((key, v));
     if s.kind != SpanKind::Unspecified {
         add("span.kind", s.kind.as_str().into());
     }

@@ -1,16 +1,20 @@
 //! Jaeger's JSON of a trace, written as it goes: an answer holds thousands of tags, and a tree of
 //! values would cost several times as much.
 
-use obs_codec::jaeger::proto::{is_child_of, tags_of};
-use obs_model::{AttributeValue, Resource};
+use obs_codec::jaeger::proto::{is_child_of, other_tags};
+use obs_model::{AttributeValue, Attributes, Resource};
 use obs_traceql::Adjusted;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 /// Appends a JSON string.
 fn string(out: &mut String, text: &str) {
-    // Writing to a string does not fail.
-    if let Ok(quoted) = serde_json::to_string(text) {
+    // Nothing to escape, mostly.
+    if !text.bytes().any(|b| b < b' ' || matches!(b, b'"' | b'\\')) {
+        out.push('"');
+        out.push_str(text);
+        out.push('"');
+    } else if let Ok(quoted) = serde_json::to_string(text) {
         out.push_str(&quoted);
     }
 }
@@ -42,7 +46,7 @@ fn tag(out: &mut String, key: &str, v: &AttributeValue) {
     out.push('}');
 }
 
-fn tags<'a>(out: &mut String, list: impl Iterator<Item = &'a (String, AttributeValue)>) {
+fn tags<'a>(out: &mut String, list: impl Iterator<Item = (&'a str, &'a AttributeValue)>) {
     out.push('[');
     for (i, (k, v)) in list.enumerate() {
         if i > 0 {
@@ -51,6 +55,10 @@ fn tags<'a>(out: &mut String, list: impl Iterator<Item = &'a (String, AttributeV
         tag(out, k, v);
     }
     out.push(']');
+}
+
+fn pairs(list: &Attributes) -> impl Iterator<Item = (&str, &AttributeValue)> {
+    list.iter().map(|(k, v)| (k.as_str(), v))
 }
 
 /// Appends a trace.
@@ -84,15 +92,16 @@ pub(super) fn trace(out: &mut String, trace: &Adjusted) {
         }
         let (start, length) = (s.start.nanos() / 1000, s.duration_ns() / 1000);
         let _ = write!(out, "],\"startTime\":{start},\"duration\":{length},\"tags\":");
-        tags(out, tags_of(s).iter());
+        let others = other_tags(s);
+        tags(out, pairs(&s.attributes).chain(others.iter().map(|(k, v)| (*k, v))));
         out.push_str(",\"logs\":[");
         for (i, e) in s.events.iter().enumerate() {
             let comma = if i > 0 { "," } else { "" };
             let _ =
                 write!(out, "{comma}{{\"timestamp\":{},\"fields\":", e.timestamp.nanos() / 1000);
-            let name = ("event".to_owned(), AttributeValue::from(e.name.as_str()));
-            let name = if e.name.is_empty() { None } else { Some(&name) };
-            tags(out, name.into_iter().chain(e.attributes.iter()));
+            let name = AttributeValue::from(e.name.as_str());
+            let name = if e.name.is_empty() { None } else { Some(("event", &name)) };
+            tags(out, name.into_iter().chain(pairs(&e.attributes)));
             out.push('}');
         }
         let _ = write!(out, "],\"processID\":\"p{}\",\"warnings\":", process + 1);
@@ -115,7 +124,7 @@ pub(super) fn trace(out: &mut String, trace: &Adjusted) {
         let _ = write!(out, "{comma}\"p{}\":{{\"serviceName\":", i + 1);
         string(out, r.service());
         out.push_str(",\"tags\":");
-        tags(out, r.attributes.iter().filter(|(k, _)| k != "service.name"));
+        tags(out, pairs(&r.attributes).filter(|(k, _)| *k != "service.name"));
         out.push('}');
     }
     out.push_str("},\"warnings\":null}");
