@@ -227,13 +227,47 @@ pub(crate) struct Template {
     pub(crate) all: Vec<u8>,
     /// The column of each variable.
     pub(crate) columns: Vec<usize>,
-    members: OnceLock<Option<Vec<Member>>>,
 }
 
-impl Template {
-    /// Returns the members of an object without faults: see [`members`].
-    pub(crate) fn members(&self) -> Option<&[Member]> {
-        self.members.get_or_init(|| members(&self.all)).as_deref()
+/// The key of a member in any template of a block.
+#[derive(Debug)]
+pub(crate) struct Key {
+    /// As it stands, still escaped.
+    pub(crate) text: String,
+    /// Whether it has letters, digits and low lines alone.
+    pub(crate) is_plain: bool,
+}
+
+/// The members of a block's templates.
+#[derive(Debug, Default)]
+pub(crate) struct Shapes {
+    pub(crate) keys: Vec<Key>,
+    /// By template, the members of an object without faults (see [`members`]), with the number of
+    /// each one's key.
+    of: Vec<Option<Vec<(usize, Member)>>>,
+}
+
+impl Shapes {
+    fn new(templates: &[Template]) -> Self {
+        let mut out = Self::default();
+        let mut known: HashMap<&str, usize> = HashMap::default();
+        for t in templates {
+            let mut number = |m: Member| {
+                let text = std::str::from_utf8(t.all.get(m.key.clone())?).ok()?;
+                let number = *known.entry(text).or_insert_with(|| {
+                    let is_plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+                    out.keys.push(Key { text: text.to_owned(), is_plain });
+                    out.keys.len() - 1
+                });
+                Some((number, m))
+            };
+            out.of.push(members(&t.all).and_then(|all| all.into_iter().map(&mut number).collect()));
+        }
+        out
+    }
+
+    pub(crate) fn of(&self, template: usize) -> Option<&[(usize, Member)]> {
+        self.of.get(template)?.as_deref()
     }
 }
 
@@ -253,6 +287,7 @@ pub(crate) struct LineColumns {
     firsts: Vec<OnceLock<Vec<u32>>>,
     /// By column, whether its values stand outside of quotes in JSON.
     literals: Vec<OnceLock<bool>>,
+    shapes: OnceLock<Shapes>,
 }
 
 impl Measured for LineColumns {
@@ -260,7 +295,7 @@ impl Measured for LineColumns {
         const COLUMN: usize = size_of::<(Range<usize>, Head, Strings, Vec<u32>)>();
         let template = |t: &Template| {
             // Members have a variable each, mostly.
-            let texts = t.texts.len() * size_of::<(Range<usize>, Member)>();
+            let texts = t.texts.len() * size_of::<(Range<usize>, usize, Member)>();
             size_of::<Template>() + texts + t.all.len() + t.columns.bytes()
         };
         let templates = self.templates.iter().map(template).sum::<usize>();
@@ -303,18 +338,22 @@ impl LineColumns {
             if columns.len() + 1 != parts.len() {
                 return Err(d.bad());
             }
-            let members = OnceLock::new();
-            templates.push(Template { texts: parts, all: t.to_vec(), columns, members });
+            templates.push(Template { texts: parts, all: t.to_vec(), columns });
         }
         let columns = places.iter().map(|_| OnceLock::new()).collect();
         let firsts = places.iter().map(|_| OnceLock::new()).collect();
         let literals = places.iter().map(|_| OnceLock::new()).collect();
-        Ok(Self { templates, ids, places, heads, columns, firsts, literals })
+        let shapes = OnceLock::new();
+        Ok(Self { templates, ids, places, heads, columns, firsts, literals, shapes })
     }
 
     /// Returns the number of a row's template.
     pub(crate) fn template_of(&self, row: usize) -> Result<usize, Malformed> {
         self.ids.get(row).map(|id| *id as usize).ok_or(Malformed(row))
+    }
+
+    pub(crate) fn shapes(&self) -> &Shapes {
+        self.shapes.get_or_init(|| Shapes::new(&self.templates))
     }
 
     /// Returns the number of columns.
@@ -445,14 +484,9 @@ impl<'a> Lines<'a> {
         Ok(())
     }
 
-    /// Clears `wanted` of the rows that cannot contain `run`, a run of ASCII letters and digits.
-    pub(crate) fn narrow(
-        &self,
-        run: &[u8],
-        ids: &dyn Fn(usize) -> RowIds,
-        traces: &[[u8; 16]],
-        wanted: &mut [bool],
-    ) -> Result<(), SegmentError> {
+    /// Returns what tells lines that cannot contain `run`, a run of ASCII letters and digits; `None` if
+    /// none can.
+    pub(crate) fn sieve<'r>(&self, run: &'r [u8]) -> Result<Option<Sieve<'a, 'r>>, SegmentError> {
         let finder = memchr::memmem::Finder::new(run);
         // What each column's values say.
         let mut masks: Vec<Option<Mask>> =
@@ -482,10 +516,34 @@ impl<'a> Lines<'a> {
             }
             verdicts.push(if hit { Verdict::Same(true) } else { Verdict::of(looks) });
         }
+        let is_empty = verdicts.iter().all(|v| matches!(v, Verdict::Same(false)));
+        Ok((!is_empty).then_some(Sieve { lines: *self, finder, masks, verdicts }))
+    }
+}
+
+/// Tells which lines of a block cannot contain a run of ASCII letters and digits.
+pub(crate) struct Sieve<'a, 'r> {
+    lines: Lines<'a>,
+    finder: memchr::memmem::Finder<'r>,
+    /// What each column's values say, of those that were looked at.
+    masks: Vec<Option<Mask>>,
+    /// By template.
+    verdicts: Vec<Verdict<'a>>,
+}
+
+impl Sieve<'_, '_> {
+    /// Clears `wanted` of the rows that cannot contain it.
+    pub(crate) fn narrow(
+        &self,
+        ids: &dyn Fn(usize) -> RowIds,
+        traces: &[[u8; 16]],
+        wanted: &mut [bool],
+    ) -> Result<(), SegmentError> {
+        let Self { lines, finder, masks, verdicts } = self;
         let mut scratch = Vec::new();
         for (row, want) in wanted.iter_mut().enumerate().filter(|(_, want)| **want) {
             let bad = Malformed(row);
-            let looks = match verdicts.get(self.all.template_of(row)?).ok_or(bad)? {
+            let looks = match verdicts.get(lines.all.template_of(row)?).ok_or(bad)? {
                 Verdict::Same(hit) => {
                     *want = *hit;
                     continue;
@@ -503,7 +561,7 @@ impl<'a> Lines<'a> {
                     }
                     Mask::Print => {
                         scratch.clear();
-                        self.column(*c)?.append(at, ids(row), &mut scratch);
+                        lines.column(*c)?.append(at, ids(row), &mut scratch);
                         finder.find(&scratch).is_some()
                     }
                 };
@@ -654,7 +712,10 @@ mod tests {
         assert_eq!(got, lines);
         for run in runs {
             let mut wanted = all.clone();
-            read.narrow(run.as_bytes(), &ids, &ids_of, &mut wanted).unwrap();
+            match read.sieve(run.as_bytes()).unwrap() {
+                Some(sieve) => sieve.narrow(&ids, &ids_of, &mut wanted).unwrap(),
+                None => wanted.fill(false),
+            }
             let want: Vec<bool> = lines.iter().map(|l| l.contains(run)).collect();
             assert_eq!(wanted, want, "{run}");
         }

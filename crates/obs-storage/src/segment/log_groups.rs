@@ -7,7 +7,7 @@
 use crate::bin::Malformed;
 use crate::segment::SegmentError;
 use crate::segment::columns::{RowIds, Strings};
-use crate::segment::lines::{HOLE, Lines, Place, Template};
+use crate::segment::lines::{HOLE, Key, Lines, Place, Template};
 use crate::segment::logs::{LogBlock, LogColumns, VisitRows};
 use crate::segment::members::Member;
 use crate::segment::rows::RowFilter;
@@ -50,51 +50,18 @@ impl Plan {
         self.pieces.push(Piece::Text(at..stretch.end));
     }
 
-    /// The line as it is.
-    fn whole(t: &Template) -> Self {
+    fn new(t: &Template, part: &Part<'_>, keys: &[Key], scan: &LineMembers<'_>) -> Self {
         let mut out = Self::default();
-        out.keep(t, 0..t.all.len(), 0);
-        out
-    }
-
-    /// Returns what is built, with a mark for each value.
-    fn text(&self, t: &Template) -> Vec<u8> {
-        let mut out = Vec::new();
-        for piece in &self.pieces {
-            match piece {
-                Piece::Mark(b) => out.push(*b),
-                Piece::Text(r) => out.extend_from_slice(t.all.get(r.clone()).unwrap_or_default()),
-                Piece::Value(_) => out.push(HOLE),
+        let kept = match part {
+            Part::Nothing => return out,
+            Part::Whole => {
+                out.keep(t, 0..t.all.len(), 0);
+                return out;
             }
-        }
-        out
-    }
-
-    fn of(lines: &Lines<'_>, t: &Template, scan: &LineMembers<'_>) -> Result<Self, SegmentError> {
-        match t.all.first() {
-            // Those that have no template.
-            Some(&HOLE) if t.all.len() == 1 => return Ok(Self::whole(t)),
-            Some(b' ' | b'\n' | b'\r' | b'\t') => return Ok(Self::whole(t)),
-            Some(b'{') => {}
-            // No object: a variable begins with a letter, digit, sign or point.
-            _ => return Ok(Self::default()),
-        }
-        let Some(all) = t.members() else { return Ok(Self::whole(t)) };
-        let key = |m: &Member| t.all.get(m.key.clone()).and_then(|k| std::str::from_utf8(k).ok());
-        let mut kept = Vec::new();
-        for m in all {
-            let column = t.columns.get(m.holes.start).copied();
-            if m.is_literal && !lines.are_literals(column.unwrap_or(usize::MAX))? {
-                return Ok(Self::whole(t));
-            }
-            let Some(k) = key(m) else { return Ok(Self::whole(t)) };
-            if (scan.wants)(k, m.has_inside) {
-                kept.push(m);
-            }
-        }
-        let mut out = Self::default();
+            Part::Members(kept) => kept,
+        };
         out.pieces.push(Piece::Mark(b'{'));
-        for (i, m) in kept.iter().enumerate() {
+        for (i, (_, m)) in kept.iter().enumerate() {
             if i > 0 {
                 out.pieces.push(Piece::Mark(b','));
             }
@@ -102,17 +69,103 @@ impl Plan {
         }
         out.pieces.push(Piece::Mark(b'}'));
         // Only the number counts if nothing else can be taken for the member.
-        let is_plain = |m: &Member| {
-            let plain = |b: &u8| b.is_ascii_alphanumeric() || *b == b'_';
-            !m.has_inside && t.all.get(m.key.clone()).is_some_and(|k| k.iter().all(plain))
-        };
-        if let Some(n) = scan.number.filter(|_| kept.iter().all(|m| is_plain(m))) {
-            let mut named = kept.iter().filter(|m| key(m) == Some(n.key));
-            if let (Some(m), None) = (named.next().filter(|m| m.is_variable), named.next()) {
+        let key = |number: usize| keys.get(number);
+        let is_plain =
+            |(k, m): &&(usize, Member)| !m.has_inside && key(*k).is_some_and(|k| k.is_plain);
+        if let Some(n) = scan.number.filter(|_| kept.iter().all(is_plain)) {
+            let mut named = kept.iter().filter(|(k, _)| key(*k).is_some_and(|k| k.text == n.key));
+            if let (Some((_, m)), None) = (named.next().filter(|m| m.1.is_variable), named.next()) {
                 out.number = out.kept.iter().position(|h| *h == m.holes.start);
             }
         }
-        Ok(out)
+        out
+    }
+}
+
+/// What of a template's lines is looked at.
+enum Part<'a> {
+    Nothing,
+    Whole,
+    /// Members, with the numbers of their keys.
+    Members(Vec<&'a (usize, Member)>),
+}
+
+/// Tells what is looked at, and remembers what it was told of keys.
+struct Looks<'a, 's> {
+    lines: Lines<'a>,
+    scan: &'s LineMembers<'s>,
+    /// By key, whether it is wanted without and with something inside of it.
+    wanted: Vec<[Option<bool>; 2]>,
+}
+
+impl<'a, 's> Looks<'a, 's> {
+    fn new(lines: Lines<'a>, scan: &'s LineMembers<'s>) -> Self {
+        Self { lines, scan, wanted: vec![[None; 2]; lines.all.shapes().keys.len()] }
+    }
+
+    fn wants(&mut self, key: usize, has_inside: bool) -> Option<bool> {
+        let text = &self.lines.all.shapes().keys.get(key)?.text;
+        let slot = self.wanted.get_mut(key)?.get_mut(usize::from(has_inside))?;
+        Some(*slot.get_or_insert_with(|| (self.scan.wants)(text, has_inside)))
+    }
+
+    /// Returns what is looked at of a template's lines; `number` is the template's.
+    fn of(&mut self, number: usize, t: &Template) -> Result<Part<'a>, SegmentError> {
+        match t.all.first() {
+            // Those that have no template.
+            Some(&HOLE) if t.all.len() == 1 => return Ok(Part::Whole),
+            Some(b' ' | b'\n' | b'\r' | b'\t') => return Ok(Part::Whole),
+            Some(b'{') => {}
+            // No object: a variable begins with a letter, digit, sign or point.
+            _ => return Ok(Part::Nothing),
+        }
+        let Some(all) = self.lines.all.shapes().of(number) else { return Ok(Part::Whole) };
+        let mut kept = Vec::new();
+        for one @ (key, m) in all {
+            let column = t.columns.get(m.holes.start).copied();
+            if m.is_literal && !self.lines.are_literals(column.unwrap_or(usize::MAX))? {
+                return Ok(Part::Whole);
+            }
+            if self.wants(*key, m.has_inside).ok_or(Malformed(*key))? {
+                kept.push(one);
+            }
+        }
+        Ok(Part::Members(kept))
+    }
+
+    /// Writes what tells the lines that are built apart from those of other templates: their text,
+    /// with marks for variables, and of each variable the column, and how many values of it stand
+    /// before in a row.
+    fn describe(t: &Template, part: &Part<'_>, out: &mut Vec<u8>) -> Option<()> {
+        out.clear();
+        let mut stretch = |text: Range<usize>, holes: Range<usize>| -> Option<()> {
+            let text = t.all.get(text)?;
+            out.extend_from_slice(&u32::try_from(text.len()).ok()?.to_le_bytes());
+            out.extend_from_slice(text);
+            for hole in holes {
+                let (before, rest) = t.columns.split_at_checked(hole)?;
+                let column = *rest.first()?;
+                let earlier = before.iter().filter(|c| **c == column).count();
+                out.extend_from_slice(&u32::try_from(column).ok()?.to_le_bytes());
+                out.extend_from_slice(&u32::try_from(earlier).ok()?.to_le_bytes());
+            }
+            Some(())
+        };
+        match part {
+            Part::Nothing => {}
+            Part::Whole => {
+                stretch(0..t.all.len(), 0..t.columns.len())?;
+                // A whole line is no single member.
+                out.push(b'=');
+            }
+            Part::Members(kept) => {
+                stretch(0..0, 0..0)?;
+                for (_, m) in kept {
+                    stretch(m.all.clone(), m.holes.clone())?;
+                }
+            }
+        }
+        Some(())
     }
 }
 
@@ -276,10 +329,6 @@ impl Kind<'_> {
     }
 }
 
-/// What is built, with marks for variables, and the variables: the column of each, and how many
-/// values of it stand before in a row.
-type Built = (Vec<u8>, Vec<(usize, usize)>);
-
 /// What is done with the rows of a block.
 struct Kinds<'a> {
     all: Vec<Kind<'a>>,
@@ -369,20 +418,17 @@ fn stretches(
     let admits = |t: i64| filter.admits(t, &[0; 16]);
     let is_whole = admits(all.bounds.0) && admits(all.bounds.1);
     let mut out = Vec::new();
-    let mut from = 0;
-    for run in all.stream_of.chunk_by(|a, b| a == b) {
-        let (first, to) = (from, from + run.len());
-        from = to;
-        let stream = run.first().map_or(0, |s| *s as usize);
+    for (stream, rows) in all.runs() {
+        let stream = *stream as usize;
         if matching.get(stream) != Some(&true) {
             continue;
         }
         if is_whole {
-            out.push((stream, first..to));
+            out.push((stream, rows.clone()));
             continue;
         }
-        let mut at = first;
-        let times = all.times.get(first..to).unwrap_or_default();
+        let mut at = rows.start;
+        let times = all.times.get(rows.clone()).unwrap_or_default();
         for part in times.chunk_by(|a, b| admits(*a) == admits(*b)) {
             if part.first().is_some_and(|t| admits(*t)) {
                 out.push((stream, at..at + part.len()));
@@ -483,29 +529,29 @@ impl Rows<'_> {
             *is_used.get_mut(lines.all.template_of(row)?).ok_or(bad)? = true;
         }
         let mut codes: Vec<Option<Codes<'l>>> = vec![None; lines.all.len()];
-        let mut known: HashMap<Built, usize> = HashMap::default();
+        let mut known: HashMap<Vec<u8>, usize> = HashMap::default();
+        let mut looks = Looks::new(lines, scan);
+        let mut text = Vec::new();
         let mut out = Kinds { all: Vec::new(), of: vec![usize::MAX; templates.len()] };
-        for ((t, is_used), of) in templates.iter().zip(&is_used).zip(&mut out.of) {
-            if !is_used {
+        for (number, t) in templates.iter().enumerate() {
+            if is_used.get(number) != Some(&true) {
                 continue;
             }
-            let plan = Plan::of(&lines, t, scan)?;
-            let variable = |hole: &usize| {
-                let (before, rest) = t.columns.split_at_checked(*hole)?;
-                let column = *rest.first()?;
-                Some((column, before.iter().filter(|c| **c == column).count()))
-            };
-            let variables: Option<Vec<_>> = plan.kept.iter().map(variable).collect();
-            let variables = variables.ok_or(bad)?;
-            let next = out.all.len();
-            *of = *known.entry((plan.text(t), variables.clone())).or_insert(next);
-            if *of != next {
+            let part = looks.of(number, t)?;
+            Looks::describe(t, &part, &mut text).ok_or(bad)?;
+            let of = out.of.get_mut(number).ok_or(bad)?;
+            if let Some(same) = known.get(&text) {
+                *of = *same;
                 continue;
             }
-            let mut looked = Vec::with_capacity(variables.len());
-            for (hole, (number, _)) in plan.kept.iter().zip(&variables) {
-                let column = lines.column(*number)?;
-                let slot = codes.get_mut(*number).ok_or(bad)?;
+            *of = out.all.len();
+            known.insert(text.clone(), out.all.len());
+            let plan = Plan::new(t, &part, &lines.all.shapes().keys, scan);
+            let mut looked = Vec::with_capacity(plan.kept.len());
+            for hole in &plan.kept {
+                let number = *t.columns.get(*hole).ok_or(bad)?;
+                let column = lines.column(number)?;
+                let slot = codes.get_mut(number).ok_or(bad)?;
                 if slot.is_none() {
                     *slot = Codes::of(column);
                 }

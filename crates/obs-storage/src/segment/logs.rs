@@ -208,6 +208,7 @@ impl Row for LogRecord {
 pub(crate) struct LogColumns {
     pub(crate) streams: Vec<Labels>,
     pub(crate) stream_of: Vec<u32>,
+    runs: OnceLock<Runs>,
     /// Nanoseconds.
     pub(crate) times: Vec<i64>,
     /// The first and the last time.
@@ -234,7 +235,25 @@ impl Columns for LogColumns {
     }
 }
 
+/// Rows of one stream that follow each other, with the number of the stream.
+type Runs = Vec<(u32, Range<usize>)>;
+
 impl LogColumns {
+    /// Returns the runs of rows of one stream each.
+    pub(crate) fn runs(&self) -> &[(u32, Range<usize>)] {
+        self.runs.get_or_init(|| {
+            let mut at = 0;
+            let one = |run: &[u32]| {
+                let from = at;
+                at += run.len();
+                (run.first().copied().unwrap_or_default(), from..at)
+            };
+            let all: Runs = self.stream_of.chunk_by(|a, b| a == b).map(one).collect();
+            self.taken.add(size_of_val(all.as_slice()));
+            all
+        })
+    }
+
     pub(crate) fn read(block: &[u8]) -> Result<Self, Malformed> {
         let mut d = Decoder::new(block);
         let n = d.len_free()?;
@@ -255,6 +274,7 @@ impl LogColumns {
         Ok(Self {
             streams,
             stream_of,
+            runs: OnceLock::new(),
             times,
             bounds: (first, last),
             taken: Taken::default(),
@@ -342,11 +362,10 @@ impl<'a> LogBlock<'a> {
         source: &mut Source<'_>,
         visit: VisitRow<'_, LogRecord>,
     ) -> Result<ControlFlow<()>, SegmentError> {
-        let Some(mut wanted) = self.wanted(filter, &|_| true)? else {
+        let Some(wanted) = self.wanted(filter, &|_| true)? else {
             return Ok(ControlFlow::Continue(()));
         };
         let lines = self.lines()?;
-        self.narrow(&lines, filter, &mut wanted)?;
         let LogColumns { streams, stream_of, times, .. } = self.columns;
         let (traces, spans) = (self.traces()?, self.spans()?);
         let ids = |i: usize| row_ids(i, times, traces, spans);
@@ -397,7 +416,8 @@ impl<'a> LogBlock<'a> {
         Ok(Lines::new(c.taken.once(&c.lines, read)?, self.bytes, &c.taken))
     }
 
-    /// Tells of each row whether its stream, time and trace are wanted; `None` when none is.
+    /// Tells of each row whether its stream, time and trace are wanted and whether its line may have
+    /// all needles; `None` when none is.
     fn wanted(
         &self,
         filter: &RowFilter<'_>,
@@ -409,35 +429,29 @@ impl<'a> LogBlock<'a> {
         if !matching.contains(&true) {
             return Ok(None);
         }
+        // Most blocks have no template with the needle: their rows are not looked at.
+        let mut sieves = Vec::new();
+        for needle in filter.needles {
+            // The longest run of letters and digits says most.
+            let run = bloom::runs(needle.as_bytes()).map(|(_, r)| r).max_by_key(|r| r.len());
+            let Some(run) = run else { continue };
+            let Some(sieve) = self.lines()?.sieve(run)? else { return Ok(None) };
+            sieves.push(sieve);
+        }
         let traces = if filter.traces.is_empty() { &[] } else { self.traces()? };
         let one = |(i, (t, s)): (usize, (&i64, &u32))| {
             let trace = traces.get(i).unwrap_or(&[0; 16]);
             matching.get(*s as usize) == Some(&true) && filter.admits(*t, trace)
         };
-        let wanted: Vec<bool> = times.iter().zip(stream_of).enumerate().map(one).collect();
-        Ok(wanted.contains(&true).then_some(wanted))
-    }
-
-    /// Takes rows out that cannot have a line with all needles.
-    fn narrow(
-        &self,
-        lines: &Lines<'_>,
-        filter: &RowFilter<'_>,
-        wanted: &mut [bool],
-    ) -> Result<(), SegmentError> {
-        if filter.needles.is_empty() {
-            return Ok(());
-        }
-        let (times, traces, spans) = (&self.columns.times, self.traces()?, self.spans()?);
-        let ids = |i: usize| row_ids(i, times, traces, spans);
-        for needle in filter.needles {
-            // The longest run of letters and digits says most.
-            let run = bloom::runs(needle.as_bytes()).map(|(_, r)| r).max_by_key(|r| r.len());
-            if let Some(run) = run {
-                lines.narrow(run, &ids, traces, wanted)?;
+        let mut wanted: Vec<bool> = times.iter().zip(stream_of).enumerate().map(one).collect();
+        if !sieves.is_empty() {
+            let (traces, spans) = (self.traces()?, self.spans()?);
+            let ids = |i: usize| row_ids(i, times, traces, spans);
+            for sieve in &sieves {
+                sieve.narrow(&ids, traces, &mut wanted)?;
             }
         }
-        Ok(())
+        Ok(wanted.contains(&true).then_some(wanted))
     }
 }
 
@@ -526,17 +540,11 @@ pub(crate) fn visit_rows(
     if let Some(flow) = log_groups::visit(rows, filter, scan, visit)? {
         return Ok(flow);
     }
-    let Some(mut wanted) = rows.wanted(filter, scan.accept)? else {
+    let Some(wanted) = rows.wanted(filter, scan.accept)? else {
         return Ok(ControlFlow::Continue(()));
     };
     let needs_line = scan.line || !filter.needles.is_empty();
     let lines = if needs_line { Some(rows.lines()?) } else { None };
-    if let Some(lines) = &lines {
-        rows.narrow(lines, filter, &mut wanted)?;
-    }
-    if !wanted.contains(&true) {
-        return Ok(ControlFlow::Continue(()));
-    }
     let LogColumns { streams, stream_of, times, .. } = rows.columns;
     let (traces, spans) = (rows.traces()?, rows.spans()?);
     let rest = if rows.is_lines_alone()? { None } else { Some(rows.rest()?) };
