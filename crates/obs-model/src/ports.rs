@@ -704,6 +704,8 @@ pub type MaintainFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, String>> 
 
 /// What an administrator does with a store. Failures come as text.
 pub trait Maintain: Send + Sync {
+    /// Returns whether writes wait now, as data comes faster than it is flushed.
+    fn is_behind(&self) -> bool;
     /// Turns recent data into segments; returns when they are durable.
     fn flush(&self) -> MaintainFuture<'_, ()>;
     /// Merges segments until none is due, which also takes deleted data off the disk.

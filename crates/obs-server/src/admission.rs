@@ -13,8 +13,9 @@ const TURNS: usize = 64;
 /// Requests whose body is read or that wait for memory or a turn; more are refused right away, as a
 /// long line only makes every answer late.
 const LINE: usize = 128;
-/// How long a request waits.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a request waits. Those that cannot be served are refused when they come: whoever was let
+/// in has waited already, and nearly always gets a turn.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// How much more memory decoded records take than their bytes.
 const DECODED: usize = 3;
 
@@ -64,6 +65,7 @@ fn refuse(state: &AppState, what: &str) -> Refusal {
     state.ingest.telemetry().rejected.with_label_values(&["any", what]).inc();
     let text = match what {
         "memory" => "ingest is over its limit: memory of requests under way; retry later",
+        "flush" => "ingest is over its limit: memory of data that is being flushed; retry later",
         _ => "ingest is over its limit: requests under way; retry later",
     };
     Refusal::new(StatusCode::TOO_MANY_REQUESTS, text)
@@ -73,6 +75,9 @@ impl Held {
     /// Waits until there is room for a request whose body has this many bytes when expanded.
     pub(crate) async fn new(state: &AppState, expanded: usize) -> Result<Self, Refusal> {
         let a = &state.admission;
+        if state.store.is_behind() {
+            return Err(refuse(state, "flush"));
+        }
         // The largest request still passes, alone.
         let wanted = (expanded.saturating_mul(DECODED) >> 10).clamp(16, a.memory_kib.max(16));
         let permits = u32::try_from(wanted).unwrap_or(u32::MAX);
@@ -94,13 +99,32 @@ impl Held {
     pub(crate) async fn turn(mut self, state: &AppState) -> Result<Self, Refusal> {
         let a = &state.admission;
         if self.place.is_none() {
-            let place = a.line.clone().try_acquire_owned();
-            self.place = Some(place.map_err(|_| refuse(state, "turns"))?);
+            // It holds memory, so not many can wait here.
+            let place = Admission::wait(&a.line, 1).await;
+            self.place = Some(place.ok_or_else(|| refuse(state, "turns"))?);
         }
         let turn = Admission::wait(&a.turns, 1).await;
         self._turn = Some(turn.ok_or_else(|| refuse(state, "turns"))?);
         self.place = None;
         Ok(self)
+    }
+
+    /// Does a request's work on the threads for that, so that those that read requests can answer
+    /// others meanwhile. It goes on when the client leaves; what is held is held until it is done.
+    pub(crate) async fn work<T: Send + 'static>(
+        self,
+        state: &AppState,
+        work: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let task = state.work.spawn(async move {
+            let done = work.await;
+            drop(self);
+            done
+        });
+        task.await.unwrap_or_else(|e| {
+            tracing::error!(error = %e, "a request that writes ended early");
+            Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "the request ended early"))
+        })
     }
 
     /// Gives back what a smaller request does not need.

@@ -2,13 +2,18 @@
 
 use crate::admission::Held;
 use crate::state::AppState;
-use axum::body::Body;
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use obs_codec::compression::{DecompressError, decompress, snappy};
 use obs_model::{AppendError, StateError, TenantId};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::runtime::Handle;
 
 /// Why a body or its records were refused, independent of the API's shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,13 +95,60 @@ pub(crate) fn too_large(
     Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, text)
 }
 
-/// Reads a refused body to its end and forgets it: a client that is still sending when the
-/// connection closes would not see the answer.
+/// Reads the rest of a body and forgets it.
 async fn discard(body: Body, bytes_max: usize) {
     const PATIENCE: Duration = Duration::from_secs(2);
     let mut body = Limited::new(body, bytes_max);
     let all = async { while let Some(Ok(_)) = body.frame().await {} };
     let _ = tokio::time::timeout(PATIENCE, all).await;
+}
+
+/// A body that is read to its end, for a while and up to a limit, when nobody wants the rest: a
+/// client that is still sending when the connection closes would not see the answer.
+struct ReadToEnd {
+    body: Body,
+    bytes_max: usize,
+    is_done: bool,
+}
+
+impl HttpBody for ReadToEnd {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let next = Pin::new(&mut self.body).poll_frame(context);
+        self.is_done = matches!(next, Poll::Ready(None | Some(Err(_))));
+        next
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for ReadToEnd {
+    fn drop(&mut self) {
+        if self.is_done || self.body.is_end_stream() {
+            return;
+        }
+        // The answer goes out meanwhile.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(discard(std::mem::take(&mut self.body), self.bytes_max));
+        }
+    }
+}
+
+/// Lets clients see the answers to requests whose bodies are not wanted.
+pub(crate) async fn read_to_end(State(state): State<AppState>, request: Request) -> Request {
+    let bytes_max = state.limits.body_bytes_max;
+    request.map(|body| Body::new(ReadToEnd { body, bytes_max, is_done: false }))
 }
 
 /// Reads a body whole and expands it. The memory is held until the second value is dropped.
@@ -123,13 +175,7 @@ pub(crate) async fn read(
     let is_packed = always_packed || headers.contains_key(header::CONTENT_ENCODING);
     let ratio = if is_packed { RATIO } else { 1 };
     let likely = length.saturating_mul(ratio).min(expanded_max);
-    let mut held = match Held::new(state, likely).await {
-        Ok(held) => held,
-        Err(refusal) => {
-            discard(body, bytes_max).await;
-            return Err(refusal);
-        }
-    };
+    let mut held = Held::new(state, likely).await?;
     let mut arriving = std::pin::pin!(Limited::new(body, bytes_max).collect());
     let collected = match tokio::time::timeout(HASTE, &mut arriving).await {
         Ok(collected) => collected,
@@ -158,8 +204,7 @@ pub(crate) async fn read(
         return Ok((raw.to_vec(), held.turn(state).await?));
     }
     let mut held = held.turn(state).await?;
-    let work = move || decompress(&encoding, &raw, expanded_max);
-    let expanded = tokio::task::spawn_blocking(work).await;
+    let expanded = state.work.spawn(async move { decompress(&encoding, &raw, expanded_max) }).await;
     let expanded =
         expanded.map_err(|e| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, e.to_string()))?;
     let bytes = expanded.map_err(|e| {

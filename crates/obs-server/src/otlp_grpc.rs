@@ -77,9 +77,9 @@ impl trace::trace_service_server::TraceService for Service {
         &self,
         r: Request<trace::ExportTraceServiceRequest>,
     ) -> Result<Response<trace::ExportTraceServiceResponse>, Status> {
-        let (tenant, _held) = admit(&self.0, &r).await?;
-        let partial =
-            otlp_http::traces(&self.0, &tenant, r.into_inner()).await.map_err(|e| status(&e))?;
+        let (tenant, held) = admit(&self.0, &r).await?;
+        let work = otlp_http::traces(self.0.clone(), tenant, r.into_inner());
+        let partial = held.work(&self.0, work).await.map_err(|e| status(&e))?;
         let partial_success = rejected(partial).map(|(rejected_spans, error_message)| {
             trace::ExportTracePartialSuccess { rejected_spans, error_message }
         });
@@ -93,9 +93,9 @@ impl logs::logs_service_server::LogsService for Service {
         &self,
         r: Request<logs::ExportLogsServiceRequest>,
     ) -> Result<Response<logs::ExportLogsServiceResponse>, Status> {
-        let (tenant, _held) = admit(&self.0, &r).await?;
-        let partial =
-            otlp_http::logs(&self.0, &tenant, r.into_inner()).await.map_err(|e| status(&e))?;
+        let (tenant, held) = admit(&self.0, &r).await?;
+        let work = otlp_http::logs(self.0.clone(), tenant, r.into_inner());
+        let partial = held.work(&self.0, work).await.map_err(|e| status(&e))?;
         let partial_success = rejected(partial).map(|(rejected_log_records, error_message)| {
             logs::ExportLogsPartialSuccess { rejected_log_records, error_message }
         });
@@ -109,9 +109,9 @@ impl metrics::metrics_service_server::MetricsService for Service {
         &self,
         r: Request<metrics::ExportMetricsServiceRequest>,
     ) -> Result<Response<metrics::ExportMetricsServiceResponse>, Status> {
-        let (tenant, _held) = admit(&self.0, &r).await?;
-        let partial =
-            otlp_http::metrics(&self.0, &tenant, r.into_inner()).await.map_err(|e| status(&e))?;
+        let (tenant, held) = admit(&self.0, &r).await?;
+        let work = otlp_http::metrics(self.0.clone(), tenant, r.into_inner());
+        let partial = held.work(&self.0, work).await.map_err(|e| status(&e))?;
         let partial_success = rejected(partial).map(|(rejected_data_points, error_message)| {
             metrics::ExportMetricsPartialSuccess { rejected_data_points, error_message }
         });

@@ -1,6 +1,5 @@
 //! OTLP over HTTP: protobuf and JSON.
 
-use crate::admission::Held;
 use crate::body::{self, Refusal};
 use crate::state::AppState;
 use axum::body::Body;
@@ -45,46 +44,46 @@ fn count(state: &AppState, signal: &str, rejected: &Rejected) {
 
 /// Stores a trace request.
 pub(crate) async fn traces(
-    state: &AppState,
-    tenant: &TenantId,
+    state: AppState,
+    tenant: TenantId,
     request: ExportTraceServiceRequest,
 ) -> Result<Partial, Refusal> {
     let decoded = otlp::decode_traces(request);
-    count(state, "traces", &decoded.rejected);
+    count(&state, "traces", &decoded.rejected);
     let spans = state.processing.get().spans(Source::Otlp, decoded.items);
-    let outcome = state.ingest.spans(tenant, "otlp", spans, state.now()).await?;
+    let outcome = state.ingest.spans(&tenant, "otlp", spans, state.now()).await?;
     Ok(partial(&decoded.rejected, outcome))
 }
 
 /// Stores a log request.
 pub(crate) async fn logs(
-    state: &AppState,
-    tenant: &TenantId,
+    state: AppState,
+    tenant: TenantId,
     request: ExportLogsServiceRequest,
 ) -> Result<Partial, Refusal> {
     let decoded = otlp::decode_logs(request, state.now());
-    count(state, "logs", &decoded.rejected);
+    count(&state, "logs", &decoded.rejected);
     let logs = state.processing.get().logs(Source::Otlp, decoded.items);
-    let outcome = state.ingest.logs(tenant, logs, state.now()).await?;
+    let outcome = state.ingest.logs(&tenant, logs, state.now()).await?;
     Ok(partial(&decoded.rejected, outcome))
 }
 
 /// Stores a metric request.
 pub(crate) async fn metrics(
-    state: &AppState,
-    tenant: &TenantId,
+    state: AppState,
+    tenant: TenantId,
     mut request: ExportMetricsServiceRequest,
 ) -> Result<Partial, Refusal> {
     let ingest = &state.ingest;
     state.processing.get().metrics(Source::Otlp, &mut request);
     let naming = state.workers.naming.get();
-    let resolve = |key: &[u8], build: &dyn Fn() -> Result<_, _>| ingest.labels(tenant, key, build);
+    let resolve = |key: &[u8], build: &dyn Fn() -> Result<_, _>| ingest.labels(&tenant, key, build);
     let decoded = otlp::decode_metrics(request, &naming, &resolve);
-    count(state, "metrics", &decoded.rejected);
+    count(&state, "metrics", &decoded.rejected);
     let m = decoded.items;
     let now: TimestampNs = state.now();
-    ingest.exemplars().add(tenant, m.exemplars);
-    let outcome = state.ingest.metrics(tenant, m.points, m.deltas, m.metadata, now).await?;
+    ingest.exemplars().add(&tenant, m.exemplars);
+    let outcome = state.ingest.metrics(&tenant, m.points, m.deltas, m.metadata, now).await?;
     Ok(partial(&decoded.rejected, outcome))
 }
 
@@ -180,41 +179,44 @@ fn format(headers: &HeaderMap) -> Result<Format, Refusal> {
     }
 }
 
-/// Reads and parses a request of any signal.
-async fn parse<T: Message + Default + JsonRequest + Send + 'static>(
-    state: &AppState,
-    headers: &HeaderMap,
+/// Reads, parses and stores a request of any signal.
+async fn take<T, F>(
+    state: AppState,
+    headers: HeaderMap,
     body: Body,
-) -> Result<(Format, TenantId, T, Held), (Format, Refusal)> {
-    let format = format(headers).map_err(|r| (Format::Json, r))?;
-    let run = async {
-        let tenant = crate::tenant::tenant(headers).map_err(Refusal::bad)?;
-        let (bytes, held) = body::read(state, &tenant, headers, body, false).await?;
-        let decoded: Result<T, DecodeError> = match format {
-            Format::Protobuf => otlp::from_protobuf(&bytes),
-            Format::Json => T::from_json(&bytes),
-        };
-        Ok((tenant, decoded.map_err(|e| Refusal::bad(e.to_string()))?, held))
+    field: &str,
+    store: impl FnOnce(AppState, TenantId, T) -> F + Send + 'static,
+) -> Response
+where
+    T: Message + Default + JsonRequest,
+    F: Future<Output = Result<Partial, Refusal>> + Send,
+{
+    let format = match format(&headers) {
+        Ok(format) => format,
+        Err(r) => return refuse(Format::Json, &r),
     };
-    run.await
-        .map(|(tenant, request, held)| (format, tenant, request, held))
-        .map_err(|r| (format, r))
-}
-
-fn answer(format: Format, field: &str, result: Result<Partial, Refusal>) -> Response {
-    match result {
+    let run = async {
+        let tenant = crate::tenant::tenant(&headers).map_err(Refusal::bad)?;
+        let (bytes, held) = body::read(&state, &tenant, &headers, body, false).await?;
+        let own = state.clone();
+        let work = async move {
+            let decoded: Result<T, DecodeError> = match format {
+                Format::Protobuf => otlp::from_protobuf(&bytes),
+                Format::Json => T::from_json(&bytes),
+            };
+            drop(bytes);
+            store(own, tenant, decoded.map_err(|e| Refusal::bad(e.to_string()))?).await
+        };
+        held.work(&state, work).await
+    };
+    match run.await {
         Ok(p) => accept(format, field, p),
         Err(r) => refuse(format, &r),
     }
 }
 
 async fn post_traces(State(state): State<AppState>, headers: HeaderMap, body: Body) -> Response {
-    match parse(&state, &headers, body).await {
-        Ok((format, tenant, request, _held)) => {
-            answer(format, "rejectedSpans", traces(&state, &tenant, request).await)
-        }
-        Err((format, r)) => refuse(format, &r),
-    }
+    take(state, headers, body, "rejectedSpans", traces).await
 }
 
 pub(crate) async fn post_logs(
@@ -222,19 +224,9 @@ pub(crate) async fn post_logs(
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    match parse(&state, &headers, body).await {
-        Ok((format, tenant, request, _held)) => {
-            answer(format, "rejectedLogRecords", logs(&state, &tenant, request).await)
-        }
-        Err((format, r)) => refuse(format, &r),
-    }
+    take(state, headers, body, "rejectedLogRecords", logs).await
 }
 
 async fn post_metrics(State(state): State<AppState>, headers: HeaderMap, body: Body) -> Response {
-    match parse(&state, &headers, body).await {
-        Ok((format, tenant, request, _held)) => {
-            answer(format, "rejectedDataPoints", metrics(&state, &tenant, request).await)
-        }
-        Err((format, r)) => refuse(format, &r),
-    }
+    take(state, headers, body, "rejectedDataPoints", metrics).await
 }

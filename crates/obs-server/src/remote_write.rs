@@ -12,18 +12,17 @@ use http::{HeaderMap, HeaderValue, StatusCode, header};
 use obs_codec::remote_read;
 use obs_codec::remote_write::{self, Intern};
 use obs_codec::remote_write2::{self, Brought};
-use obs_model::{SeriesSelection, TimestampMs};
+use obs_model::{SeriesSelection, TenantId, TimestampMs};
 
 pub(crate) fn routes() -> Router<AppState> {
     Router::new().route("/api/v1/write", post(write)).route("/api/v1/read", post(read))
 }
 
 async fn write(State(state): State<AppState>, headers: HeaderMap, body: Body) -> Response {
-    let mut written = Brought::default();
-    let result = write_inner(&state, &headers, body, &mut written).await;
-    let mut response = match result {
-        Ok(()) => StatusCode::NO_CONTENT.into_response(),
-        Err(r) => r.into_text(),
+    let (written, mut response) = match write_inner(&state, &headers, body).await {
+        Ok((written, None)) => (written, StatusCode::NO_CONTENT.into_response()),
+        Ok((written, Some(r))) => (written, r.into_text()),
+        Err(r) => (Brought::default(), r.into_text()),
     };
     if is_second(&headers) {
         for (name, n) in [
@@ -66,48 +65,60 @@ fn check_headers(headers: &HeaderMap) -> Result<(), Refusal> {
     }
 }
 
+/// What was stored of a request, and why the rest was not.
+type Written = (Brought, Option<Refusal>);
+
 async fn write_inner(
     state: &AppState,
     headers: &HeaderMap,
     body: Body,
-    written: &mut Brought,
-) -> Result<(), Refusal> {
+) -> Result<Written, Refusal> {
     check_headers(headers)?;
     let tenant = crate::tenant::tenant(headers).map_err(Refusal::bad)?;
-    let (mut bytes, _held) = body::read(state, &tenant, headers, body, true).await?;
-    if headers.get(header::CONTENT_ENCODING).is_none() {
-        // Senders that leave the header out still compress.
-        bytes = body::unsnap(state, &tenant, &bytes)?;
-    }
+    let (bytes, held) = body::read(state, &tenant, headers, body, true).await?;
+    // Senders that leave the header out still compress.
+    let is_packed = headers.get(header::CONTENT_ENCODING).is_none();
+    let (own, is_second) = (state.clone(), is_second(headers));
+    let work = async move {
+        let bytes = if is_packed { body::unsnap(&own, &tenant, &bytes)? } else { bytes };
+        store(&own, &tenant, bytes, is_second).await
+    };
+    held.work(state, work).await
+}
+
+async fn store(
+    state: &AppState,
+    tenant: &TenantId,
+    bytes: Vec<u8>,
+    is_second: bool,
+) -> Result<Written, Refusal> {
     let ingest = &state.ingest;
-    let intern: Intern<'_> = &mut |raw, build| ingest.labels(&tenant, raw, build);
+    let intern: Intern<'_> = &mut |raw, build| ingest.labels(tenant, raw, build);
     let fail = |e: obs_codec::DecodeError| Refusal::bad(e.to_string());
-    let (decoded, brought) = if is_second(headers) {
+    let (decoded, brought) = if is_second {
         remote_write2::decode(&bytes, intern).map_err(fail)?
     } else {
         (remote_write::decode(&bytes, intern).map_err(fail)?, Brought::default())
     };
     drop(bytes);
     let w = decoded.items;
-    let kept = ingest.exemplars().add(&tenant, w.exemplars);
-    let outcome = ingest.metrics(&tenant, w.points, Vec::new(), w.metadata, state.now()).await?;
-    *written = Brought {
+    let kept = ingest.exemplars().add(tenant, w.exemplars);
+    let outcome = ingest.metrics(tenant, w.points, Vec::new(), w.metadata, state.now()).await?;
+    let written = Brought {
         samples: brought.samples.saturating_sub(outcome.rejected),
         histograms: brought.histograms,
         exemplars: kept.min(brought.exemplars),
     };
     let rejected = decoded.rejected.count + outcome.rejected;
     if rejected == 0 {
-        return Ok(());
+        return Ok((written, None));
     }
     // The good samples are stored; what was refused would be refused again.
     let is_limit = outcome.over_limit > 0 && decoded.rejected.count == 0;
     let status = if is_limit { StatusCode::TOO_MANY_REQUESTS } else { StatusCode::BAD_REQUEST };
     let reasons = [decoded.rejected.reasons, outcome.reasons].concat().join("; ");
-    Err(Refusal::new(
-        status,
-        format!("{rejected} samples were refused, {} stored: {reasons}", outcome.accepted),
-    ))
+    let text = format!("{rejected} samples were refused, {} stored: {reasons}", outcome.accepted);
+    Ok((written, Some(Refusal::new(status, text))))
 }
 
 /// Queries of one remote-read request.

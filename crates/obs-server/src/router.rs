@@ -2,7 +2,7 @@
 
 use crate::state::AppState;
 use crate::{
-    admin, agents, alertmanager, health, jaeger, llm, loki, media, money, otlp_http, partial,
+    admin, agents, alertmanager, body, health, jaeger, llm, loki, media, money, otlp_http, partial,
     previews, prometheus, remote_write, sampling, scores, sessions, sql, tempo, tempo_grpc, traces,
     ui, views, zipkin,
 };
@@ -182,6 +182,7 @@ pub fn router(listener: Listener, state: AppState) -> Router {
         .layer(CompressionLayer::new())
         .layer(middleware::from_fn(partial::mark))
         .layer(middleware::from_fn_with_state((state.clone(), listener), count))
+        .layer(middleware::map_request_with_state(state.clone(), body::read_to_end))
         .with_state(state.clone())
         .merge(methods(listener, state))
 }

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 /// Bounds of requests and queries.
@@ -155,6 +156,8 @@ pub struct Shared {
     pub(crate) gate: Arc<Semaphore>,
     pub(crate) memory: Arc<MemoryPool>,
     pub(crate) admission: Arc<Admission>,
+    /// Threads that decode and store what requests bring.
+    pub(crate) work: Handle,
 }
 
 impl Shared {
@@ -201,6 +204,8 @@ pub struct Parts {
     pub flags: Vec<(String, String)>,
     pub snapshots: PathBuf,
     pub exports: PathBuf,
+    /// Threads that decode and store what requests bring.
+    pub work: Handle,
 }
 
 impl fmt::Debug for Parts {
@@ -241,6 +246,7 @@ impl AppState {
             gate,
             memory: p.memory,
             admission: Arc::new(admission),
+            work: p.work,
         };
         Self { admin_api: p.admin_api, shared: Arc::new(shared) }
     }

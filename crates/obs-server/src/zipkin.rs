@@ -19,17 +19,22 @@ pub(crate) fn routes() -> Router<AppState> {
 async fn receive(state: AppState, headers: HeaderMap, body: Body, version: u8) -> Response {
     let work = async {
         let tenant = crate::tenant::tenant(&headers).map_err(Refusal::bad)?;
-        let (bytes, _held) = body::read(&state, &tenant, &headers, body, false).await?;
-        let now = state.now();
-        let kind = body::media_type(&headers);
-        let decoded = match (version, kind.as_str()) {
-            (2, "application/x-protobuf" | "application/protobuf") => decode_v2_proto(&bytes, now),
-            (1, "application/x-thrift") => decode_v1_thrift(&bytes, now),
-            (1, _) => decode_v1_json(&bytes, now),
-            // Reporters do not always name JSON.
-            _ => decode_v2_json(&bytes, now),
+        let (bytes, held) = body::read(&state, &tenant, &headers, body, false).await?;
+        let (own, kind) = (state.clone(), body::media_type(&headers));
+        let work = async move {
+            let now = own.now();
+            let decoded = match (version, kind.as_str()) {
+                (2, "application/x-protobuf" | "application/protobuf") => {
+                    decode_v2_proto(&bytes, now)
+                }
+                (1, "application/x-thrift") => decode_v1_thrift(&bytes, now),
+                (1, _) => decode_v1_json(&bytes, now),
+                // Reporters do not always name JSON.
+                _ => decode_v2_json(&bytes, now),
+            };
+            store(&own, &tenant, Source::Zipkin, decoded).await
         };
-        store(&state, &tenant, Source::Zipkin, decoded).await
+        held.work(&state, work).await
     };
     match work.await {
         Ok(()) => StatusCode::ACCEPTED.into_response(),

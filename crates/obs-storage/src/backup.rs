@@ -34,6 +34,10 @@ impl Store {
 }
 
 impl Maintain for Store {
+    fn is_behind(&self) -> bool {
+        Self::is_behind(self)
+    }
+
     fn flush(&self) -> MaintainFuture<'_, ()> {
         Box::pin(Self::flush(self))
     }

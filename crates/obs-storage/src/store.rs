@@ -286,15 +286,25 @@ impl Inner {
         if is_long { heads.max(usize::try_from(share).unwrap_or(0)) } else { heads }
     }
 
-    /// Waits a moment when the head has grown while a flush is under way, then refuses.
+    fn is_overdue(&self) -> bool {
+        self.head().data_bytes() >= self.overdue_bytes()
+    }
+
+    /// Returns whether the head has grown so much while a flush is under way that writes wait.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.is_overdue() && self.flush_under_way().is_some()
+    }
+
+    /// Waits until the flush under way ends, when the head has grown meanwhile. Who comes now is
+    /// refused before; those that wait were let in earlier, and are refused when it fails or takes
+    /// too long.
     pub(crate) fn wait_for_room(&self) -> Result<(), AppendError> {
-        const PATIENCE: Duration = Duration::from_secs(1);
-        let is_over = || self.head().data_bytes() >= self.overdue_bytes();
-        if !is_over() {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        if !self.is_overdue() {
             return Ok(());
         }
         let state = self.flush_state();
-        let busy = |s: &mut FlushState| s.under_way.is_some();
+        let busy = |s: &mut FlushState| s.under_way.is_some() && s.failure.is_none();
         let patience = if self.config.inline { Duration::ZERO } else { PATIENCE };
         let (state, _) = self
             .flush_change
@@ -302,7 +312,7 @@ impl Inner {
             .unwrap_or_else(PoisonError::into_inner);
         let is_busy = state.under_way.is_some();
         drop(state);
-        if is_busy && is_over() {
+        if is_busy && self.is_overdue() {
             return Err(AppendError::Overloaded("memory of data that is being flushed"));
         }
         Ok(())
@@ -508,6 +518,11 @@ impl Store {
     /// Returns what opening found.
     pub fn recovery(&self) -> &RecoveryReport {
         &self.recovery
+    }
+
+    /// Returns whether writes wait now for a flush under way.
+    pub fn is_behind(&self) -> bool {
+        self.inner.is_behind()
     }
 
     pub fn stats(&self) -> &StoreStats {

@@ -193,6 +193,7 @@ pub async fn overload(bin: &Path, seconds: u64, seed: u64) -> Result<Value> {
         "goodput_share": (goodput / capacity * 100.0).round() / 100.0,
         "refused_answers": refused,
         "refused_ms_p50": quantile(&rush.refused_ms, 50),
+        "refused_ms_p90": quantile(&rush.refused_ms, 90),
         "refused_ms_p99": quantile(&rush.refused_ms, 99),
         "accepted_ms_p50": quantile(&rush.accepted_ms, 50),
         "health_ms_p99": health.get(health.len().saturating_sub(1) * 99 / 100),

@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::{TcpListener, UdpSocket};
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -92,10 +93,21 @@ pub(crate) fn run(a: &ServeArgs) -> Result<ExitCode> {
     let (file, data, listen) = (a.config.clone(), a.data.clone(), flags.clone());
     let again =
         move || config::load(file.as_deref(), data.as_deref(), &listen, &config::environment);
-    let options =
-        ServeOptions { demo: a.demo, quit_over_http: a.enable_lifecycle, again: Arc::new(again) };
+    // Decoding takes milliseconds a request: on the threads that read requests, all others would wait.
+    let work = tokio::runtime::Builder::new_multi_thread()
+        .thread_name("ingest")
+        .enable_all()
+        .build()
+        .context("failed to start the threads of ingest")?;
+    let options = ServeOptions {
+        demo: a.demo,
+        quit_over_http: a.enable_lifecycle,
+        again: Arc::new(again),
+        work: work.handle().clone(),
+    };
     runtime.block_on(serve(config, options))?;
     runtime.shutdown_timeout(Duration::from_secs(1));
+    work.shutdown_timeout(Duration::from_secs(1));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -106,6 +118,8 @@ struct ServeOptions {
     quit_over_http: bool,
     /// Reads the configuration again.
     again: Arc<dyn Fn() -> Result<Config, config::ConfigError> + Send + Sync>,
+    /// Threads that decode and store what requests bring.
+    work: Handle,
 }
 
 async fn serve(config: Config, options: ServeOptions) -> Result<()> {
@@ -145,7 +159,7 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
         samples_max: config.server.query_samples_max,
         bytes_max: config.server.query_bytes_max,
         timeout: config.server.query_timeout,
-        runtime: tokio::runtime::Handle::current(),
+        runtime: Handle::current(),
     };
     let processing = Processing::default();
     let engine = Arc::new(engine);
@@ -171,6 +185,7 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
         alerting: alerting.clone(),
         control: control.clone(),
         limits: config.server.clone(),
+        work: options.work.clone(),
         version: VERSION,
         clock: Arc::new(wall_clock),
         probe: {
@@ -181,7 +196,7 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
             let (ingest, running, again) = (ingest.clone(), running.clone(), options.again.clone());
             let processing = processing.clone();
             let (control, alerting) = (control.clone(), alerting.clone());
-            let runtime = tokio::runtime::Handle::current();
+            let runtime = Handle::current();
             Arc::new(move || {
                 let fresh = again().map_err(|e| e.to_string())?;
                 let prices = fresh.prices().map_err(|e| e.to_string())?;
@@ -315,7 +330,7 @@ fn flags_of(config: &Config, options: &ServeOptions) -> Vec<(String, String)> {
 fn open_store(config: &Config) -> Result<Store> {
     let mut settings = config.store.clone();
     if let Some(tier) = &config.tier {
-        let opened = tier.open(tokio::runtime::Handle::current());
+        let opened = tier.open(Handle::current());
         settings.tier = Some(opened.map_err(UsageError)?);
     }
     Ok(Store::open(settings, Arc::new(OsVfs))?)

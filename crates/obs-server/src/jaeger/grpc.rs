@@ -41,10 +41,13 @@ async fn post_spans(
     state: AppState,
     r: Request<PostSpansRequest>,
 ) -> Result<Response<Empty>, Status> {
-    let (tenant, _held) = admit(&state, &r).await?;
+    let (tenant, held) = admit(&state, &r).await?;
     let batch = r.into_inner().batch.unwrap_or_default();
-    let stored = receive::store(&state, &tenant, Source::Jaeger, Ok(proto::decode(batch))).await;
-    stored.map_err(|e| status(&e))?;
+    let own = state.clone();
+    let work = async move {
+        receive::store(&own, &tenant, Source::Jaeger, Ok(proto::decode(batch))).await
+    };
+    held.work(&state, work).await.map_err(|e| status(&e))?;
     Ok(Response::new(Empty {}))
 }
 

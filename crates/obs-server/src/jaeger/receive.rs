@@ -59,8 +59,12 @@ async fn traces(State(state): State<AppState>, headers: HeaderMap, body: Body) -
     };
     let work = async {
         let tenant = crate::tenant::tenant(&headers).map_err(Refusal::bad)?;
-        let (bytes, _held) = body::read(&state, &tenant, &headers, body, false).await?;
-        store(&state, &tenant, Source::Jaeger, decode_batch(&bytes, protocol)).await
+        let (bytes, held) = body::read(&state, &tenant, &headers, body, false).await?;
+        let own = state.clone();
+        let work = async move {
+            store(&own, &tenant, Source::Jaeger, decode_batch(&bytes, protocol)).await
+        };
+        held.work(&state, work).await
     };
     match work.await {
         Ok(()) => StatusCode::ACCEPTED.into_response(),
