@@ -3,9 +3,9 @@
 use crate::ip::IpFilter;
 use crate::parse::{JsonPath, Pattern};
 use crate::template::LineTemplate;
-use obs_model::Matcher;
+use obs_model::{LineRun, Matcher};
 use regex::Regex;
-use regex_syntax::hir::{Hir, HirKind};
+use regex_syntax::hir::{Class, Hir, HirKind};
 
 /// A parsed query.
 #[derive(Debug, Clone)]
@@ -64,6 +64,51 @@ fn required_text(regex: &str) -> Option<String> {
     let hir = regex_syntax::parse(regex).ok()?;
     let text = std::str::from_utf8(longest(&hir)?).ok()?;
     (text.len() >= WORTH).then(|| text.to_owned())
+}
+
+/// Returns a run of letters and digits that every match of a filter's part contains, if no match
+/// contains what parts the members of an object, or depends on what is around it.
+fn run_of(m: &LineMatch) -> Option<String> {
+    fn is_inside(h: &Hir) -> bool {
+        let parts = |c: char| LineRun::PARTING.contains(&c);
+        match h.kind() {
+            HirKind::Empty => true,
+            HirKind::Literal(l) => std::str::from_utf8(&l.0).is_ok_and(|t| !t.contains(parts)),
+            HirKind::Class(Class::Unicode(c)) => {
+                let holds = |p: &char| c.ranges().iter().any(|r| (r.start()..=r.end()).contains(p));
+                !LineRun::PARTING.iter().any(holds)
+            }
+            HirKind::Class(Class::Bytes(_)) | HirKind::Look(_) => false,
+            HirKind::Repetition(r) => is_inside(&r.sub),
+            HirKind::Capture(c) => is_inside(&c.sub),
+            HirKind::Concat(all) | HirKind::Alternation(all) => all.iter().all(is_inside),
+        }
+    }
+    const WORTH: usize = 3;
+    let text = match m {
+        LineMatch::Contains(text) if !text.contains(LineRun::PARTING) => text.clone(),
+        LineMatch::Regex(compiled, _) => {
+            let hir = regex_syntax::parse(compiled.as_str()).ok()?;
+            if !is_inside(&hir) {
+                return None;
+            }
+            required_text(compiled.as_str())?
+        }
+        _ => return None,
+    };
+    let runs = text.split(|c: char| !c.is_ascii_alphanumeric());
+    let longest = runs.max_by_key(|r| r.len())?;
+    (longest.len() >= WORTH).then(|| longest.to_owned())
+}
+
+impl LineFilter {
+    /// Returns a run for each part of the filter: only lines with one of them in a member can pass,
+    /// or be refused, for what they hold. `None` when more of a line counts.
+    pub fn runs(&self) -> Option<Vec<LineRun>> {
+        let is_needed = !self.negated && self.any.len() == 1;
+        let one = |m| run_of(m).map(|text| LineRun { text, is_needed });
+        self.any.iter().map(one).collect()
+    }
 }
 
 #[derive(Debug, Clone)]

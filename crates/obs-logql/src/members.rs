@@ -5,13 +5,15 @@ use crate::ast::{
     CompareOp, Conversion, Groups, LabelFilter, Quantity, RangeAggregation, Stage, Unwrap,
 };
 use crate::labels::may_become;
-use obs_model::Labels;
+use obs_model::{Labels, LineRun};
 
 /// What is looked at.
 #[derive(Debug)]
 pub(crate) struct Read<'a> {
-    /// Whether lines are only read as JSON objects.
-    pub(crate) is_json: bool,
+    /// Whether lines are only read as JSON objects, or for what one member may hold.
+    pub(crate) is_by_member: bool,
+    /// What line filters look for.
+    pub(crate) runs: Vec<LineRun>,
     wanted: &'a [String],
     pub(crate) number: Option<Number<'a>>,
 }
@@ -78,15 +80,23 @@ impl<'a> Read<'a> {
         wanted: Option<&'a [String]>,
     ) -> Self {
         let stages = &r.expr.stages;
-        let is_plain = |s: &Stage| match s {
+        let mut runs = Vec::new();
+        let mut is_plain = |s: &Stage| match s {
             Stage::Label(_) => true,
             Stage::Json(fields) => fields.is_empty(),
+            Stage::Line(f) => f.runs().map(|r| runs.extend(r)).is_some(),
             _ => false,
         };
-        let parsers = stages.iter().filter(|s| matches!(s, Stage::Json(_))).count();
-        let is_json = wanted.is_some() && parsers == 1 && stages.iter().all(is_plain);
-        let number = is_json.then(|| number(r, groups)).flatten();
-        Self { is_json, wanted: wanted.unwrap_or_default(), number }
+        let all_plain = stages.iter().all(&mut is_plain);
+        let is_by_member = all_plain
+            && match stages.iter().filter(|s| matches!(s, Stage::Json(_))).count() {
+                0 => !runs.is_empty(),
+                1 => wanted.is_some(),
+                _ => false,
+            };
+        // A filter may look at the number too.
+        let number = (is_by_member && runs.is_empty()).then(|| number(r, groups)).flatten();
+        Self { is_by_member, runs, wanted: wanted.unwrap_or_default(), number }
     }
 
     pub(crate) fn wants(&self, key: &str, has_inside: bool) -> bool {

@@ -435,7 +435,8 @@ pub(crate) fn run(
             is_value: !is_sum,
             of: &of,
         });
-        let members = read.is_json.then_some(LineMembers { wants: &wants, number });
+        let members = LineMembers { wants: &wants, number, runs: &read.runs };
+        let members = read.is_by_member.then_some(members);
         let members = members.filter(|_| !is_bytes);
         let scan = LogScan { accept: &accept, line, ids: names_ids, members };
         source.scan_logs(tenant, &selection, scan, budget, &mut take)?;

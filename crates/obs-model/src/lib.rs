@@ -40,7 +40,7 @@ pub use metric::{
 };
 pub use ports::{
     Append, AppendError, AppendFuture, Appended, Budget, CallSelection, DeleteScope, Direction,
-    Equal, LineMembers, LineTest, LineText, LogRows, LogScan, LogSelection, Maintain,
+    Equal, LineMembers, LineRun, LineTest, LineText, LogRows, LogScan, LogSelection, Maintain,
     MaintainFuture, NumberMember, Objects, ReadAt, SelectError, SelectLogs, SelectSeries,
     SelectSpans, SeriesSelection, SnapshotFile, SpanScan, SpanSelection, Visit, VisitScan,
     VisitSpans, WriteBatch,

@@ -288,6 +288,23 @@ pub struct LineMembers<'a> {
     pub wants: &'a dyn Fn(&str, bool) -> bool,
     /// A member of which nothing but its number is looked at, if there is one.
     pub number: Option<NumberMember<'a>>,
+    /// What else is looked for in lines: members that may hold one of these are wanted too, and so is
+    /// all of a line that is no object or may hold one elsewhere.
+    pub runs: &'a [LineRun],
+}
+
+/// A run of ASCII letters and digits in what is looked for in lines, which holds nothing that parts the
+/// members of an object: see [`LineRun::PARTING`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LineRun {
+    pub text: String,
+    /// Whether lines without it are not wanted; a scan may still visit them.
+    pub is_needed: bool,
+}
+
+impl LineRun {
+    /// Characters that stand between members, and begin an escape in them.
+    pub const PARTING: [char; 8] = ['"', ',', ':', '{', '}', '[', ']', '\\'];
 }
 
 /// A member that is looked at as a number only.

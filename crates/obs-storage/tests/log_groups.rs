@@ -72,6 +72,22 @@ fn record(i: usize, line: &str) -> LogRecord {
     }
 }
 
+/// A store with one line a millisecond in a segment, and what it lives in.
+fn stored(lines: &[String]) -> (Store, tempfile::TempDir, tokio::runtime::Runtime) {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+    let config = StoreConfig { disk_reserve_bytes: 0, ..StoreConfig::new(dir.path()) };
+    let store = runtime.block_on(async {
+        let store = Store::open(config, Arc::new(OsVfs)).unwrap();
+        let logs = lines.iter().enumerate().map(|(i, l)| record(i, l)).collect();
+        let batch = WriteBatch { logs, ..WriteBatch::default() };
+        store.append(&TenantId::default(), batch).await.unwrap();
+        store.flush().await.unwrap();
+        store
+    });
+    (store, dir, runtime)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
@@ -82,17 +98,7 @@ proptest! {
         (from, to) in (0..300_usize, 1..500_usize),
         measures in 0..3_u8,
     ) {
-        let dir = tempfile::tempdir().unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
-        let config = StoreConfig { disk_reserve_bytes: 0, ..StoreConfig::new(dir.path()) };
-        let store = runtime.block_on(async {
-            let store = Store::open(config, Arc::new(OsVfs)).unwrap();
-            let logs = lines.iter().enumerate().map(|(i, l)| record(i, l)).collect();
-            let batch = WriteBatch { logs, ..WriteBatch::default() };
-            store.append(&TenantId::default(), batch).await.unwrap();
-            store.flush().await.unwrap();
-            store
-        });
+        let (store, _dir, _runtime) = stored(&lines);
         let at = |i: usize| START + i as i64 * 1_000_000;
         let selection = LogSelection {
             start: TimestampNs::from_nanos(at(from)),
@@ -117,7 +123,7 @@ proptest! {
         let accept = |s: &Labels| s.get("app") != "db";
         let wants = |k: &str, _: bool| wanted.contains(&k);
         let number_of = key.map(|key| NumberMember { key, holds: &holds, is_value: measures == 2, of: &of });
-        let members = Some(LineMembers { wants: &wants, number: number_of });
+        let members = Some(LineMembers { wants: &wants, number: number_of, runs: &[] });
         let scan = LogScan { accept: &accept, line: true, ids: false, members };
         // The second time from what the first unpacked.
         for _ in 0..2 {
@@ -150,6 +156,43 @@ proptest! {
                 ControlFlow::Continue(())
             }).unwrap();
             prop_assert_eq!(&got, &want);
+        }
+    }
+
+    #[test]
+    fn groups_hold_what_is_looked_for_as_lines_do(
+        lines in prop::collection::vec(
+            (line(), prop::sample::select(vec!["", " ", " error", "retry 12 ms"])),
+            1..300,
+        ),
+        run in prop::sample::select(vec!["error", "err", "level", "arn", "123", "retry", "nowhere"]),
+        is_needed: bool,
+        wanted in prop::sample::subsequence(vec!["level", "msg"], 0..=2),
+    ) {
+        let lines: Vec<String> = lines.into_iter().map(|(l, end)| l + end).collect();
+        let (store, _dir, _runtime) = stored(&lines);
+        let needles = if is_needed { vec![run.to_owned()] } else { Vec::new() };
+        let selection = LogSelection { needles: &needles, ..LogSelection::ALL };
+        let runs = [LineRun { text: run.to_owned(), is_needed }];
+        let wants = |k: &str, _: bool| wanted.contains(&k);
+        let members = Some(LineMembers { wants: &wants, number: None, runs: &runs });
+        let scan = LogScan { accept: &|_| true, line: true, ids: false, members };
+        for _ in 0..2 {
+            let budget = Budget::new(i64::MAX, i64::MAX);
+            let mut got = vec![0; lines.len()];
+            store.scan_logs(&TenantId::default(), &selection, scan, &budget, &mut |r, rows| {
+                for time in rows.times {
+                    let i = ((time - START) / 1_000_000) as usize;
+                    got[i] += 1;
+                    let original = &lines[i];
+                    assert_eq!(r.line.contains(run), original.contains(run), "{original} {}", r.line);
+                    assert_eq!(seen(&r.line, &wanted, None), seen(original, &wanted, None), "{original}");
+                }
+                ControlFlow::Continue(())
+            }).unwrap();
+            for (line, times) in lines.iter().zip(got) {
+                prop_assert!(times == 1 || (times == 0 && is_needed && !line.contains(run)), "{}", line);
+            }
         }
     }
 }

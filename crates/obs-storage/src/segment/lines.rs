@@ -18,6 +18,7 @@ use crate::segment::columns::{
 use crate::segment::kept::{LazyBlock, Measured, Taken};
 use crate::segment::members::{Member, members};
 use foldhash::HashMap;
+use memchr::memmem::Finder;
 use std::hash::{DefaultHasher, Hasher};
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -437,6 +438,24 @@ impl<'a> Lines<'a> {
         Ok(*cell.get_or_init(|| all))
     }
 
+    /// Returns whether a column has no values.
+    pub(crate) fn is_empty(&self, i: usize) -> bool {
+        matches!(self.all.heads.get(i), Some(Head::Empty))
+    }
+
+    /// Returns whether any value of a column may hold what `run` finds, a run of letters and digits.
+    pub(crate) fn may_hold(&self, i: usize, run: &Finder<'_>) -> Result<bool, SegmentError> {
+        if !may_contain(self.all.heads.get(i).ok_or(Malformed(i))?, run.needle()) {
+            return Ok(false);
+        }
+        Ok(match self.column(i)? {
+            Strings::Empty => false,
+            Strings::Const(v) => run.find(v).is_some(),
+            Strings::Dict { entries: t, .. } | Strings::Raw(t) => run.find(t.all()).is_some(),
+            _ => true,
+        })
+    }
+
     /// Calls `visit` with every wanted row's line, in order.
     pub(crate) fn visit(
         &self,
@@ -487,7 +506,7 @@ impl<'a> Lines<'a> {
     /// Returns what tells lines that cannot contain `run`, a run of ASCII letters and digits; `None` if
     /// none can.
     pub(crate) fn sieve<'r>(&self, run: &'r [u8]) -> Result<Option<Sieve<'a, 'r>>, SegmentError> {
-        let finder = memchr::memmem::Finder::new(run);
+        let finder = Finder::new(run);
         // What each column's values say.
         let mut masks: Vec<Option<Mask>> =
             std::iter::repeat_with(|| None).take(self.all.len()).collect();
@@ -524,7 +543,7 @@ impl<'a> Lines<'a> {
 /// Tells which lines of a block cannot contain a run of ASCII letters and digits.
 pub(crate) struct Sieve<'a, 'r> {
     lines: Lines<'a>,
-    finder: memchr::memmem::Finder<'r>,
+    finder: Finder<'r>,
     /// What each column's values say, of those that were looked at.
     masks: Vec<Option<Mask>>,
     /// By template.
@@ -612,7 +631,7 @@ enum Mask {
 }
 
 impl Mask {
-    fn of(column: &Strings, run: &[u8], finder: &memchr::memmem::Finder<'_>) -> Self {
+    fn of(column: &Strings, run: &[u8], finder: &Finder<'_>) -> Self {
         let has = |v: &[u8]| finder.find(v).is_some();
         match column {
             Strings::Empty => Self::Every(false),

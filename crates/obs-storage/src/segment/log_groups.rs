@@ -12,7 +12,8 @@ use crate::segment::logs::{LogBlock, LogColumns, VisitRows};
 use crate::segment::members::Member;
 use crate::segment::rows::RowFilter;
 use foldhash::HashMap;
-use obs_model::{Labels, LineMembers, LogRecord, LogRows, LogScan, Matcher, TimestampNs};
+use memchr::memmem::Finder;
+use obs_model::{Labels, LineMembers, LineRun, LogRecord, LogRows, LogScan, Matcher, TimestampNs};
 use std::ops::{ControlFlow, Range};
 
 /// A piece of a line that is built.
@@ -53,7 +54,7 @@ impl Plan {
     fn new(t: &Template, part: &Part<'_>, keys: &[Key], scan: &LineMembers<'_>) -> Self {
         let mut out = Self::default();
         let kept = match part {
-            Part::Nothing => return out,
+            Part::Unwanted | Part::Nothing => return out,
             Part::Whole => {
                 out.keep(t, 0..t.all.len(), 0);
                 return out;
@@ -84,6 +85,8 @@ impl Plan {
 
 /// What of a template's lines is looked at.
 enum Part<'a> {
+    /// They lack what wanted lines have.
+    Unwanted,
     Nothing,
     Whole,
     /// Members, with the numbers of their keys.
@@ -96,11 +99,61 @@ struct Looks<'a, 's> {
     scan: &'s LineMembers<'s>,
     /// By key, whether it is wanted without and with something inside of it.
     wanted: Vec<[Option<bool>; 2]>,
+    runs: Vec<Run<'s>>,
+}
+
+/// A run that is looked for.
+struct Run<'s> {
+    finder: Finder<'s>,
+    is_needed: bool,
+    /// By column, whether a value of it may hold the run.
+    columns: Vec<Option<bool>>,
+}
+
+impl Run<'_> {
+    fn may_be_in(
+        &mut self,
+        lines: &Lines<'_>,
+        t: &Template,
+        m: &Member,
+    ) -> Result<bool, SegmentError> {
+        if self.finder.find(t.all.get(m.all.clone()).unwrap_or_default()).is_some() {
+            return Ok(true);
+        }
+        for column in t.columns.get(m.holes.clone()).unwrap_or_default() {
+            let slot = self.columns.get_mut(*column).ok_or(Malformed(*column))?;
+            let known = match slot {
+                Some(known) => *known,
+                None => *slot.insert(lines.may_hold(*column, &self.finder)?),
+            };
+            if known {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Returns whether letters or digits of an object stand in its members alone, and nothing behind a
+/// value could be taken for a part of it.
+fn is_all_in_members(t: &Template, all: &[(usize, Member)]) -> bool {
+    let from = |at: usize| t.all.get(at..).unwrap_or_default();
+    let spaced = |(_, m): &(usize, Member)| {
+        m.is_literal && from(m.all.end).first().is_some_and(u8::is_ascii_whitespace)
+    };
+    let end = all.last().map_or(1, |(_, m)| m.all.end);
+    from(end).trim_ascii() == b"}" && !all.iter().any(spaced)
 }
 
 impl<'a, 's> Looks<'a, 's> {
     fn new(lines: Lines<'a>, scan: &'s LineMembers<'s>) -> Self {
-        Self { lines, scan, wanted: vec![[None; 2]; lines.all.shapes().keys.len()] }
+        let run = |r: &'s LineRun| Run {
+            finder: Finder::new(r.text.as_bytes()),
+            is_needed: r.is_needed,
+            columns: vec![None; lines.all.len()],
+        };
+        let wanted = vec![[None; 2]; lines.all.shapes().keys.len()];
+        Self { lines, scan, wanted, runs: scan.runs.iter().map(run).collect() }
     }
 
     fn wants(&mut self, key: usize, has_inside: bool) -> Option<bool> {
@@ -112,25 +165,40 @@ impl<'a, 's> Looks<'a, 's> {
     /// Returns what is looked at of a template's lines; `number` is the template's.
     fn of(&mut self, number: usize, t: &Template) -> Result<Part<'a>, SegmentError> {
         match t.all.first() {
-            // Those that have no template.
-            Some(&HOLE) if t.all.len() == 1 => return Ok(Part::Whole),
+            // Those that have no template, if there are any.
+            Some(&HOLE) if t.all.len() == 1 => {
+                let is_empty = t.columns.iter().all(|c| self.lines.is_empty(*c));
+                return Ok(if is_empty { Part::Unwanted } else { Part::Whole });
+            }
             Some(b' ' | b'\n' | b'\r' | b'\t') => return Ok(Part::Whole),
             Some(b'{') => {}
             // No object: a variable begins with a letter, digit, sign or point.
-            _ => return Ok(Part::Nothing),
+            _ if self.runs.is_empty() => return Ok(Part::Nothing),
+            _ => return Ok(Part::Whole),
         }
         let Some(all) = self.lines.all.shapes().of(number) else { return Ok(Part::Whole) };
+        if !self.runs.is_empty() && !is_all_in_members(t, all) {
+            return Ok(Part::Whole);
+        }
         let mut kept = Vec::new();
+        let mut found = vec![false; self.runs.len()];
         for one @ (key, m) in all {
             let column = t.columns.get(m.holes.start).copied();
             if m.is_literal && !self.lines.are_literals(column.unwrap_or(usize::MAX))? {
                 return Ok(Part::Whole);
             }
-            if self.wants(*key, m.has_inside).ok_or(Malformed(*key))? {
+            let mut is_wanted = self.wants(*key, m.has_inside).ok_or(Malformed(*key))?;
+            for (run, found) in self.runs.iter_mut().zip(&mut found) {
+                let may = run.may_be_in(&self.lines, t, m)?;
+                *found |= may;
+                is_wanted |= may;
+            }
+            if is_wanted {
                 kept.push(one);
             }
         }
-        Ok(Part::Members(kept))
+        let lacks = self.runs.iter().zip(found).any(|(run, found)| run.is_needed && !found);
+        Ok(if lacks { Part::Unwanted } else { Part::Members(kept) })
     }
 
     /// Writes what tells the lines that are built apart from those of other templates: their text,
@@ -152,7 +220,7 @@ impl<'a, 's> Looks<'a, 's> {
             Some(())
         };
         match part {
-            Part::Nothing => {}
+            Part::Unwanted | Part::Nothing => {}
             Part::Whole => {
                 stretch(0..t.all.len(), 0..t.columns.len())?;
                 // A whole line is no single member.
@@ -332,8 +400,8 @@ impl Kind<'_> {
 /// What is done with the rows of a block.
 struct Kinds<'a> {
     all: Vec<Kind<'a>>,
-    /// By template, the number of its kind.
-    of: Vec<usize>,
+    /// By template, the number of its kind; none of those that no wanted line has.
+    of: Vec<Option<usize>>,
 }
 
 /// Rows of a stream that a scan cannot tell apart.
@@ -391,7 +459,11 @@ pub(crate) fn visit(
     scan: LogScan<'_>,
     visit: VisitRows<'_>,
 ) -> Result<Option<ControlFlow<()>>, SegmentError> {
-    if scan.ids || !filter.needles.is_empty() || !filter.traces.is_empty() {
+    if scan.ids || !filter.traces.is_empty() {
+        return Ok(None);
+    }
+    // Who looks for something in members leaves out the lines that lack it.
+    if !filter.needles.is_empty() && scan.members.is_none_or(|m| m.runs.is_empty()) {
         return Ok(None);
     }
     if (scan.line && scan.members.is_none()) || !block.is_lines_alone()? {
@@ -472,6 +544,9 @@ impl Rows<'_> {
     ) -> Result<Option<ControlFlow<()>>, SegmentError> {
         let bad = Malformed(0);
         let Some(kinds) = self.kinds(lines, scan)? else { return Ok(None) };
+        if kinds.all.is_empty() {
+            return Ok(Some(ControlFlow::Continue(())));
+        }
         let mut out = Building::default();
         let mut groups = Groups::default();
         for (stream, rows) in &self.stretches {
@@ -481,7 +556,8 @@ impl Rows<'_> {
             groups.clear(kinds.all.len());
             out.begin(stream);
             for row in rows.clone() {
-                let number = *kinds.of.get(lines.all.template_of(row)?).ok_or(bad)?;
+                let of = kinds.of.get(lines.all.template_of(row)?);
+                let Some(number) = *of.ok_or(bad)? else { continue };
                 let (kind, numbers) = kinds.all.get(number).zip(numbers.get(number)).ok_or(bad)?;
                 let mut value = None;
                 if let (Some((p, list)), Some(n)) = (numbers, scan.number) {
@@ -524,27 +600,35 @@ impl Rows<'_> {
     ) -> Result<Option<Kinds<'l>>, SegmentError> {
         let bad = Malformed(0);
         let templates = &lines.all.templates;
-        let mut is_used = vec![false; templates.len()];
-        for row in self.stretches.iter().flat_map(|(_, rows)| rows.clone()) {
-            *is_used.get_mut(lines.all.template_of(row)?).ok_or(bad)? = true;
+        // Mostly all rows are wanted, and every template has some.
+        let rows: usize = self.stretches.iter().map(|(_, rows)| rows.len()).sum();
+        let is_whole = rows == self.all.times.len();
+        let mut is_used = vec![is_whole; templates.len()];
+        if !is_whole {
+            for row in self.stretches.iter().flat_map(|(_, rows)| rows.clone()) {
+                *is_used.get_mut(lines.all.template_of(row)?).ok_or(bad)? = true;
+            }
         }
         let mut codes: Vec<Option<Codes<'l>>> = vec![None; lines.all.len()];
         let mut known: HashMap<Vec<u8>, usize> = HashMap::default();
         let mut looks = Looks::new(lines, scan);
         let mut text = Vec::new();
-        let mut out = Kinds { all: Vec::new(), of: vec![usize::MAX; templates.len()] };
+        let mut out = Kinds { all: Vec::new(), of: vec![None; templates.len()] };
         for (number, t) in templates.iter().enumerate() {
             if is_used.get(number) != Some(&true) {
                 continue;
             }
             let part = looks.of(number, t)?;
+            if matches!(part, Part::Unwanted) {
+                continue;
+            }
             Looks::describe(t, &part, &mut text).ok_or(bad)?;
             let of = out.of.get_mut(number).ok_or(bad)?;
             if let Some(same) = known.get(&text) {
-                *of = *same;
+                *of = Some(*same);
                 continue;
             }
-            *of = out.all.len();
+            *of = Some(out.all.len());
             known.insert(text.clone(), out.all.len());
             let plan = Plan::new(t, &part, &lines.all.shapes().keys, scan);
             let mut looked = Vec::with_capacity(plan.kept.len());
