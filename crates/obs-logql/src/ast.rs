@@ -41,7 +41,9 @@ impl LogExpr {
         filters
             .filter_map(|f| match f.any.as_slice() {
                 [LineMatch::Contains(text)] if !text.is_empty() => Some(text.clone()),
-                [LineMatch::Regex(compiled, _)] => required_text(compiled.as_str()),
+                [LineMatch::Regex(compiled, _)] => {
+                    required_text(&regex_syntax::parse(compiled.as_str()).ok()?)
+                }
                 _ => None,
             })
             .collect()
@@ -50,7 +52,7 @@ impl LogExpr {
 
 /// Returns the longest text that every match of a regular expression contains, if there is one
 /// worth looking for.
-fn required_text(regex: &str) -> Option<String> {
+fn required_text(regex: &Hir) -> Option<String> {
     const WORTH: usize = 3;
     fn longest(h: &Hir) -> Option<&[u8]> {
         match h.kind() {
@@ -61,8 +63,7 @@ fn required_text(regex: &str) -> Option<String> {
             _ => None,
         }
     }
-    let hir = regex_syntax::parse(regex).ok()?;
-    let text = std::str::from_utf8(longest(&hir)?).ok()?;
+    let text = std::str::from_utf8(longest(regex)?).ok()?;
     (text.len() >= WORTH).then(|| text.to_owned())
 }
 
@@ -92,7 +93,7 @@ fn run_of(m: &LineMatch) -> Option<String> {
             if !is_inside(&hir) {
                 return None;
             }
-            required_text(compiled.as_str())?
+            required_text(&hir)?
         }
         _ => return None,
     };
@@ -385,7 +386,8 @@ mod tests {
             ("err(or)?", Some("err")),
             ("^start.*finish$", Some("finish")),
         ] {
-            assert_eq!(required_text(regex).as_deref(), want, "{regex}");
+            let hir = regex_syntax::parse(regex).unwrap();
+            assert_eq!(required_text(&hir).as_deref(), want, "{regex}");
         }
     }
 }

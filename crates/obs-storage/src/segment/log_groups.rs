@@ -54,7 +54,7 @@ impl Plan {
     fn new(t: &Template, part: &Part<'_>, keys: &[Key], scan: &LineMembers<'_>) -> Self {
         let mut out = Self::default();
         let kept = match part {
-            Part::Unwanted | Part::Nothing => return out,
+            Part::Nothing => return out,
             Part::Whole => {
                 out.keep(t, 0..t.all.len(), 0);
                 return out;
@@ -85,8 +85,6 @@ impl Plan {
 
 /// What of a template's lines is looked at.
 enum Part<'a> {
-    /// They lack what wanted lines have.
-    Unwanted,
     Nothing,
     Whole,
     /// Members, with the numbers of their keys.
@@ -162,30 +160,31 @@ impl<'a, 's> Looks<'a, 's> {
         Some(*slot.get_or_insert_with(|| (self.scan.wants)(text, has_inside)))
     }
 
-    /// Returns what is looked at of a template's lines; `number` is the template's.
-    fn of(&mut self, number: usize, t: &Template) -> Result<Part<'a>, SegmentError> {
+    /// Returns what is looked at of a template's lines; `number` is the template's. `None` if there are
+    /// none, or they lack what wanted lines have.
+    fn of(&mut self, number: usize, t: &Template) -> Result<Option<Part<'a>>, SegmentError> {
         match t.all.first() {
             // Those that have no template, if there are any.
             Some(&HOLE) if t.all.len() == 1 => {
                 let is_empty = t.columns.iter().all(|c| self.lines.is_empty(*c));
-                return Ok(if is_empty { Part::Unwanted } else { Part::Whole });
+                return Ok((!is_empty).then_some(Part::Whole));
             }
-            Some(b' ' | b'\n' | b'\r' | b'\t') => return Ok(Part::Whole),
+            Some(b' ' | b'\n' | b'\r' | b'\t') => return Ok(Some(Part::Whole)),
             Some(b'{') => {}
             // No object: a variable begins with a letter, digit, sign or point.
-            _ if self.runs.is_empty() => return Ok(Part::Nothing),
-            _ => return Ok(Part::Whole),
+            _ if self.runs.is_empty() => return Ok(Some(Part::Nothing)),
+            _ => return Ok(Some(Part::Whole)),
         }
-        let Some(all) = self.lines.all.shapes().of(number) else { return Ok(Part::Whole) };
+        let Some(all) = self.lines.all.shapes().of(number) else { return Ok(Some(Part::Whole)) };
         if !self.runs.is_empty() && !is_all_in_members(t, all) {
-            return Ok(Part::Whole);
+            return Ok(Some(Part::Whole));
         }
         let mut kept = Vec::new();
         let mut found = vec![false; self.runs.len()];
         for one @ (key, m) in all {
             let column = t.columns.get(m.holes.start).copied();
             if m.is_literal && !self.lines.are_literals(column.unwrap_or(usize::MAX))? {
-                return Ok(Part::Whole);
+                return Ok(Some(Part::Whole));
             }
             let mut is_wanted = self.wants(*key, m.has_inside).ok_or(Malformed(*key))?;
             for (run, found) in self.runs.iter_mut().zip(&mut found) {
@@ -198,7 +197,7 @@ impl<'a, 's> Looks<'a, 's> {
             }
         }
         let lacks = self.runs.iter().zip(found).any(|(run, found)| run.is_needed && !found);
-        Ok(if lacks { Part::Unwanted } else { Part::Members(kept) })
+        Ok((!lacks).then_some(Part::Members(kept)))
     }
 
     /// Writes what tells the lines that are built apart from those of other templates: their text,
@@ -220,7 +219,7 @@ impl<'a, 's> Looks<'a, 's> {
             Some(())
         };
         match part {
-            Part::Unwanted | Part::Nothing => {}
+            Part::Nothing => {}
             Part::Whole => {
                 stretch(0..t.all.len(), 0..t.columns.len())?;
                 // A whole line is no single member.
@@ -618,10 +617,7 @@ impl Rows<'_> {
             if is_used.get(number) != Some(&true) {
                 continue;
             }
-            let part = looks.of(number, t)?;
-            if matches!(part, Part::Unwanted) {
-                continue;
-            }
+            let Some(part) = looks.of(number, t)? else { continue };
             Looks::describe(t, &part, &mut text).ok_or(bad)?;
             let of = out.of.get_mut(number).ok_or(bad)?;
             if let Some(same) = known.get(&text) {
