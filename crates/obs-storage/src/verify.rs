@@ -143,15 +143,17 @@ fn verify_wal(
             other => Err(format!("frame of unknown type {other}")),
         };
         if let Err(e) = result {
-            undecodable.push(format!("frame at byte {at}: {e}"));
+            undecodable.push((at, format!("frame at byte {at}: {e}")));
         }
         Ok(())
     })?;
-    for problem in undecodable {
-        report.find(name, problem, true);
+    for (at, problem) in undecodable {
+        // Samples whose series were to be defined in the part that is missing.
+        let is_unfinished = damage.torn.is_some_and(|(torn, _)| torn < at);
+        report.find(name, problem, !is_unfinished);
     }
     for (at, bytes) in damage.bad {
-        let problem = format!("{bytes} bytes from byte {at} are no frame although frames follow");
+        let problem = format!("{bytes} bytes from byte {at} are no frame although a write follows");
         report.find(name, problem, true);
     }
     if let Some((at, bytes)) = damage.torn {

@@ -23,6 +23,8 @@ pub(crate) const FRAME_SERIES: u8 = 1;
 pub(crate) const FRAME_BATCH: u8 = 2;
 /// An edit of the manifest; only in manifest files.
 pub(crate) const FRAME_EDIT: u8 = 3;
+/// Set in the type of each frame but the first of those that are written and synced together.
+pub(crate) const CONTINUES: u8 = 0x80;
 
 pub(crate) fn file_path(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{number:010}.wal"))
@@ -123,10 +125,10 @@ impl WalFile {
 /// What reading a log file found besides frames.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Damage {
-    /// (offset, length) of stretches that are no frame although good frames follow.
+    /// (offset, length) of stretches that are no frame although a later write follows.
     pub(crate) bad: Vec<(u64, u64)>,
-    /// Offset at which the last good frame ends, and how many bytes follow: a write that a crash
-    /// cut short, or damage.
+    /// Where the last write of the file stops being frames, and how many of its bytes are none: a
+    /// crash cut it short or lost sectors of it, or it was damaged.
     pub(crate) torn: Option<(u64, u64)>,
 }
 
@@ -157,13 +159,19 @@ pub(crate) fn read_file(
     }
     // End of the last good frame; what lies between it and the next good one is damage.
     let mut good_end = at;
+    // Stretches behind the last good frame that begins a write. A disk that loses power keeps the
+    // sectors of an unsynced write in any order, so that its end may be there and its middle not.
+    let mut unfinished: Vec<(u64, u64)> = Vec::new();
     while at < total {
         if let Some((kind, len)) = r.frame(at)? {
             if at > good_end {
-                damage.bad.push((good_end, at - good_end));
+                unfinished.push((good_end, at - good_end));
+            }
+            if kind & CONTINUES == 0 {
+                damage.bad.append(&mut unfinished);
             }
             let payload = r.bytes(at + HEADER_BYTES as u64, len)?.unwrap_or_default();
-            visit(at, kind, payload)?;
+            visit(at, kind & !CONTINUES, payload)?;
             at += (HEADER_BYTES + len) as u64;
             good_end = at;
         } else {
@@ -174,8 +182,10 @@ pub(crate) fn read_file(
         }
     }
     if good_end < total {
-        damage.torn = Some((good_end, total - good_end));
+        unfinished.push((good_end, total - good_end));
     }
+    let bytes = unfinished.iter().map(|(_, n)| n).sum();
+    damage.torn = unfinished.first().map(|(at, _)| (*at, bytes));
     Ok(damage)
 }
 
@@ -276,6 +286,51 @@ mod tests {
             let expect = [24, 40, 58].iter().filter(|end| cut >= **end).count();
             assert_eq!(seen.len(), expect, "cut at {cut}");
             assert_eq!(damage.torn.is_some(), ![0, 8, 24, 40].contains(&cut), "cut at {cut}");
+        }
+    }
+
+    /// Two writes of three frames each.
+    fn write_two_groups(dir: &Path) -> PathBuf {
+        let mut wal = WalFile::create(&OsVfs, dir, 1).unwrap();
+        for group in [["a", "b", "c"], ["d", "e", "f"]] {
+            let mut buf = Vec::new();
+            for payload in group {
+                let continues = if buf.is_empty() { 0 } else { CONTINUES };
+                put_frame(&mut buf, FRAME_BATCH | continues, payload.as_bytes());
+            }
+            wal.commit(&buf).unwrap();
+        }
+        file_path(dir, 1)
+    }
+
+    #[test]
+    fn a_hole_in_the_last_write_is_no_damage_and_one_before_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = write_two_groups(dir.path());
+        let whole = std::fs::read(&path).unwrap();
+        // Frames lost, of 14 bytes each behind 8 of magic; what is seen; where it is bad and torn.
+        let cases: [(&[u64], _, &[u64], _); 7] = [
+            (&[], "abcdef", &[], None),
+            (&[0], "bcdef", &[8], None),
+            (&[1], "acdef", &[22], None),
+            (&[4], "abcdf", &[], Some(64)),
+            (&[5], "abcde", &[], Some(78)),
+            // A write whose beginning is gone may be the last or the one before.
+            (&[3], "abcef", &[], Some(50)),
+            (&[1, 4], "acdf", &[22], Some(64)),
+        ];
+        for (lost, seen, bad, torn) in cases {
+            let bad = bad.iter().map(|at| (*at, 14)).collect();
+            let torn = torn.map(|at| (at, 14));
+            let mut bytes = whole.clone();
+            for frame in lost {
+                let at = (8 + frame * 14) as usize;
+                bytes[at..at + 14].fill(0);
+            }
+            std::fs::write(&path, bytes).unwrap();
+            let found = read(&path);
+            assert_eq!(found.0.concat(), seen, "{lost:?}");
+            assert_eq!(found.1, Damage { bad, torn }, "{lost:?}");
         }
     }
 

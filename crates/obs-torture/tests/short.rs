@@ -5,7 +5,8 @@ use obs_torture::model;
 #[test]
 fn simulated_lives_keep_every_invariant() {
     let mut total = model::Tally::default();
-    for seed in 0..600 {
+    // 7703: the power fails in a write of three frames, of which only the last is kept.
+    for seed in (0..600).chain([7703]) {
         let t = model::run(seed).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
         total.acked += t.acked;
         total.crashes += t.crashes;
