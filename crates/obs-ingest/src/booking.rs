@@ -1,6 +1,7 @@
 //! Booking LLM calls: which of them count, what was booked before, and who is told.
 
 use crate::pipeline::Ingest;
+use foldhash::{HashMap, HashSet};
 use obs_llm::{
     Link, call_from_event, call_from_span, is_call_event, keep_attributes, replacing_event,
     with_event,
@@ -9,7 +10,7 @@ use obs_model::{
     AppendError, CostState, LlmCall, LogRecord, MetricMetadata, Series, Span, SpanId, TenantId,
     TimestampNs, TraceId, WriteBatch,
 };
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -93,9 +94,9 @@ impl Ingest {
         };
         let mut calls: Vec<LlmCall> = spans.iter().filter_map(of).collect();
         let state = self.state();
-        let mut here_spans = HashSet::new();
-        let mut here_responses = HashSet::new();
-        let mut told: HashMap<(TraceId, SpanId), Arc<LlmCall>> = HashMap::new();
+        let mut here_spans = HashSet::default();
+        let mut here_responses = HashSet::default();
+        let mut told: HashMap<(TraceId, SpanId), Arc<LlmCall>> = HashMap::default();
         calls.retain(|c| {
             let key = (tenant.clone(), c.trace_id, c.span_id);
             if let Some(event) = state.events.get(&key) {
@@ -154,7 +155,7 @@ impl Ingest {
             return Vec::new();
         }
         let state = self.state();
-        let mut here = HashSet::new();
+        let mut here = HashSet::default();
         events.retain(|c| here.insert((c.trace_id, c.span_id)));
         let mut out = Vec::new();
         for mut c in events {
@@ -273,7 +274,7 @@ impl Ingest {
         now: TimestampNs,
     ) -> Result<(), AppendError> {
         while !bookings.is_empty() {
-            let calls: Vec<LlmCall> = bookings.iter().map(|b| LlmCall::clone(&b.call)).collect();
+            let calls: Vec<_> = bookings.iter().map(|b| b.call.clone()).collect();
             let n = calls.len() as u64;
             let batch = WriteBatch { calls, ..WriteBatch::default() };
             self.append(tenant, "trace", ("calls", n), batch).await?;

@@ -3,12 +3,13 @@
 //! Counters live in memory and are emitted on a tick. The exact record of spend is the stored
 //! calls themselves; these series are for graphs and alerts.
 
+use foldhash::HashMap;
 use obs_model::{
     CallStatus, CostState, Labels, LabelsBuilder, LlmCall, METRIC_NAME, MetricKind, MetricMetadata,
     Money, Sample, Series, TenantId, TimestampMs, TokenUsage,
 };
 use rust_decimal::prelude::ToPrimitive;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
 const DURATION_BUCKETS: [f64; 16] =
     [0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0];
@@ -353,7 +354,7 @@ impl Derived {
         self.series = self.counters.values().map(|e| e.series.len()).sum();
         let before = self.last_tick.max(now.add_millis(-60_000)).min(now.add_millis(-1));
         self.last_tick = now;
-        let mut by_tenant: HashMap<TenantId, Vec<Series>> = HashMap::new();
+        let mut by_tenant: HashMap<TenantId, Vec<Series>> = HashMap::default();
         for ((tenant, _), e) in &mut self.counters {
             let values = match &e.value {
                 Counter::Number(n) => vec![*n],

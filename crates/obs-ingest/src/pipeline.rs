@@ -258,7 +258,7 @@ impl Ingest {
         }
         let links = obs_llm::links(&batch.spans);
         let bookings = self.bookings(tenant, &batch.spans, &links, now);
-        batch.calls = bookings.iter().map(|b| LlmCall::clone(&b.call)).collect();
+        batch.calls = bookings.iter().map(|b| b.call.clone()).collect();
         let scores = batch.spans.iter().flat_map(Scored::of_span).map(|s| s.record());
         batch.logs = scores.filter(|r| limits.log(r, now).is_ok()).collect();
         outcome.accepted = batch.spans.len() as u64;
@@ -345,7 +345,7 @@ impl Ingest {
         &self,
         tenant: &TenantId,
         spans: Vec<Span>,
-        calls: &[LlmCall],
+        calls: &[Arc<LlmCall>],
         now: TimestampNs,
     ) {
         let mut tails = self.tails.lock().unwrap_or_else(PoisonError::into_inner);
@@ -418,7 +418,7 @@ impl Ingest {
         outcome.accepted = batch.logs.len() as u64;
         batch.logs.extend(scores);
         let bookings = self.event_bookings(tenant, events, now);
-        batch.calls = bookings.iter().map(|b| LlmCall::clone(&b.call)).collect();
+        batch.calls = bookings.iter().map(|b| b.call.clone()).collect();
         self.count_rejected("logs", &outcome);
         let watchers = self.watchers.all();
         let seen = if watchers.is_empty() { Vec::new() } else { batch.logs.clone() };

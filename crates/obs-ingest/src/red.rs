@@ -5,11 +5,12 @@
 //! each for as many.
 
 use crate::derive::{Family, metadata};
+use foldhash::HashMap;
 use obs_model::{
     Exemplar, Labels, LabelsBuilder, METRIC_NAME, MetricKind, MetricMetadata, Resource, Sample,
     Series, Span, SpanId, SpanKind, StatusCode, TenantId, TimestampMs, TraceId,
 };
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// Seconds; powers of two from 2 ms on.

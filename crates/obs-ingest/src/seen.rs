@@ -1,6 +1,6 @@
 //! What was seen lately, within bounds: two generations, the older of which is dropped whole.
 
-use std::collections::HashMap;
+use foldhash::HashMap;
 use std::hash::Hash;
 
 /// The values of the latest keys.
@@ -16,7 +16,7 @@ pub(crate) type Seen<K> = Recent<K, ()>;
 
 impl<K: Eq + Hash, V> Recent<K, V> {
     pub(crate) fn new(capacity: usize) -> Self {
-        Self { young: HashMap::new(), old: HashMap::new(), capacity }
+        Self { young: HashMap::default(), old: HashMap::default(), capacity }
     }
 
     pub(crate) fn get(&self, key: &K) -> Option<&V> {

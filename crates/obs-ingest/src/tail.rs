@@ -14,6 +14,7 @@ use regex::Regex;
 use rust_decimal::prelude::FromPrimitive as _;
 use serde::Deserialize;
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -493,7 +494,7 @@ impl TailBuffer {
     pub(crate) fn add(
         &mut self,
         spans: Vec<Span>,
-        calls: &[LlmCall],
+        calls: &[Arc<LlmCall>],
         compare: bool,
         now: TimestampMs,
     ) {
@@ -818,7 +819,7 @@ mod tests {
             let calls = calls(&s);
             b.add(vec![s], &[], false, at(0));
             // One by one, as requests bring them.
-            calls.into_iter().for_each(|c| b.add(vec![], &[c], false, at(1)));
+            calls.into_iter().for_each(|c| b.add(vec![], &[c.into()], false, at(1)));
             b.decide(&c, at(20_000)).traces_kept == 1
         };
         assert!(kept(&|s| vec![priced(s, 1)]));
@@ -838,7 +839,7 @@ mod tests {
         let mut kept = |trace: u64, output: u64| {
             let s = plain(trace, 5);
             let call = call(&s, output);
-            b.add(vec![s], &[call], true, at(trace as i64 * 20_000));
+            b.add(vec![s], &[call.into()], true, at(trace as i64 * 20_000));
             b.decide(&c, at(trace as i64 * 20_000 + 10_000)).traces_kept == 1
         };
         assert_eq!((0..1_000).filter(|i| kept(*i, 90 + i % 20)).count(), 0);

@@ -7,6 +7,7 @@
 use crate::tail::{Decided, TailBuffer, TailConfig};
 use obs_model::{LlmCall, Span, TenantId, TimestampMs};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// How long spans are stored under one name.
 const TURN_MS: i64 = 30_000;
@@ -70,7 +71,7 @@ impl Tails {
         &mut self,
         tenant: &TenantId,
         spans: Vec<Span>,
-        calls: &[LlmCall],
+        calls: &[Arc<LlmCall>],
         now: TimestampMs,
     ) {
         let compares = self.config.as_ref().is_some_and(TailConfig::compares_calls);

@@ -4,8 +4,9 @@
 //! of the same kind explains costs money. Children end before their parents but may arrive after
 //! them: then the parent, booked already, is revised.
 
+use foldhash::{HashMap, HashSet};
 use obs_model::{CostState, LlmCall, Operation, Span, SpanId, TenantId, TimestampNs, TraceId};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// Traces with calls that are remembered, and spans and calls of all of them.
@@ -61,7 +62,7 @@ fn families<'a>(
     calls: impl Iterator<Item = &'a LlmCall>,
     parent: impl Fn(&SpanId) -> Option<SpanId>,
 ) -> HashSet<(SpanId, u8)> {
-    let mut out = HashSet::new();
+    let mut out = HashSet::default();
     for c in calls.filter(|c| has_usage(c)) {
         let mut at = c.span_id;
         for _ in 0..DEPTH_MAX {
@@ -152,7 +153,7 @@ impl Kin {
             if calls.is_empty() {
                 return Vec::new();
             }
-            self.tenants.insert(tenant.clone(), HashMap::new());
+            self.tenants.insert(tenant.clone(), HashMap::default());
         }
         let Some(traces) = self.tenants.get_mut(tenant) else { return Vec::new() };
         let mut touched = BTreeSet::new();
@@ -247,7 +248,7 @@ mod tests {
         static PRICES: LazyLock<PriceBook> = LazyLock::new(PriceBook::embedded);
         let prices = &*PRICES;
         let (mut kin, tenant) = (Kin::default(), TenantId::default());
-        let mut book: HashMap<SpanId, LlmCall> = HashMap::new();
+        let mut book: HashMap<SpanId, LlmCall> = HashMap::default();
         for spans in batches {
             let mut calls: Vec<_> =
                 spans.iter().filter_map(|s| call_from_span(s, prices)).collect();

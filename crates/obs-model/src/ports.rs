@@ -26,7 +26,8 @@ pub struct WriteBatch {
     pub metadata: Vec<MetricMetadata>,
     pub logs: Vec<LogRecord>,
     pub spans: Vec<Span>,
-    pub calls: Vec<LlmCall>,
+    /// Shared with those who are told of calls.
+    pub calls: Vec<Arc<LlmCall>>,
 }
 
 impl WriteBatch {

@@ -68,7 +68,7 @@ pub(crate) async fn keep(state: &AppState, tenant: &TenantId, id: TraceId) -> Re
     }
     let batch = WriteBatch {
         spans: spans.into_iter().map(Arc::unwrap_or_clone).collect(),
-        calls: calls.into_iter().map(Arc::unwrap_or_clone).collect(),
+        calls,
         ..WriteBatch::default()
     };
     state.ingest.copy(&archive, batch).await?;

@@ -6,6 +6,8 @@ use crate::records::{
 };
 use foldhash::HashMap;
 use obs_model::{Labels, Resource, Scope};
+use std::borrow::Borrow;
+use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -113,22 +115,32 @@ impl Tables {
 /// A batch of records in binary form, as the log carries it and the head keeps it: the shared
 /// parts, then each row as time, trace id (zero if none), length and body. Any row can be decoded
 /// alone.
-pub(crate) fn encode_batch<R: Record>(records: &[R]) -> Vec<u8> {
-    let mut shared = Shared::default();
-    let mut rows = Encoder::default();
-    let mut body = Encoder::default();
-    for r in records {
-        body.bytes.clear();
-        r.encode(&mut body, &mut shared);
-        rows.bytes.extend_from_slice(&r.time().to_le_bytes());
-        rows.bytes.extend_from_slice(&r.trace().map_or([0; 16], |t| *t.as_bytes()));
-        rows.raw(&body.bytes);
+pub(crate) fn encode_batch<R: Record>(records: &[impl Borrow<R>]) -> Vec<u8> {
+    thread_local! {
+        /// Rows and one body, kept between batches: their pages are warm and need not grow.
+        static BUFFERS: RefCell<(Encoder, Encoder)> = RefCell::default();
     }
-    let mut e = Encoder { bytes: Vec::with_capacity(rows.bytes.len() + 256) };
-    shared.put(&mut e);
-    e.len(records.len());
-    e.bytes.extend_from_slice(&rows.bytes);
-    e.bytes
+    const KEPT: usize = 4 << 20;
+    BUFFERS.with_borrow_mut(|(rows, body)| {
+        let mut shared = Shared::default();
+        rows.bytes.clear();
+        for r in records.iter().map(Borrow::borrow) {
+            body.bytes.clear();
+            r.encode(body, &mut shared);
+            rows.bytes.extend_from_slice(&r.time().to_le_bytes());
+            rows.bytes.extend_from_slice(&r.trace().map_or([0; 16], |t| *t.as_bytes()));
+            rows.raw(&body.bytes);
+        }
+        let mut e = Encoder { bytes: Vec::with_capacity(rows.bytes.len() + 256) };
+        shared.put(&mut e);
+        e.len(records.len());
+        e.bytes.extend_from_slice(&rows.bytes);
+        for buffer in [rows, body] {
+            buffer.bytes.clear();
+            buffer.bytes.shrink_to(KEPT);
+        }
+        e.bytes
+    })
 }
 
 /// Where a row of a batch is.
@@ -150,6 +162,10 @@ pub(crate) struct Batch<R> {
 }
 
 impl<R: Record> Batch<R> {
+    pub(crate) fn of(records: &[impl Borrow<R>]) -> Result<Self, Malformed> {
+        Self::read(encode_batch::<R>(records))
+    }
+
     pub(crate) fn read(bytes: Vec<u8>) -> Result<Self, Malformed> {
         let mut d = Decoder::new(&bytes);
         let tables = Tables::get(&mut d)?;

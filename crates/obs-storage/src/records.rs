@@ -759,7 +759,7 @@ pub(crate) mod tests {
     }
 
     fn round_trip<T: Record + PartialEq + std::fmt::Debug>(items: &[T]) {
-        let bytes = encode_batch(items);
+        let bytes = encode_batch::<T>(items);
         let batch = Batch::<T>::read(bytes.clone()).unwrap();
         for (item, row) in items.iter().zip(&batch.rows).rev() {
             assert_eq!(&batch.decode(row).unwrap(), item);

@@ -1,7 +1,7 @@
 //! The store: its configuration, shared state, and life from opening to closing.
 
 use crate::background;
-use crate::batch::{Batch, encode_batch};
+use crate::batch::Batch;
 use crate::flush::Maker;
 use crate::frame::Records;
 use crate::head::{Frozen, Head};
@@ -708,9 +708,9 @@ impl Append for Store {
             let operations: Operations = operations(&batch);
             let read = || -> Result<Records, crate::bin::Malformed> {
                 Ok(Records {
-                    logs: Batch::read(encode_batch(&batch.logs))?,
-                    spans: Batch::read(encode_batch(&batch.spans))?,
-                    calls: Batch::read(encode_batch(&batch.calls))?,
+                    logs: Batch::of(&batch.logs)?,
+                    spans: Batch::of(&batch.spans)?,
+                    calls: Batch::of(&batch.calls)?,
                     operations,
                     metadata: batch.metadata.clone(),
                 })

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -122,7 +123,7 @@ fn calls_of(
     tenant: &TenantId,
     spans: &[Span],
     budget: &Budget,
-) -> Result<Vec<LlmCall>, SelectError> {
+) -> Result<Vec<Arc<LlmCall>>, SelectError> {
     let starts = || spans.iter().map(|s| s.start.nanos());
     let traces: HashSet<_> = spans.iter().map(|s| s.trace_id).collect();
     let end = starts().max().map_or(i64::MAX, |t| t.saturating_add(1));
@@ -135,7 +136,7 @@ fn calls_of(
     let mut out = Vec::new();
     store.current_calls(tenant, &selection, budget, &mut |c| {
         if traces.contains(&c.trace_id) {
-            out.push((**c).clone());
+            out.push(c.clone());
         }
         ControlFlow::Continue(())
     })?;

@@ -30,41 +30,67 @@ const PROB_ONE: u32 = 1 << PROB_BITS;
 /// The state is kept in `[LOW, LOW << 32)`.
 const LOW: u64 = 1 << 31;
 
-const IS_WORD: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut i = 0;
-    while i < 256 {
-        let b = i as u8;
-        table[i] = b.is_ascii_alphanumeric() || b == b'_' || b >= 0x80;
-        i += 1;
-    }
-    table
-};
-
-fn is_word(b: Option<&u8>) -> bool {
-    b.is_some_and(|b| IS_WORD.get(usize::from(*b)).copied().unwrap_or(false))
+/// Which bytes of a text are of words, and which are spaces: a bit each.
+struct Classes {
+    words: Vec<u64>,
+    spaces: Vec<u64>,
 }
 
-/// Returns the length of the token at the start: a word, with the space before it if there is
-/// one, or a run of everything else.
-fn token_len(text: &[u8]) -> usize {
-    let spaced = usize::from(text.first() == Some(&b' ') && is_word(text.get(1)));
-    let mut n = spaced;
-    if is_word(text.get(n)) {
-        while n < WORD_BYTES_MAX && is_word(text.get(n)) {
-            n += 1;
+impl Classes {
+    fn of(raw: &[u8]) -> Self {
+        /// Makes a bit of each of 64 bytes that are 0 or 1.
+        fn bits(flags: &[u8; 64]) -> u64 {
+            let (eights, _) = flags.as_chunks::<8>();
+            eights.iter().rev().fold(0, |bits, eight| {
+                let gathered = u64::from_le_bytes(*eight).wrapping_mul(0x0102_0408_1020_4080) >> 56;
+                (bits << 8) | gathered
+            })
         }
-        return n;
-    }
-    while n < WORD_BYTES_MAX.min(text.len()) {
-        let here = text.get(n);
-        let ends = is_word(here) || (here == Some(&b' ') && n > 0 && is_word(text.get(n + 1)));
-        if ends {
-            break;
+        let count = raw.len() / 64 + 2;
+        let (mut words, mut spaces) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        for chunk in raw.chunks(64) {
+            let (mut text, mut word, mut space) = ([0; 64], [0; 64], [0; 64]);
+            for (to, from) in text.iter_mut().zip(chunk) {
+                *to = *from;
+            }
+            for ((b, word), space) in text.iter().zip(&mut word).zip(&mut space) {
+                let letter = (b | 0x20).wrapping_sub(b'a') < 26;
+                let digit = b.wrapping_sub(b'0') < 10;
+                *word = u8::from(letter | digit | (*b == b'_') | (*b >= 0x80));
+                *space = u8::from(*b == b' ');
+            }
+            words.push(bits(&word));
+            spaces.push(bits(&space));
         }
-        n += 1;
+        // What lies behind the text is neither.
+        words.push(0);
+        spaces.push(0);
+        Self { words, spaces }
     }
-    n
+
+    /// Returns the bits of the 64 bytes from a place on.
+    fn window(bits: &[u64], at: usize) -> u64 {
+        let bits_of = |i: usize| bits.get(i).copied().unwrap_or(0);
+        let shift = at % 64;
+        (bits_of(at / 64) >> shift) | (bits_of(at / 64 + 1) << 1 << (63 - shift))
+    }
+
+    /// Returns the length of the token that begins at a place: a word, with the space before it if
+    /// there is one, or a run of everything else. It may reach behind the text.
+    ///
+    /// Without branches that depend on the text: these are guessed wrong at every other token.
+    fn token_len(&self, at: usize) -> usize {
+        let (words, spaces) = (Self::window(&self.words, at), Self::window(&self.spaces, at));
+        let spaced_words = spaces & (words >> 1);
+        let spaced = (spaced_words & 1) as u32;
+        let word = words >> spaced;
+        let run = if word & 1 == 1 {
+            word.trailing_ones() + spaced
+        } else {
+            ((words | spaced_words) >> 1).trailing_zeros() + 1
+        };
+        (run as usize).min(WORD_BYTES_MAX)
+    }
 }
 
 /// Scales counts to probabilities; every one keeps at least one slot.
@@ -92,60 +118,90 @@ struct Words<'a> {
     /// Most frequent first.
     entries: Vec<&'a [u8]>,
     counts: Vec<u32>,
-    ids: Vec<u32>,
+    /// Numbers of the entries, in the order in which they first occur.
+    order: Vec<u16>,
+    /// The text, by these numbers.
+    ids: Vec<u16>,
+    /// The first word at or after every so many bytes, and where in the text it begins.
+    marks: Vec<(usize, usize)>,
+}
+
+/// What tells a word from others: its length, its first eight bytes and, if it is longer, its last
+/// eight. Words of more than sixteen have others between them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Key {
+    first: u64,
+    last: u64,
+    len: usize,
+}
+
+impl Key {
+    /// The bytes that a key holds whole.
+    const WHOLE: usize = 16;
+
+    fn of(raw: &[u8], at: usize, len: usize) -> Self {
+        let eight = |from: usize| match raw.get(from..from + 8).map(<[u8; 8]>::try_from) {
+            Some(Ok(bytes)) => u64::from_le_bytes(bytes),
+            // The end of the block.
+            _ => {
+                let rest = raw.get(from..).unwrap_or_default();
+                rest.iter().rev().fold(0, |all, b| (all << 8) | u64::from(*b))
+            }
+        };
+        let cut = 64 - 8 * len.clamp(1, 8);
+        let last = if len > 8 { eight(at + len - 8) } else { 0 };
+        Self { first: eight(at) & (u64::MAX >> cut), last, len }
+    }
 }
 
 /// Finds words by their bytes. A block has a hundred thousand: hashing two words of eight bytes and
 /// looking once takes half the time of a general map.
 struct Table {
     /// Number of the word from 1; 0 is free.
-    slots: Vec<u32>,
+    slots: Vec<u16>,
+    known: Vec<Key>,
     /// Random for the process, so that nobody can make words collide.
     keys: (u64, u64),
 }
 
 impl Table {
-    /// Slots are four times the words.
-    const BITS: u32 = 17;
+    /// Slots are at least two and a half times the words.
+    const BITS: u32 = 16;
 
     fn new() -> Self {
         let key = || RandomState::new().hash_one(0_u8) | 1;
-        Self { slots: vec![0; 1 << Self::BITS], keys: (key(), key()) }
+        Self { slots: vec![0; 1 << Self::BITS], known: Vec::new(), keys: (key(), key()) }
     }
 
-    fn slot(&self, word: &[u8]) -> usize {
-        fn load(bytes: &[u8]) -> u64 {
-            let mut word = [0; 8];
-            for (to, from) in word.iter_mut().zip(bytes) {
-                *to = *from;
+    fn slot(&self, key: &Key, word: &[u8]) -> usize {
+        let mut first = key.first;
+        if key.len > Key::WHOLE {
+            let between = word.get(8..word.len() - 8).unwrap_or_default();
+            for eight in between.chunks(8) {
+                let eight = eight.iter().fold(0, |all, b| (all << 8) | u64::from(*b));
+                first = (first ^ self.keys.0).wrapping_mul(self.keys.1).rotate_left(31) ^ eight;
             }
-            u64::from_le_bytes(word)
         }
-        let eight = |from: usize| -> u64 {
-            let whole = word.get(from..from + 8).and_then(|b| <[u8; 8]>::try_from(b).ok());
-            whole.map_or_else(|| load(word.get(from..).unwrap_or_default()), u64::from_le_bytes)
-        };
-        let (mut a, b) = (eight(0), eight(word.len().saturating_sub(8)));
-        for from in (8..word.len().saturating_sub(8)).step_by(8) {
-            a = (a ^ self.keys.0).wrapping_mul(self.keys.1).rotate_left(31) ^ eight(from);
-        }
-        let mixed = (a ^ self.keys.0).wrapping_mul(self.keys.1)
-            ^ (b ^ word.len() as u64).wrapping_mul(self.keys.0).rotate_left(29);
+        let mixed = (first ^ self.keys.0).wrapping_mul(self.keys.1)
+            ^ (key.last ^ key.len as u64).wrapping_mul(self.keys.0).rotate_left(29);
         (mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - Self::BITS)) as usize
     }
 
     /// Returns the number of a word; it is `entries.len()` for one that is new.
-    fn number(&mut self, word: &[u8], entries: &[&[u8]]) -> u32 {
+    fn number(&mut self, key: Key, word: &[u8], entries: &[&[u8]]) -> usize {
         let mask = self.slots.len() - 1;
-        let mut at = self.slot(word);
+        let mut at = self.slot(&key, word);
         loop {
-            let Some(slot) = self.slots.get_mut(at & mask) else { return entries.len() as u32 };
-            if *slot == 0 {
-                *slot = entries.len() as u32 + 1;
-                return entries.len() as u32;
-            }
-            if entries.get(*slot as usize - 1) == Some(&word) {
-                return *slot - 1;
+            let Some(slot) = self.slots.get_mut(at & mask) else { return entries.len() };
+            let Some(id) = usize::from(*slot).checked_sub(1) else {
+                *slot = entries.len() as u16 + 1;
+                self.known.push(key);
+                return entries.len();
+            };
+            let is_same = self.known.get(id) == Some(&key)
+                && (key.len <= Key::WHOLE || entries.get(id) == Some(&word));
+            if is_same {
+                return id;
             }
             at += 1;
         }
@@ -154,42 +210,73 @@ impl Table {
 
 /// Splits a block; `None` when it has too many distinct words to gain anything.
 fn split(raw: &[u8]) -> Option<Words<'_>> {
+    let classes = Classes::of(raw);
     let mut known = Table::new();
     let mut entries: Vec<&[u8]> = Vec::new();
     let mut counts: Vec<u32> = Vec::new();
-    let mut ids: Vec<u32> = Vec::with_capacity(raw.len() / 5);
-    let mut rest = raw;
-    while !rest.is_empty() {
-        let (token, tail) = rest.split_at_checked(token_len(rest).max(1))?;
-        rest = tail;
-        let next = entries.len() as u32;
-        let id = known.number(token, &entries);
-        if id == next {
-            entries.push(token);
+    let mut ids: Vec<u16> = Vec::with_capacity(raw.len() / 5);
+    let mut marks = Vec::new();
+    let (mut at, mut next_mark) = (0, MARK_BYTES);
+    while at < raw.len() {
+        if at >= next_mark {
+            marks.push((ids.len(), at));
+            next_mark = at + MARK_BYTES;
+        }
+        let len = classes.token_len(at).clamp(1, raw.len() - at);
+        let word = raw.get(at..at + len)?;
+        let id = known.number(Key::of(raw, at, len), word, &entries);
+        if id == entries.len() {
+            entries.push(word);
             counts.push(0);
             let many = entries.len() > DISTINCT_MAX;
             if many || (ids.len() > 4096 && entries.len() * 3 > ids.len()) {
                 return None;
             }
         }
-        *counts.get_mut(id as usize)? += 1;
-        ids.push(id);
+        *counts.get_mut(id)? += 1;
+        ids.push(id as u16);
+        at += len;
     }
-    let mut order: Vec<u32> = (0..entries.len() as u32).collect();
-    let count = |id: &u32| counts.get(*id as usize).copied().unwrap_or(0);
+    let mut order: Vec<u16> = (0..entries.len() as u16).collect();
+    let count = |id: &u16| counts.get(usize::from(*id)).copied().unwrap_or(0);
     order.sort_by_key(|id| std::cmp::Reverse(count(id)));
-    let mut rank = vec![0_u32; entries.len()];
-    for (new, old) in order.iter().enumerate() {
-        *rank.get_mut(*old as usize)? = new as u32;
-    }
-    for id in &mut ids {
-        *id = *rank.get(*id as usize)?;
-    }
     Some(Words {
-        entries: order.iter().filter_map(|id| entries.get(*id as usize).copied()).collect(),
+        entries: order.iter().filter_map(|id| entries.get(usize::from(*id)).copied()).collect(),
         counts: order.iter().map(count).collect(),
+        order,
         ids,
+        marks,
     })
+}
+
+/// How a word changes the coder's state `x`: to `x / p * PROB_ONE + x % p + start`, with the
+/// division as a multiplication by the reciprocal, which is exact for states below 2^63 (Granlund
+/// and Montgomery, "Division by invariant integers using multiplication").
+#[derive(Debug, Clone, Copy, Default)]
+struct Symbol {
+    reciprocal: u64,
+    p: u32,
+    /// Added to the state: the first of the word's slots, and what rounding leaves.
+    bias: u32,
+    shift: u32,
+}
+
+impl Symbol {
+    fn new(start: u32, p: u32) -> Self {
+        if p <= 1 {
+            // The reciprocal of 1 has no room: the quotient comes out one too small.
+            return Self { reciprocal: u64::MAX, p, bias: start + PROB_ONE - 1, shift: 0 };
+        }
+        // The smallest with 2^bits >= p.
+        let bits = 32 - (p - 1).leading_zeros();
+        let reciprocal = ((1_u128 << (bits + 63)).div_ceil(p.into())) as u64;
+        Self { reciprocal, p, bias: start, shift: bits - 1 }
+    }
+
+    const fn next(self, x: u64) -> u64 {
+        let quotient = ((x as u128 * self.reciprocal as u128) >> 64) as u64 >> self.shift;
+        x + self.bias as u64 + quotient * (PROB_ONE - self.p) as u64
+    }
 }
 
 impl Words<'_> {
@@ -207,42 +294,45 @@ impl Words<'_> {
         let probabilities = normalise(&self.counts);
         put_ints(e, &probabilities.iter().map(|p| i64::from(*p)).collect::<Vec<_>>());
         e.len(self.ids.len());
-        let mut ranges = Vec::with_capacity(probabilities.len());
-        let mut start = 0_u64;
-        for p in probabilities {
-            ranges.push((start, u64::from(p)));
-            start += u64::from(p);
-        }
-        // The first word at or after every so many bytes, and where in the text it begins.
-        let (mut at, mut next) = (0, MARK_BYTES);
-        let mut marks: Vec<(usize, usize)> = Vec::new();
-        for (i, id) in self.ids.iter().enumerate() {
-            if at >= next {
-                marks.push((i, at));
-                next = at + MARK_BYTES;
+        let mut symbols = vec![Symbol::default(); probabilities.len()];
+        let mut start = 0;
+        for (p, id) in probabilities.iter().zip(&self.order) {
+            if let Some(symbol) = symbols.get_mut(usize::from(*id)) {
+                *symbol = Symbol::new(start, *p);
             }
-            at += self.entries.get(*id as usize).map_or(0, |w| w.len());
+            start += p;
         }
-        // Decoding runs forwards, so coding runs backwards.
+        // Decoding runs forwards, so coding runs backwards, from mark to mark.
         let mut x = LOW;
-        let mut words: Vec<u32> = Vec::with_capacity(self.ids.len() / 2);
-        let mut states: Vec<(u64, usize)> = Vec::with_capacity(marks.len());
-        for (i, id) in self.ids.iter().enumerate().rev() {
-            let Some((start, p)) = ranges.get(*id as usize) else { continue };
-            if x >= ((LOW >> PROB_BITS) << 32) * p {
-                words.push(x as u32);
-                x >>= 32;
+        let mut words: Vec<u32> = vec![0; self.ids.len() + 1];
+        let mut used = 0;
+        let mut states: Vec<(u64, usize)> = Vec::with_capacity(self.marks.len());
+        let mut rest = self.ids.as_slice();
+        let mut code = |ids: &[u16]| {
+            for id in ids.iter().rev() {
+                let Some(symbol) = symbols.get(usize::from(*id)) else { continue };
+                // Written in any case and kept if there is no room for it: that is as likely as
+                // not, and a wrong guess costs more than the store.
+                if let Some(word) = words.get_mut(used) {
+                    *word = x as u32;
+                }
+                let is_full = x >= ((LOW >> PROB_BITS) << 32) * u64::from(symbol.p);
+                used += usize::from(is_full);
+                x = symbol.next(if is_full { x >> 32 } else { x });
             }
-            x = ((x / p) << PROB_BITS) + x % p + start;
-            let waiting = marks.len() - states.len();
-            if waiting.checked_sub(1).and_then(|m| marks.get(m)).is_some_and(|m| m.0 == i) {
-                states.push((x, words.len()));
-            }
+            (x, used)
+        };
+        for (first, _) in self.marks.iter().rev() {
+            let (before, behind) = rest.split_at_checked(*first).unwrap_or((rest, &[]));
+            states.push(code(behind));
+            rest = before;
         }
+        let (x, used) = code(rest);
+        words.truncate(used);
         states.reverse();
-        put_ints(e, &marks.iter().map(|m| m.1 as i64).collect::<Vec<_>>());
+        put_ints(e, &self.marks.iter().map(|m| m.1 as i64).collect::<Vec<_>>());
         // Words that are left from a mark on are not read before it.
-        put_ints(e, &states.iter().map(|s| (words.len() - s.1) as i64).collect::<Vec<_>>());
+        put_ints(e, &states.iter().map(|s| (used - s.1) as i64).collect::<Vec<_>>());
         states.iter().for_each(|s| e.bytes.extend_from_slice(&s.0.to_le_bytes()));
         e.bytes.extend_from_slice(&x.to_le_bytes());
         words.iter().rev().for_each(|w| e.bytes.extend_from_slice(&w.to_le_bytes()));
@@ -532,7 +622,63 @@ mod tests {
         assert_eq!(unpack(&packed, ids.len()).unwrap(), ids.as_bytes());
     }
 
+    /// The tokens of a text, byte by byte.
+    fn tokens(text: &[u8]) -> Vec<&[u8]> {
+        let is_word = |b: &u8| b.is_ascii_alphanumeric() || *b == b'_' || *b >= 0x80;
+        let word_at = |i: usize| text.get(i).is_some_and(is_word);
+        let spaced_at = |i: usize| text.get(i) == Some(&b' ') && word_at(i + 1);
+        let (mut out, mut at) = (Vec::new(), 0);
+        while at < text.len() {
+            let mut end = at + 1;
+            if word_at(at) || spaced_at(at) {
+                end += usize::from(spaced_at(at));
+                while word_at(end) && end - at < WORD_BYTES_MAX {
+                    end += 1;
+                }
+            } else {
+                let inside = |i: usize| i < text.len() && !word_at(i) && !spaced_at(i);
+                while inside(end) && end - at < WORD_BYTES_MAX {
+                    end += 1;
+                }
+            }
+            out.push(&text[at..end]);
+            at = end;
+        }
+        out
+    }
+
+    #[test]
+    fn states_go_on_as_division_says() {
+        for p in (1..300).chain([1000, 4095, 4096, 32_769, PROB_ONE - 1, PROB_ONE]) {
+            let symbol = Symbol::new(7, p);
+            let p = u64::from(p);
+            // States below which nothing is written out: from LOW to p * LOW << 32 >> 16.
+            let top = (p << 47) - 1;
+            for x in [LOW, LOW + 1, LOW | 0x1234_5678, top / 3, top - 1, top] {
+                let x = x.min(top);
+                assert_eq!(symbol.next(x), ((x / p) << PROB_BITS) + x % p + 7, "{x} by {p}");
+            }
+        }
+    }
+
     proptest! {
+        #[test]
+        fn texts_are_split_as_byte_by_byte(
+            text in r#"([ a-e]{0,9}|[ -~\n]{0,12}|[你好é ]{0,9}|[a-c]{40,100}|[. ]{40,100}){0,20}"#,
+        ) {
+            let text = text.as_bytes();
+            if let Some(words) = split(text) {
+                let first_seen = |id: &u16| {
+                    let rank = words.order.iter().position(|o| o == id).unwrap();
+                    words.entries[rank]
+                };
+                let found: Vec<&[u8]> = words.ids.iter().map(first_seen).collect();
+                prop_assert_eq!(&found, &tokens(text));
+                let distinct: std::collections::HashSet<&[u8]> = found.iter().copied().collect();
+                prop_assert_eq!(distinct.len(), words.entries.len());
+            }
+        }
+
         #[test]
         fn any_bytes_come_back(
             text in r#"([ a-e]{0,9}|[ -~\n]{0,12}|[你好é ]{0,9}){0,60}"#,
