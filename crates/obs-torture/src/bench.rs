@@ -1,7 +1,7 @@
 //! The table of what a million items cost: CPU time, bytes on disk, memory.
 
 use crate::load::{Kind, Plan, Verdict, once};
-use crate::server::{Server, Setup};
+use crate::server::{Server, Setup, cpu_of};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use std::io::Write as _;
@@ -89,8 +89,15 @@ const WORKS: &[Work] = &[
     },
 ];
 
-struct Measured {
+/// What a generator sent, and the CPU seconds that it took itself: they tell one machine, or one
+/// hour of it, from another.
+struct Sent {
     items: u64,
+    cpu: f64,
+}
+
+struct Measured {
+    sent: Sent,
     cpu: f64,
     bytes: u64,
     peak: u64,
@@ -111,8 +118,8 @@ fn bytes_below(dir: &Path) -> u64 {
         .sum()
 }
 
-/// Sends the data of `loadgen`, if there is one, else our own; returns the number of items.
-async fn send(w: &Work, server: &Server, loadgen: Option<&Path>) -> Result<Option<u64>> {
+/// Sends the data of `loadgen`, if there is one, else our own.
+async fn send(w: &Work, server: &Server, loadgen: Option<&Path>) -> Result<Option<Sent>> {
     if let Some(loadgen) = loadgen {
         let url = server.url(w.listener, w.path)?;
         let out = Command::new(loadgen).arg("gen").args(w.external).args(["--url", &url]).output();
@@ -123,7 +130,8 @@ async fn send(w: &Work, server: &Server, loadgen: Option<&Path>) -> Result<Optio
             .with_context(|| format!("the generator printed {last:?}"))?;
         let number = |name: &str| json.get(name).and_then(Value::as_u64).unwrap_or(0);
         ensure!(number("refused") == 0, "some were refused: {json}");
-        return Ok(Some(number("items")));
+        let cpu = json.get("client_cpu_s").and_then(Value::as_f64).unwrap_or(0.0);
+        return Ok(Some(Sent { items: number("items"), cpu }));
     }
     if w.items == 0 {
         return Ok(None);
@@ -144,8 +152,10 @@ async fn send(w: &Work, server: &Server, loadgen: Option<&Path>) -> Result<Optio
             ensure!(verdict == Verdict::Acked, "a batch was not taken: {verdict:?}");
         }
     };
+    let before = cpu_of(std::process::id())?;
     tokio::try_join!(worker(), worker(), worker(), worker())?;
-    Ok(Some(batches * w.own.records()))
+    let cpu = cpu_of(std::process::id())? - before;
+    Ok(Some(Sent { items: batches * w.own.records(), cpu }))
 }
 
 async fn one(w: &Work, bin: &Path, loadgen: Option<&Path>) -> Result<Option<Measured>> {
@@ -153,7 +163,7 @@ async fn one(w: &Work, bin: &Path, loadgen: Option<&Path>) -> Result<Option<Meas
     let setup = Setup::new(bin, dir.path().join("data"), "# defaults\n");
     let server = setup.start(Duration::from_secs(30))?;
     let before = server.cpu()?;
-    let Some(items) = send(w, &server, loadgen).await? else { return Ok(None) };
+    let Some(sent) = send(w, &server, loadgen).await? else { return Ok(None) };
     // All of it in segments, and these merged: what it costs in the long run.
     let compact = server.url("ui", "/api/v1/storage/compact")?;
     let answer = obs_objects::http_client().post(compact).send().await?;
@@ -164,7 +174,7 @@ async fn one(w: &Work, bin: &Path, loadgen: Option<&Path>) -> Result<Option<Meas
     server.signal("KILL")?;
     drop(server);
     let restart = setup.start(Duration::from_secs(60))?.ready_after;
-    Ok(Some(Measured { items, cpu, bytes, peak, restart }))
+    Ok(Some(Measured { sent, cpu, bytes, peak, restart }))
 }
 
 /// Returns the time from an acknowledged line until a query finds it.
@@ -194,8 +204,8 @@ pub async fn run(bin: &Path, loadgen: Option<PathBuf>, runs: usize) -> Result<()
         out,
         "data of {source}; CPU is utime + stime after flush and merges; median of {runs}\n"
     )?;
-    writeln!(out, "| work | items | CPU-s/M | B/item | peak MB | restart ms |")?;
-    writeln!(out, "|---|---|---|---|---|---|")?;
+    writeln!(out, "| work | items | CPU-s/M | of the generator | B/item | peak MB | restart ms |")?;
+    writeln!(out, "|---|---|---|---|---|---|---|")?;
     for w in WORKS {
         let mut results = Vec::new();
         for _ in 0..runs.max(1) {
@@ -203,13 +213,15 @@ pub async fn run(bin: &Path, loadgen: Option<PathBuf>, runs: usize) -> Result<()
         }
         results.sort_by(|a, b| a.cpu.total_cmp(&b.cpu));
         let Some(r) = results.get(results.len() / 2) else { continue };
+        let items = r.sent.items as f64;
         writeln!(
             out,
-            "| {} | {} | {:.2} | {:.2} | {} | {} |",
+            "| {} | {} | {:.2} | {:.2} | {:.2} | {} | {} |",
             if loadgen.is_some() { w.name } else { w.own_name },
-            r.items,
-            r.cpu / r.items as f64 * 1e6,
-            r.bytes as f64 / r.items as f64,
+            r.sent.items,
+            r.cpu / items * 1e6,
+            r.sent.cpu / items * 1e6,
+            r.bytes as f64 / items,
             r.peak >> 20,
             r.restart.as_millis()
         )?;

@@ -155,18 +155,12 @@ impl Server {
         Ok(kib.parse::<u64>()? * 1024)
     }
 
-    /// Returns the CPU time used so far, user and system, in seconds.
+    /// Returns the CPU time used so far; see [`cpu_of`].
     ///
     /// # Errors
     /// When the process is gone.
     pub fn cpu(&self) -> Result<f64> {
-        /// Clock ticks a second; the same on every Linux that we know.
-        const TICKS: f64 = 100.0;
-        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))
-            .context("the server is gone")?;
-        let rest = text.rsplit_once(')').context("no command name")?.1;
-        let field = |n: usize| rest.split_whitespace().nth(n).and_then(|v| v.parse::<f64>().ok());
-        Ok((field(11).context("no utime")? + field(12).context("no stime")?) / TICKS)
+        cpu_of(self.pid())
     }
 
     /// Sends SIGTERM and waits.
@@ -179,6 +173,20 @@ impl Server {
         anyhow::ensure!(status.success(), "the server ended with {status}");
         Ok(())
     }
+}
+
+/// Returns the CPU time that a process has used, user and system, in seconds.
+///
+/// # Errors
+/// When the process is gone.
+pub fn cpu_of(pid: u32) -> Result<f64> {
+    /// Clock ticks a second; the same on every Linux that we know.
+    const TICKS: f64 = 100.0;
+    let text =
+        std::fs::read_to_string(format!("/proc/{pid}/stat")).context("the process is gone")?;
+    let rest = text.rsplit_once(')').context("no command name")?.1;
+    let field = |n: usize| rest.split_whitespace().nth(n).and_then(|v| v.parse::<f64>().ok());
+    Ok((field(11).context("no utime")? + field(12).context("no stime")?) / TICKS)
 }
 
 impl Drop for Server {
