@@ -5,8 +5,8 @@
 
 use crate::{DecodeError, Decoded, Rejected};
 use obs_model::{
-    Exemplar, Histogram, Labels, LabelsBuilder, MetricKind, MetricMetadata, ResetHint, Sample,
-    SampleValue, TimestampMs,
+    Exemplar, Histogram, Labels, MetricKind, MetricMetadata, ResetHint, Sample, SampleValue,
+    TimestampMs,
 };
 use prost::Message;
 use std::sync::Arc;
@@ -154,22 +154,22 @@ fn read_series(
 fn read_exemplar(bytes: &[u8]) -> Result<Exemplar, DecodeError> {
     let Sample { value, timestamp } = read_sample_at(bytes, (2, 3))?;
     let value = if let SampleValue::Float(f) = value { f } else { f64::NAN };
-    let labels = label_pairs(bytes).map_err(|e| damaged(&e))?.build();
+    let labels = Labels::from_unique(label_pairs(bytes).map_err(|e| damaged(&e))?);
     Ok(Exemplar { labels, value, timestamp_ms: Some(timestamp.millis()) })
 }
 
 fn read_labels(series: &[u8]) -> Result<Labels, String> {
-    let labels = label_pairs(series)?.build();
+    let labels = Labels::from_unique(label_pairs(series)?);
     if labels.metric_name().is_empty() {
         return Err("series has no metric name".into());
     }
     Ok(labels)
 }
 
-fn label_pairs(series: &[u8]) -> Result<LabelsBuilder, String> {
+/// Returns names, each of them once, and values, some of which may be empty.
+fn label_pairs(series: &[u8]) -> Result<Vec<(&str, &str)>, String> {
     let text = |b| std::str::from_utf8(b).map_err(|_| "label is not valid UTF-8".to_owned());
-    let mut b = LabelsBuilder::default();
-    let mut names: Vec<&str> = Vec::new();
+    let mut pairs: Vec<(&str, &str)> = Vec::new();
     let mut r = Reader(series);
     while let Some((number, field)) = r.field().map_err(|e| e.reason)? {
         let (1, Field::Bytes(label)) = (number, field) else { continue };
@@ -185,13 +185,12 @@ fn label_pairs(series: &[u8]) -> Result<LabelsBuilder, String> {
         if name.is_empty() {
             return Err("label without a name".into());
         }
-        if names.contains(&name) {
+        if pairs.iter().any(|(n, _)| *n == name) {
             return Err(format!("label {name:?} appears twice"));
         }
-        names.push(name);
-        b.push(name, value);
+        pairs.push((name, value));
     }
-    Ok(b)
+    Ok(pairs)
 }
 
 pub(crate) fn read_sample(bytes: &[u8]) -> Result<Sample, DecodeError> {

@@ -146,6 +146,13 @@ impl Labels {
         builder.build()
     }
 
+    /// Builds a set from pairs in any order whose names are unique; empty values are left out.
+    pub fn from_unique<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        let mut pairs: Vec<_> = pairs.into_iter().filter(|(_, v)| !v.is_empty()).collect();
+        pairs.sort_unstable();
+        Self::from_sorted(pairs.into_iter())
+    }
+
     /// Builds a set from pairs that are sorted by name, unique and not empty.
     pub fn from_sorted<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> Self {
         let mut text = String::with_capacity(256);
@@ -263,9 +270,8 @@ impl LabelsBuilder {
         }
     }
 
-    pub fn build(mut self) -> Labels {
-        self.pairs.sort_unstable();
-        Labels::from_sorted(self.pairs.iter().map(|(n, v)| (n.as_str(), v.as_str())))
+    pub fn build(self) -> Labels {
+        Labels::from_unique(self.pairs.iter().map(|(n, v)| (n.as_str(), v.as_str())))
     }
 }
 
@@ -281,6 +287,7 @@ mod tests {
         assert_eq!(a.get("zz"), "");
         assert_eq!(a.with(METRIC_NAME, "m").to_string(), r#"m{a="3", b="2"}"#);
         assert!(a.with("a", "") > a);
+        assert_eq!(a, Labels::from_unique([("b", "2"), ("c", ""), ("a", "3")]));
     }
 
     #[test]

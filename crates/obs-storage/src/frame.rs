@@ -175,16 +175,24 @@ impl Definitions {
 
 /// What one log file defines, by tenant.
 #[derive(Debug, Default)]
-pub(crate) struct Dictionary(HashMap<TenantId, Definitions>);
+pub(crate) struct Dictionary {
+    tenants: HashMap<TenantId, Definitions>,
+    /// The frame taken last: most are followed by their copy.
+    last: Vec<u8>,
+}
 
 impl Dictionary {
     /// Takes a frame of definitions.
     pub(crate) fn read(&mut self, payload: &[u8]) -> Result<(), Malformed> {
+        if self.last == payload {
+            return Ok(());
+        }
+        self.last.clear();
         let mut d = Decoder::new(payload);
         let tenant = TenantId::new(d.str()?).map_err(|_| d.bad())?;
         let body = get_packed(&mut d)?;
         let mut b = Decoder::new(&body);
-        let known = self.0.entry(tenant).or_default();
+        let known = self.tenants.entry(tenant).or_default();
         for _ in 0..b.len()? {
             let number = u32::try_from(b.uint()?).map_err(|_| b.bad())?;
             let labels = get_labels(&mut b)?;
@@ -196,14 +204,15 @@ impl Dictionary {
                 }
             }
         }
+        self.last.extend_from_slice(payload);
         Ok(())
     }
 
     pub(crate) fn get(&self, tenant: &TenantId) -> Option<&Definitions> {
-        self.0.get(tenant)
+        self.tenants.get(tenant)
     }
 
     pub(crate) fn get_mut(&mut self, tenant: &TenantId) -> Option<&mut Definitions> {
-        self.0.get_mut(tenant)
+        self.tenants.get_mut(tenant)
     }
 }

@@ -4,8 +4,8 @@ use crate::batch::{Shared, Tables};
 use crate::bin::{Decoder, Encoder, Malformed};
 use obs_model::{
     AttributeValue, Attributes, CallCost, CallStatus, CostState, Dialect, Histogram, Labels,
-    LabelsBuilder, LlmCall, LogRecord, Money, Operation, ResetHint, Scope, Span, SpanEvent, SpanId,
-    SpanKind, SpanLink, SpanStatus, TimestampNs, TokenUsage, TraceId,
+    LlmCall, LogRecord, Money, Operation, ResetHint, Scope, Span, SpanEvent, SpanId, SpanKind,
+    SpanLink, SpanStatus, TimestampNs, TokenUsage, TraceId,
 };
 use std::borrow::Cow;
 
@@ -21,12 +21,13 @@ pub(crate) fn put_labels(e: &mut Encoder, labels: &Labels) {
 }
 
 pub(crate) fn get_labels(d: &mut Decoder<'_>) -> Result<Labels, Malformed> {
-    let mut b = LabelsBuilder::default();
-    for _ in 0..d.len()? {
+    let count = d.len()?;
+    let mut pairs = Vec::with_capacity(count);
+    for _ in 0..count {
         let name = d.str()?;
-        b.push(name, d.str()?);
+        pairs.push((name, d.str()?));
     }
-    Ok(b.build())
+    Ok(Labels::from_unique(pairs))
 }
 
 pub(crate) fn put_value(e: &mut Encoder, v: &AttributeValue) {
