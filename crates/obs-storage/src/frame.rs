@@ -134,18 +134,63 @@ pub(crate) fn put_series(tenant: &TenantId, list: &[(u32, Labels)]) -> Vec<u8> {
     e.bytes
 }
 
+/// A series, as a log file defines it.
+#[derive(Debug)]
+struct Definition {
+    labels: Labels,
+    /// Its number in the head that the file is read into, once that is known. Looking up labels
+    /// for every sample took most of the time.
+    reference: Option<u32>,
+}
+
 /// Series of a tenant by number, as one log file defines them.
 #[derive(Debug, Default)]
 pub(crate) struct Definitions {
-    labels: HashMap<u32, Labels>,
-    /// By number: one more than the series' number in the head that the file is read into, once
-    /// that is known. Looking up labels for every sample took most of the time.
-    references: Vec<u32>,
+    list: Vec<Definition>,
+    /// By number: one more than the place in the list.
+    places: Vec<u32>,
+    /// Places of numbers that are too large for such a table.
+    others: HashMap<u32, u32>,
 }
 
 impl Definitions {
+    /// Numbers are those of a head: dense, and hardly ever as large as this.
+    const DENSE: usize = 1 << 24;
+
+    fn find(&mut self, number: u32) -> Option<&mut Definition> {
+        let place = self.place(number)?;
+        self.list.get_mut(place)
+    }
+
+    fn place(&self, number: u32) -> Option<usize> {
+        let place = self.places.get(number as usize).or_else(|| self.others.get(&number));
+        place?.checked_sub(1).map(|p| p as usize)
+    }
+
+    fn define(&mut self, number: u32, labels: Labels) {
+        if let Some(known) = self.find(number) {
+            if known.labels != labels {
+                *known = Definition { labels, reference: None };
+            }
+            return;
+        }
+        self.list.push(Definition { labels, reference: None });
+        let place = self.list.len() as u32;
+        let at = number as usize;
+        if at >= Self::DENSE {
+            self.others.insert(number, place);
+            return;
+        }
+        if self.places.len() <= at {
+            self.places.resize(at + 1, 0);
+        }
+        if let Some(slot) = self.places.get_mut(at) {
+            *slot = place;
+        }
+    }
+
     pub(crate) fn contains(&self, number: u32) -> bool {
-        self.labels.contains_key(&number)
+        self.place(number).is_some()
     }
 
     /// Returns the series' number in the head, which `find` knows by its labels.
@@ -154,22 +199,8 @@ impl Definitions {
         number: u32,
         find: impl FnOnce(&Labels) -> u32,
     ) -> Option<u32> {
-        /// Numbers are dense; a larger one is looked up every time.
-        const DENSE: usize = 1 << 24;
-        let at = number as usize;
-        if let Some(known) = self.references.get(at).and_then(|r| r.checked_sub(1)) {
-            return Some(known);
-        }
-        let reference = find(self.labels.get(&number)?);
-        if at < DENSE {
-            if self.references.len() <= at {
-                self.references.resize(at + 1, 0);
-            }
-            if let Some(slot) = self.references.get_mut(at) {
-                *slot = reference + 1;
-            }
-        }
-        Some(reference)
+        let known = self.find(number)?;
+        Some(*known.reference.get_or_insert_with(|| find(&known.labels)))
     }
 }
 
@@ -196,13 +227,7 @@ impl Dictionary {
         for _ in 0..b.len()? {
             let number = u32::try_from(b.uint()?).map_err(|_| b.bad())?;
             let labels = get_labels(&mut b)?;
-            // Every definition is there twice.
-            if known.labels.get(&number) != Some(&labels) {
-                known.labels.insert(number, labels);
-                if let Some(slot) = known.references.get_mut(number as usize) {
-                    *slot = 0;
-                }
-            }
+            known.define(number, labels);
         }
         self.last.extend_from_slice(payload);
         Ok(())
@@ -214,5 +239,41 @@ impl Dictionary {
 
     pub(crate) fn get_mut(&mut self, tenant: &TenantId) -> Option<&mut Definitions> {
         self.tenants.get_mut(tenant)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_means_what_the_last_definition_says() {
+        let tenant = TenantId::default();
+        let mut all = Dictionary::default();
+        let labels = |v: &str| Labels::from_pairs([("l", v)]);
+        let large = 1 << 30;
+        let frame = |list: &[(u32, Labels)]| put_series(&tenant, list);
+        let first = frame(&[(0, labels("a")), (7, labels("b")), (large, labels("c"))]);
+        all.read(&first).unwrap();
+        all.read(&first).unwrap();
+        let known = all.get_mut(&tenant).unwrap();
+        let found = |known: &mut Definitions, number, is: &str, there| {
+            known.reference(number, |l| {
+                assert_eq!(*l, labels(is));
+                there
+            })
+        };
+        for (number, is) in [(0, "a"), (7, "b"), (large, "c")] {
+            assert!(known.contains(number));
+            assert_eq!(found(known, number, is, number + 1), Some(number + 1));
+            // Asked for once.
+            assert_eq!(known.reference(number, |_| unreachable!()), Some(number + 1));
+        }
+        assert!(!known.contains(1) && !known.contains(8) && !known.contains(large + 1));
+        assert_eq!(known.reference(1, |_| 5), None);
+        all.read(&frame(&[(7, labels("d")), (0, labels("a"))])).unwrap();
+        let known = all.get_mut(&tenant).unwrap();
+        assert_eq!(found(known, 7, "d", 70), Some(70));
+        assert_eq!(known.reference(0, |_| unreachable!()), Some(1));
     }
 }

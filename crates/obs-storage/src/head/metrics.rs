@@ -210,10 +210,10 @@ impl MetricsHead {
 
     fn index(&mut self, labels: &Labels, reference: u32) {
         for (name, value) in labels.iter() {
-            if !self.postings.contains_key(name) {
-                self.postings.insert(name.into(), HashMap::default());
-            }
-            let Some(values) = self.postings.get_mut(name) else { continue };
+            let values = match self.postings.get_mut(name) {
+                Some(values) => values,
+                None => self.postings.entry(name.into()).or_default(),
+            };
             match values.get_mut(value) {
                 Some(list) => list.push(reference),
                 None => {
