@@ -1,6 +1,6 @@
 //! The table of what a million items cost: CPU time, bytes on disk, memory.
 
-use crate::load::{Kind, Plan, Verdict, once};
+use crate::load::{Kind, MANY, Plan, Verdict, many_series, once};
 use crate::server::{Server, Setup, cpu_of};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -177,6 +177,64 @@ async fn one(w: &Work, bin: &Path, loadgen: Option<&Path>) -> Result<Option<Meas
     Ok(Some(Measured { sent, cpu, bytes, peak, restart }))
 }
 
+/// What a million series that are all written to cost.
+struct Million {
+    peak: u64,
+    counted: Duration,
+    log: u64,
+    restart: Duration,
+}
+
+/// Writes to a million series three times, counts them by a query, kills the server and counts
+/// them again.
+async fn million(bin: &Path) -> Result<Million> {
+    const SERIES: u64 = 1_000_000;
+    const BODY: u64 = 2_000;
+    const START_MS: i64 = 1_780_000_000_000;
+    let dir = tempfile::tempdir()?;
+    // The program has some series of its own.
+    let config = "limits:\n  series: 1100000\n  series_per_tenant: 1100000\n";
+    let setup = Setup::new(bin, dir.path().join("data"), config);
+    let server = setup.start(Duration::from_secs(30))?;
+    let url = server.url("prometheus", "/api/v1/write")?;
+    let http = obs_objects::http_client();
+    let next = AtomicU64::new(0);
+    let worker = async || -> Result<()> {
+        loop {
+            let at = next.fetch_add(BODY, Ordering::Relaxed);
+            if at >= 3 * SERIES {
+                return Ok(());
+            }
+            let time = START_MS + (at / SERIES) as i64 * 15_000;
+            let first = at % SERIES;
+            let body = many_series(first..first + BODY, time)?;
+            let answer = http.post(&url).body(body).send().await?;
+            ensure!(answer.status().is_success(), "not taken: {}", answer.text().await?);
+        }
+    };
+    tokio::try_join!(worker(), worker(), worker(), worker())?;
+    let count = async |server: &Server| -> Result<Duration> {
+        let url = server.url("prometheus", "/api/v1/query")?;
+        let query =
+            [("query", format!("count({MANY})")), ("time", (START_MS / 1000 + 60).to_string())];
+        let began = Instant::now();
+        let answer = http.get(url).query(&query).send().await?.text().await?;
+        let found: Value = serde_json::from_str(&answer)?;
+        let value = found.pointer("/data/result/0/value/1").and_then(Value::as_str);
+        ensure!(value == Some("1000000"), "counted wrongly: {answer}");
+        Ok(began.elapsed())
+    };
+    count(&server).await?;
+    let counted = count(&server).await?;
+    let peak = server.peak()?;
+    server.signal("KILL")?;
+    drop(server);
+    let log = bytes_below(&setup.data.join("wal"));
+    let server = setup.start(Duration::from_secs(60))?;
+    count(&server).await?;
+    Ok(Million { peak, counted, log, restart: server.ready_after })
+}
+
 /// Returns the time from an acknowledged line until a query finds it.
 async fn visible(bin: &Path) -> Result<Duration> {
     let dir = tempfile::tempdir()?;
@@ -226,6 +284,15 @@ pub async fn run(bin: &Path, loadgen: Option<PathBuf>, runs: usize) -> Result<()
             r.restart.as_millis()
         )?;
     }
-    writeln!(out, "\nacknowledged → found by a query: {} ms", visible(bin).await?.as_millis())?;
+    let m = million(bin).await.context("a million series")?;
+    writeln!(
+        out,
+        "\n1,000,000 active series: peak {} MB; counted by a query in {} ms; after a kill ready in {} ms, with {} MB of log",
+        m.peak >> 20,
+        m.counted.as_millis(),
+        m.restart.as_millis(),
+        m.log >> 20
+    )?;
+    writeln!(out, "acknowledged → found by a query: {} ms", visible(bin).await?.as_millis())?;
     Ok(())
 }

@@ -148,8 +148,36 @@ fn remote_write(batch: u64, ms: i64) -> Result<Vec<u8>> {
         ],
         samples: vec![Sample { value: value(batch, i), timestamp: ms }],
     };
-    let request = WriteRequest { series: (0..Kind::RemoteWrite.records()).map(one).collect() };
+    snappy(&WriteRequest { series: (0..Kind::RemoteWrite.records()).map(one).collect() })
+}
+
+fn snappy(request: &WriteRequest) -> Result<Vec<u8>> {
     snap::raw::Encoder::new().compress_vec(&request.encode_to_vec()).context("failed to compress")
+}
+
+/// The metric of [`many_series`].
+pub const MANY: &str = "bench_requests_total";
+
+/// Returns the body of a remote write with a sample of each of some of many series, which have as
+/// many labels as those of a fleet of model servers.
+///
+/// # Errors
+/// When it cannot be compressed.
+pub fn many_series(series: std::ops::Range<u64>, ms: i64) -> Result<Vec<u8>> {
+    let label = |name: &str, value: String| Label { name: name.into(), value };
+    let one = |i: u64| TimeSeries {
+        labels: vec![
+            label("__name__", MANY.into()),
+            label("instance", format!("inference-{}.llm.svc:9090", i / 500)),
+            label("job", format!("llm-{}", i % 5)),
+            label("model", format!("model-{}", i % 12)),
+            label("provider", format!("provider-{}", i % 4)),
+            label("route", format!("/v1/route-{}", i % 500)),
+            label("status", format!("{}", 200 + i % 7)),
+        ],
+        samples: vec![Sample { value: i as f64, timestamp: ms }],
+    };
+    snappy(&WriteRequest { series: series.map(one).collect() })
 }
 
 fn otlp_logs(batch: u64, ns: u64) -> Vec<u8> {
