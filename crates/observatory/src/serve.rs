@@ -26,7 +26,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::{TcpListener, TcpSocket, UdpSocket};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
@@ -359,11 +359,18 @@ enum Socket {
 }
 
 impl Socket {
-    async fn bind(address: &str, transport: Transport) -> std::io::Result<Self> {
+    async fn bind(address: SocketAddr, transport: Transport) -> std::io::Result<Self> {
+        /// Connections that wait to be taken. With the 128 that are usual, a rush of clients has
+        /// its first packets dropped, and each of these is sent again only after a second.
+        const WAITING: u32 = 4096;
         if transport == Transport::Udp {
             return UdpSocket::bind(address).await?.into_std().map(Self::Udp);
         }
-        TcpListener::bind(address).await?.into_std().map(Self::Tcp)
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // A server that starts anew must not wait for the connections of the one before.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(WAITING)?.into_std().map(Self::Tcp)
     }
 
     fn address(&self) -> std::io::Result<SocketAddr> {
@@ -381,7 +388,7 @@ async fn bind(config: &Config) -> Result<Sockets> {
     for (listener, address) in &config.listen {
         let Address::At(address) = address else { continue };
         let name = listener.name();
-        let socket = Socket::bind(&address.to_string(), listener.transport()).await;
+        let socket = Socket::bind(*address, listener.transport()).await;
         let socket = socket.with_context(|| format!("failed to listen on {address} for {name}; move it with --listen {name}=HOST:PORT or {name}=off"))?;
         out.push((*listener, socket));
     }
