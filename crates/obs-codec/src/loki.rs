@@ -9,9 +9,6 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Longest line kept; a longer one is refused.
-const LINE_BYTES_MAX: usize = 1 << 20;
-
 #[derive(Deserialize)]
 struct JsonPush {
     streams: Vec<JsonStream>,
@@ -138,11 +135,6 @@ impl Builder {
     fn push(&mut self, stream: &Labels, ns: i64, line: String, attributes: Attributes) {
         if stream.is_empty() {
             return self.rejected.add("error at least one label pair is required per stream");
-        }
-        if line.len() > LINE_BYTES_MAX {
-            return self
-                .rejected
-                .add(format!("line of {} bytes is longer than {LINE_BYTES_MAX}", line.len()));
         }
         let text =
             |names: [&str; 3]| names.iter().find_map(|n| attributes.get_str(n)).map(str::to_owned);

@@ -66,6 +66,24 @@ fn broken(limit: &'static str, offender: &str, what: std::fmt::Arguments<'_>) ->
     Violation { limit, text: format!("{shown}{dots}: {what} (limits.{limit})") }
 }
 
+/// Judges the labels of log streams; records come grouped by them.
+#[derive(Debug, Default)]
+pub(crate) struct Streams {
+    /// The last that was good.
+    good: Option<Labels>,
+}
+
+impl Streams {
+    pub(crate) fn check(&mut self, limits: &Limits, stream: &Labels) -> Result<(), Violation> {
+        if self.good.as_ref() != Some(stream) {
+            let who = || format!("stream {stream}");
+            limits.label_set(stream, who, who)?;
+            self.good = Some(stream.clone());
+        }
+        Ok(())
+    }
+}
+
 impl Limits {
     pub(crate) fn time(
         &self,
@@ -113,25 +131,34 @@ impl Limits {
     }
 
     pub(crate) fn labels(&self, labels: &Labels) -> Result<(), Violation> {
+        let whole = || format!("series {labels}");
+        self.label_set(labels, whole, || format!("series {}", labels.get(METRIC_NAME)))
+    }
+
+    fn label_set(
+        &self,
+        labels: &Labels,
+        whole: impl Fn() -> String,
+        named: impl Fn() -> String,
+    ) -> Result<(), Violation> {
         let (n, max) = (labels.len(), self.labels_max);
         if n > max {
             let what = format_args!("{n} labels, at most {max} are allowed");
-            return Err(broken("labels_per_series", &format!("series {labels}"), what));
+            return Err(broken("labels_per_series", &whole(), what));
         }
-        let series = || format!("series {}", labels.get(METRIC_NAME));
         for (n, v) in labels.iter() {
             let (bytes, max) = (n.len(), self.label_name_bytes_max);
             if bytes > max {
                 let start: String = n.chars().take(40).collect();
                 let what =
                     format_args!("label name {start}… of {bytes} bytes is longer than {max}");
-                return Err(broken("label_name_bytes", &series(), what));
+                return Err(broken("label_name_bytes", &named(), what));
             }
             let (bytes, max) = (v.len(), self.label_value_bytes_max);
             if bytes > max {
                 let what =
                     format_args!("value of label {n:?} of {bytes} bytes is longer than {max}");
-                return Err(broken("label_value_bytes", &series(), what));
+                return Err(broken("label_value_bytes", &named(), what));
             }
         }
         Ok(())

@@ -7,7 +7,7 @@ use crate::deltas::Deltas;
 use crate::derive::Derived;
 use crate::exemplars::Exemplars;
 use crate::identity::Identities;
-use crate::limits::{TenantLimits, Violation};
+use crate::limits::{Streams, TenantLimits, Violation};
 use crate::red::{Facts, Red, SpanDimension};
 use crate::sampling::Sampling;
 use crate::seen::{Recent, Seen};
@@ -403,8 +403,9 @@ impl Ingest {
         let limits = self.limits.of(tenant);
         let mut scores = Vec::new();
         let mut events = Vec::new();
+        let mut streams = Streams::default();
         for mut r in logs {
-            match limits.log(&r, now) {
+            match limits.log(&r, now).and_then(|()| streams.check(limits, &r.stream)) {
                 Ok(()) => {
                     correlate(&mut r);
                     let score = Scored::of_log(&r).map(|s| s.record());

@@ -31,7 +31,8 @@ fn partial(decoder: &Rejected, outcome: Outcome) -> Partial {
     Partial { rejected: decoder.count + outcome.rejected, message: reasons.join("; ") }
 }
 
-fn count(state: &AppState, signal: &str, rejected: &Rejected) {
+/// Counts what a decoder refused.
+pub(crate) fn count(state: &AppState, signal: &str, rejected: &Rejected) {
     if rejected.count > 0 {
         state
             .ingest

@@ -48,6 +48,11 @@ fn line(length: usize, at: u64) -> Value {
     json!({"streams": [{"stream": {"app": "shop"}, "values": [[at.to_string(), "x".repeat(length)]]}]})
 }
 
+fn stream(labels: &[(&str, &str)], at: u64) -> Value {
+    let labels: std::collections::BTreeMap<_, _> = labels.iter().copied().collect();
+    json!({"streams": [{"stream": labels, "values": [[at.to_string(), "x"]]}]})
+}
+
 /// A request of exactly so many bytes.
 fn padded(bytes: usize, now: u64) -> Vec<u8> {
     let mut text = line(5, now).to_string();
@@ -120,6 +125,27 @@ async fn a_tenants_limits_hold_at_the_edge_and_name_themselves() {
             metrics,
             metric("m", &[("a", "1"), ("b", "1")], now + 2_000_000),
             metric("third", &[], now),
+        ),
+        case(
+            "labels_per_series",
+            "stream {a=\"1\"",
+            loki,
+            stream(&[("a", "1"), ("b", "1")], now),
+            stream(&[("a", "1"), ("b", "1"), ("c", "1"), ("d", "1")], now),
+        ),
+        case(
+            "label_name_bytes",
+            "stream {abcdefghijklm=\"1\"",
+            loki,
+            stream(&[("abcdefghijkl", "1")], now),
+            stream(&[("abcdefghijklm", "1")], now),
+        ),
+        case(
+            "label_value_bytes",
+            "value of label \"a\"",
+            loki,
+            stream(&[("a", "1234567890")], now),
+            stream(&[("a", "12345678901")], now),
         ),
         case("log_line_bytes", "{app=\"shop\"}", loki, line(20, now), line(21, now)),
         case("future", "{app=\"shop\"}", loki, line(1, now + minute), line(2, now + 3 * minute)),
