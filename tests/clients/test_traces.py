@@ -1,6 +1,7 @@
 """Real tracing clients send to the binary, and their spans are found over every API."""
 
 import base64
+import gzip
 import json
 import os
 import pathlib
@@ -938,6 +939,24 @@ def test_every_exporter_for_node_is_understood(server):
         assert of_root["http.status_code"] == plain(503) and of_child["share"] == plain(0.5), name
         logs = {f["value"] for log in child["logs"] for f in log["fields"] if f["key"] in ("event", "name")}
         assert {"retry", "exception"} <= logs or name == "zipkin", child["logs"]
+
+
+def test_a_value_of_16_mib_comes_back_byte_for_byte(server):
+    trace_id, start = os.urandom(16).hex(), time.time_ns() - 20_000_000_000
+    # Letters of three bytes, none of which repeats for long.
+    text = "".join(chr(0x4E00 + i * i % 20_000) for i in range((16 << 20) // 3))
+    attribute = {"key": "gen_ai.input.messages", "value": {"stringValue": text}}
+    span = a_span(trace_id, 1, "large", start, 5, attributes=[attribute])
+    # A body as sent may have 16 MiB, and 64 once it is unpacked.
+    body = json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}, ensure_ascii=False).encode()
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    status, answer = request(server, "otlp-http", "/v1/traces", gzip.compress(body, 1), headers)
+    assert (status, json.loads(answer)) == (200, {})
+    for place in ("head", "segment"):
+        tags = get(server, "jaeger", f"/api/traces/{trace_id}")["data"][0]["spans"][0]["tags"]
+        value = next(t["value"] for t in tags if t["key"] == "gen_ai.input.messages")
+        assert len(value) == len(text) and value == text, place
+        assert server.post("/api/v1/storage/flush")[0] == 200
 
 
 def test_bad_spans_harm_no_other(server):

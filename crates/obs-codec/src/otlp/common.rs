@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 /// Nesting below which values are cut.
 const DEPTH_MAX: usize = 16;
-/// Longest attribute value kept, in bytes; LLM content is the longest that is legitimate.
-const VALUE_BYTES_MAX: usize = 1 << 20;
+/// Longest text of an attribute that is kept, in bytes: prompts with documents and pictures in them
+/// are the longest that are legitimate.
+const VALUE_BYTES_MAX: usize = 16 << 20;
 const TRUNCATED: &str = "…[truncated]";
 
 /// Cuts a string at a character boundary and marks the cut.
