@@ -270,8 +270,9 @@ impl LabelsBuilder {
         }
     }
 
-    pub fn build(self) -> Labels {
-        Labels::from_unique(self.pairs.iter().map(|(n, v)| (n.as_str(), v.as_str())))
+    pub fn build(mut self) -> Labels {
+        self.pairs.sort_unstable();
+        Labels::from_sorted(self.pairs.iter().map(|(n, v)| (n.as_str(), v.as_str())))
     }
 }
 

@@ -95,6 +95,14 @@ pub(crate) fn too_large(
     Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, text)
 }
 
+/// Counts records that a decoder refused.
+pub(crate) fn count_malformed(state: &AppState, signal: &str, records: u64) {
+    if records > 0 {
+        let rejected = &state.ingest.telemetry().rejected;
+        rejected.with_label_values(&[signal, "malformed"]).inc_by(records);
+    }
+}
+
 /// Reads the rest of a body and forgets it.
 async fn discard(body: Body, bytes_max: usize) {
     const PATIENCE: Duration = Duration::from_secs(2);

@@ -31,18 +31,6 @@ fn partial(decoder: &Rejected, outcome: Outcome) -> Partial {
     Partial { rejected: decoder.count + outcome.rejected, message: reasons.join("; ") }
 }
 
-/// Counts what a decoder refused.
-pub(crate) fn count(state: &AppState, signal: &str, rejected: &Rejected) {
-    if rejected.count > 0 {
-        state
-            .ingest
-            .telemetry()
-            .rejected
-            .with_label_values(&[signal, "malformed"])
-            .inc_by(rejected.count);
-    }
-}
-
 /// Stores a trace request.
 pub(crate) async fn traces(
     state: AppState,
@@ -50,7 +38,7 @@ pub(crate) async fn traces(
     request: ExportTraceServiceRequest,
 ) -> Result<Partial, Refusal> {
     let decoded = otlp::decode_traces(request);
-    count(&state, "traces", &decoded.rejected);
+    body::count_malformed(&state, "traces", decoded.rejected.count);
     let spans = state.processing.get().spans(Source::Otlp, decoded.items);
     let outcome = state.ingest.spans(&tenant, "otlp", spans, state.now()).await?;
     Ok(partial(&decoded.rejected, outcome))
@@ -63,7 +51,7 @@ pub(crate) async fn logs(
     request: ExportLogsServiceRequest,
 ) -> Result<Partial, Refusal> {
     let decoded = otlp::decode_logs(request, state.now());
-    count(&state, "logs", &decoded.rejected);
+    body::count_malformed(&state, "logs", decoded.rejected.count);
     let logs = state.processing.get().logs(Source::Otlp, decoded.items);
     let outcome = state.ingest.logs(&tenant, logs, state.now()).await?;
     Ok(partial(&decoded.rejected, outcome))
@@ -80,7 +68,7 @@ pub(crate) async fn metrics(
     let naming = state.workers.naming.get();
     let resolve = |key: &[u8], build: &dyn Fn() -> Result<_, _>| ingest.labels(&tenant, key, build);
     let decoded = otlp::decode_metrics(request, &naming, &resolve);
-    count(&state, "metrics", &decoded.rejected);
+    body::count_malformed(&state, "metrics", decoded.rejected.count);
     let m = decoded.items;
     let now: TimestampNs = state.now();
     ingest.exemplars().add(&tenant, m.exemplars);

@@ -24,7 +24,12 @@ pub(crate) const FRAME_BATCH: u8 = 2;
 /// An edit of the manifest; only in manifest files.
 pub(crate) const FRAME_EDIT: u8 = 3;
 /// Set in the type of each frame but the first of those that are written and synced together.
-pub(crate) const CONTINUES: u8 = 0x80;
+const CONTINUES: u8 = 0x80;
+
+/// Returns what the type of a frame has besides, that is put behind others of the same write.
+pub(crate) const fn continues(write: &[u8]) -> u8 {
+    if write.is_empty() { 0 } else { CONTINUES }
+}
 
 pub(crate) fn file_path(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{number:010}.wal"))
@@ -295,8 +300,8 @@ mod tests {
         for group in [["a", "b", "c"], ["d", "e", "f"]] {
             let mut buf = Vec::new();
             for payload in group {
-                let continues = if buf.is_empty() { 0 } else { CONTINUES };
-                put_frame(&mut buf, FRAME_BATCH | continues, payload.as_bytes());
+                let kind = FRAME_BATCH | continues(&buf);
+                put_frame(&mut buf, kind, payload.as_bytes());
             }
             wal.commit(&buf).unwrap();
         }

@@ -3,7 +3,7 @@
 use crate::frame::{self, Records};
 use crate::head::metrics::MetricsHead;
 use crate::store::Inner;
-use crate::wal::{self, CONTINUES, FRAME_BATCH, FRAME_BYTES_MAX, FRAME_SERIES, WalFile};
+use crate::wal::{self, FRAME_BATCH, FRAME_BYTES_MAX, FRAME_SERIES, WalFile};
 use obs_model::{AppendError, Appended, Labels, Sample, TenantId};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -161,12 +161,12 @@ impl Writer {
             // Twice: a definition lost to damage would cost every sample that refers to it.
             let define = |frames: &mut Vec<u8>| {
                 if let Some(d) = &definitions {
-                    wal::put_frame(frames, FRAME_SERIES | continues(frames), d);
+                    wal::put_frame(frames, FRAME_SERIES | wal::continues(frames), d);
                 }
             };
             let start = self.frames.len();
             define(&mut self.frames);
-            let kind = FRAME_BATCH | continues(&self.frames);
+            let kind = FRAME_BATCH | wal::continues(&self.frames);
             let at = wal::begin_frame(&mut self.frames, kind);
             let points = || numbered.iter().zip(&pending.points);
             let list = points().filter_map(|(n, (_, s))| Some(((*n)?, s)));
@@ -244,11 +244,6 @@ impl Writer {
         self.rotate()?;
         Ok((self.inner.freeze(self.wal.number), true))
     }
-}
-
-/// Returns the bit of a frame that is put behind others of the same write.
-const fn continues(frames: &[u8]) -> u8 {
-    if frames.is_empty() { 0 } else { CONTINUES }
 }
 
 /// Gives every point's series its number, within the limits, and notes those whose labels the log

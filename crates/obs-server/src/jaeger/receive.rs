@@ -27,18 +27,15 @@ pub(crate) async fn store(
     source: Source,
     decoded: Result<Decoded<Vec<Span>>, DecodeError>,
 ) -> Result<(), Refusal> {
-    let rejected = &state.ingest.telemetry().rejected;
     let decoded = decoded.map_err(|e| {
-        rejected.with_label_values(&["traces", "malformed"]).inc();
+        body::count_malformed(state, "traces", 1);
         Refusal::bad(format!("unable to process request body: {e}"))
     })?;
     let count = decoded.rejected.count;
-    if count > 0 {
-        rejected.with_label_values(&["traces", "malformed"]).inc_by(count);
-        // Nothing of the request is any good.
-        if decoded.items.is_empty() {
-            return Err(Refusal::bad(decoded.rejected.message()));
-        }
+    body::count_malformed(state, "traces", count);
+    // Nothing of the request is any good.
+    if count > 0 && decoded.items.is_empty() {
+        return Err(Refusal::bad(decoded.rejected.message()));
     }
     let name = if source == Source::Zipkin { "zipkin" } else { "jaeger" };
     let spans = state.processing.get().spans(source, decoded.items);

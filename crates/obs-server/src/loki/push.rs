@@ -50,7 +50,7 @@ async fn store(
     };
     drop(bytes);
     let mut decoded = decoded.map_err(|e| Refusal::bad(e.to_string()))?;
-    crate::otlp_http::count(state, "logs", &decoded.rejected);
+    body::count_malformed(state, "logs", decoded.rejected.count);
     let count = |reason: &str, n: u64| {
         state.ingest.telemetry().rejected.with_label_values(&["logs", reason]).inc_by(n);
     };
