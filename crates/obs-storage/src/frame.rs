@@ -5,6 +5,7 @@ use crate::bin::{Decoder, Encoder, Malformed};
 use crate::records::{get_histogram, get_labels, put_histogram, put_labels};
 use crate::segment::Operations;
 use crate::segment::columns::{get_packed, put_packed};
+use crate::wal::{FRAME_BATCH, FRAME_SERIES};
 use foldhash::HashMap;
 use obs_model::{
     Labels, LlmCall, LogRecord, MetricKind, MetricMetadata, Sample, SampleValue, Span, TenantId,
@@ -82,7 +83,7 @@ pub(crate) struct Decoded {
     pub(crate) samples: Vec<(u32, Sample)>,
 }
 
-pub(crate) fn get_batch(payload: &[u8]) -> Result<Decoded, Malformed> {
+fn get_batch(payload: &[u8]) -> Result<Decoded, Malformed> {
     let mut d = Decoder::new(payload);
     let tenant = TenantId::new(d.str()?).map_err(|_| d.bad())?;
     let logs = Batch::read(d.raw()?.to_vec())?;
@@ -206,39 +207,82 @@ impl Definitions {
 
 /// What one log file defines, by tenant.
 #[derive(Debug, Default)]
-pub(crate) struct Dictionary {
-    tenants: HashMap<TenantId, Definitions>,
-    /// The frame taken last: most are followed by their copy.
-    last: Vec<u8>,
-}
+pub(crate) struct Dictionary(HashMap<TenantId, Definitions>);
 
 impl Dictionary {
-    /// Takes a frame of definitions.
-    pub(crate) fn read(&mut self, payload: &[u8]) -> Result<(), Malformed> {
-        if self.last == payload {
-            return Ok(());
-        }
-        self.last.clear();
-        let mut d = Decoder::new(payload);
-        let tenant = TenantId::new(d.str()?).map_err(|_| d.bad())?;
-        let body = get_packed(&mut d)?;
-        let mut b = Decoder::new(&body);
-        let known = self.tenants.entry(tenant).or_default();
-        for _ in 0..b.len()? {
-            let number = u32::try_from(b.uint()?).map_err(|_| b.bad())?;
-            let labels = get_labels(&mut b)?;
+    pub(crate) fn define(&mut self, series: Series) {
+        let known = self.0.entry(series.tenant).or_default();
+        for (number, labels) in series.list {
             known.define(number, labels);
         }
-        self.last.extend_from_slice(payload);
-        Ok(())
     }
 
     pub(crate) fn get(&self, tenant: &TenantId) -> Option<&Definitions> {
-        self.tenants.get(tenant)
+        self.0.get(tenant)
     }
 
     pub(crate) fn get_mut(&mut self, tenant: &TenantId) -> Option<&mut Definitions> {
-        self.tenants.get_mut(tenant)
+        self.0.get_mut(tenant)
+    }
+}
+
+/// A decoded frame of definitions: numbers and labels.
+#[derive(Debug)]
+pub(crate) struct Series {
+    tenant: TenantId,
+    list: Vec<(u32, Labels)>,
+}
+
+fn get_series(payload: &[u8]) -> Result<Series, Malformed> {
+    let mut d = Decoder::new(payload);
+    let tenant = TenantId::new(d.str()?).map_err(|_| d.bad())?;
+    let body = get_packed(&mut d)?;
+    let mut b = Decoder::new(&body);
+    let one = |b: &mut Decoder<'_>| {
+        let number = u32::try_from(b.uint()?).map_err(|_| b.bad())?;
+        Ok((number, get_labels(b)?))
+    };
+    let list = (0..b.len()?).map(|_| one(&mut b)).collect::<Result<_, _>>()?;
+    Ok(Series { tenant, list })
+}
+
+/// What a frame of the log says.
+#[derive(Debug)]
+pub(crate) enum Entry {
+    Series(Series),
+    Batch(Box<Decoded>),
+}
+
+/// Why a frame whose checksum is right says nothing.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BadEntry {
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    #[error("frame of unknown type {0}")]
+    Unknown(u8),
+}
+
+/// Decodes the frames of a log file, in their order.
+#[derive(Debug, Default)]
+pub(crate) struct Entries {
+    /// The definitions taken last: most are followed by their copy.
+    last: Vec<u8>,
+}
+
+impl Entries {
+    /// Returns what a frame says; nothing for a copy of the definitions before it.
+    pub(crate) fn read(&mut self, kind: u8, payload: &[u8]) -> Result<Option<Entry>, BadEntry> {
+        match kind {
+            FRAME_SERIES if self.last == payload => Ok(None),
+            FRAME_SERIES => {
+                let series = get_series(payload)?;
+                self.last.clear();
+                self.last.extend_from_slice(payload);
+                Ok(Some(Entry::Series(series)))
+            }
+            FRAME_BATCH => Ok(Some(Entry::Batch(Box::new(get_batch(payload)?)))),
+            other => Err(BadEntry::Unknown(other)),
+        }
     }
 }
 
@@ -254,8 +298,14 @@ mod tests {
         let large = 1 << 30;
         let frame = |list: &[(u32, Labels)]| put_series(&tenant, list);
         let first = frame(&[(0, labels("a")), (7, labels("b")), (large, labels("c"))]);
-        all.read(&first).unwrap();
-        all.read(&first).unwrap();
+        let mut entries = Entries::default();
+        let mut read = |payload: &[u8]| match entries.read(FRAME_SERIES, payload).unwrap() {
+            Some(Entry::Series(series)) => Some(series),
+            Some(Entry::Batch(_)) => unreachable!(),
+            None => None,
+        };
+        all.define(read(&first).unwrap());
+        assert!(read(&first).is_none(), "a copy");
         let known = all.get_mut(&tenant).unwrap();
         let found = |known: &mut Definitions, number, is: &str, there| {
             known.reference(number, |l| {
@@ -271,7 +321,7 @@ mod tests {
         }
         assert!(!known.contains(1) && !known.contains(8) && !known.contains(large + 1));
         assert_eq!(known.reference(1, |_| 5), None);
-        all.read(&frame(&[(7, labels("d")), (0, labels("a"))])).unwrap();
+        all.define(read(&frame(&[(7, labels("d")), (0, labels("a"))])).unwrap());
         let known = all.get_mut(&tenant).unwrap();
         assert_eq!(found(known, 7, "d", 70), Some(70));
         assert_eq!(known.reference(0, |_| unreachable!()), Some(1));

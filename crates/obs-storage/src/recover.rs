@@ -2,16 +2,17 @@
 
 use crate::background;
 use crate::flush;
-use crate::frame::{self, Dictionary};
+use crate::frame::{self, Dictionary, Entries, Entry};
 use crate::head::Head;
 use crate::manifest::{Edit, State};
 use crate::segments::OpenSegment;
 use crate::store::{Inner, RecoveryReport};
 use crate::vfs::Vfs;
-use crate::wal::{self, FRAME_BATCH, FRAME_SERIES, WAL_MAGIC};
+use crate::wal::{self, WAL_MAGIC};
 use crate::writer::apply_records;
 use std::io;
 use std::path::Path;
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, PoisonError};
 use std::thread::ScopedJoinHandle;
 
@@ -89,23 +90,48 @@ fn replay_file(
     file: &dyn crate::vfs::ReadFile,
     report: &mut RecoveryReport,
 ) -> io::Result<()> {
-    let mut dictionary = Dictionary::default();
-    let mut undecodable = 0;
+    /// Frames that are decoded and wait for the head.
+    const AHEAD: usize = 4;
     let mut head = inner.head.write().unwrap_or_else(PoisonError::into_inner);
+    let mut dictionary = Dictionary::default();
+    let mut take = |entry| match entry {
+        Entry::Series(series) => dictionary.define(series),
+        Entry::Batch(b) => apply(&mut head, &mut dictionary, *b),
+    };
+    if inner.config.inline {
+        return decode_file(file, report, take);
+    }
+    // Decoding and filling the head take about as long as each other.
+    std::thread::scope(|scope| {
+        let (send, entries) = sync_channel(AHEAD);
+        let decoded = scope.spawn(move || {
+            decode_file(file, report, |entry| {
+                // The other side reads to the end.
+                let _ = send.send(entry);
+            })
+        });
+        entries.into_iter().for_each(&mut take);
+        decoded.join().unwrap_or_else(|_| Err(io::Error::other("reading the log panicked")))
+    })
+}
+
+/// Hands what a file's frames say to `take`, in their order.
+fn decode_file(
+    file: &dyn crate::vfs::ReadFile,
+    report: &mut RecoveryReport,
+    mut take: impl FnMut(Entry),
+) -> io::Result<()> {
+    let mut entries = Entries::default();
+    let mut undecodable = 0;
     let damage = wal::read_file(file, WAL_MAGIC, |_, kind, payload| {
-        let good = match kind {
-            FRAME_SERIES => dictionary.read(payload).is_ok(),
-            FRAME_BATCH => match frame::get_batch(payload) {
-                Ok(b) => {
-                    apply(&mut head, &mut dictionary, b);
-                    report.batches += 1;
-                    true
-                }
-                Err(_) => false,
-            },
-            _ => false,
-        };
-        undecodable += u64::from(!good);
+        match entries.read(kind, payload) {
+            Ok(Some(entry)) => {
+                report.batches += u64::from(matches!(entry, Entry::Batch(_)));
+                take(entry);
+            }
+            Ok(None) => {}
+            Err(_) => undecodable += 1,
+        }
         Ok(())
     })?;
     report.bad_frames += damage.bad.len() as u64 + undecodable;

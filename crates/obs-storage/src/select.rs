@@ -127,6 +127,60 @@ impl Store {
     }
 }
 
+/// Samples by series, as they are found.
+#[derive(Default)]
+struct Found {
+    places: HashMap<Labels, u32>,
+    /// In the order in which they were found first: that of a segment is the one that is wanted,
+    /// and what is sorted already is sorted at once.
+    list: Vec<(Series, InOrder)>,
+}
+
+/// Whether samples are in order of time: what one segment has of a series is.
+type InOrder = bool;
+
+impl Found {
+    fn reserve(&mut self, series: usize) {
+        self.places.reserve(series);
+        self.list.reserve(series);
+    }
+
+    /// Takes the samples, all of them later written than those taken before.
+    fn add(&mut self, labels: &Labels, samples: &mut Vec<Sample>, ordered: InOrder) {
+        if samples.is_empty() {
+            return;
+        }
+        if let Some(place) = self.places.get(labels) {
+            let Some((series, in_order)) = self.list.get_mut(*place as usize) else { return };
+            let all = &mut series.samples;
+            let follows = all.last().map(|s| s.timestamp) < samples.first().map(|s| s.timestamp);
+            *in_order &= ordered && follows;
+            all.append(samples);
+            return;
+        }
+        self.places.insert(labels.clone(), self.list.len() as u32);
+        let series = Series { labels: labels.clone(), samples: std::mem::take(samples) };
+        self.list.push((series, ordered));
+    }
+
+    /// Returns the series in order of their labels, their samples in order of time, one a time.
+    fn sorted(self) -> Vec<Series> {
+        drop(self.places);
+        let mut out: Vec<Series> = self
+            .list
+            .into_iter()
+            .map(|(mut series, in_order)| {
+                if !in_order {
+                    sort_unique(&mut series.samples);
+                }
+                series
+            })
+            .collect();
+        out.sort_by(|a, b| a.labels.cmp(&b.labels));
+        out
+    }
+}
+
 impl SelectSeries for Store {
     fn select(
         &self,
@@ -148,25 +202,14 @@ impl SelectSeries for Store {
             let hits = t.metrics.matching(matchers, range.0, range.1);
             hits.map(|s| (s.labels.clone(), s.run.clone())).collect()
         });
-        // Samples by series, and whether they are in order: what one segment has of a series is.
-        let mut found: HashMap<Labels, (Vec<Sample>, bool)> = HashMap::default();
+        let mut found = Found::default();
+        found.reserve(snapshot.heads.iter().map(Vec::len).max().unwrap_or(0));
         let mut keep = |labels: &Labels,
                         samples: &mut Vec<Sample>,
                         ordered: bool|
          -> Result<(), SegmentError> {
             budget.take(samples.len(), samples.len() * SAMPLE_BYTES)?;
-            match found.get_mut(labels) {
-                _ if samples.is_empty() => {}
-                Some((all, in_order)) => {
-                    let follows =
-                        all.last().map(|s| s.timestamp) < samples.first().map(|s| s.timestamp);
-                    *in_order &= ordered && follows;
-                    all.append(samples);
-                }
-                None => {
-                    found.insert(labels.clone(), (std::mem::take(samples), ordered));
-                }
-            }
+            found.add(labels, samples, ordered);
             Ok(())
         };
         // Older writes first, so that of equal timestamps the last written wins.
@@ -196,18 +239,7 @@ impl SelectSeries for Store {
             run.read(range.0, range.1, &mut samples).map_err(SegmentError::from)?;
             keep(labels, &mut samples, false)?;
         }
-        let mut out: Vec<Series> = found
-            .into_iter()
-            .map(|(labels, (mut samples, in_order))| {
-                if !in_order {
-                    sort_unique(&mut samples);
-                }
-                Series { labels, samples }
-            })
-            .filter(|s| !s.samples.is_empty())
-            .collect();
-        out.sort_by(|a, b| a.labels.cmp(&b.labels));
-        Ok(out)
+        Ok(found.sorted())
     }
 
     fn label_sets(

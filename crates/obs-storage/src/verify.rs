@@ -1,6 +1,6 @@
 //! Offline check of a data directory: every frame, every block, every manifest row.
 
-use crate::frame::{self, Dictionary};
+use crate::frame::{self, Dictionary, Entries, Entry};
 use crate::manifest::{self, SegmentMeta};
 use crate::segment::Signal;
 use crate::segment::file::SegmentFile;
@@ -9,7 +9,7 @@ use crate::segment::series::SeriesSegment;
 use crate::state;
 use crate::tier::Whole;
 use crate::vfs::{ReadFile, Vfs};
-use crate::wal::{self, FRAME_BATCH, FRAME_SERIES, WAL_MAGIC};
+use crate::wal::{self, WAL_MAGIC};
 use obs_model::Objects;
 use std::path::Path;
 use std::sync::Arc;
@@ -128,19 +128,20 @@ fn verify_wal(
     let file = vfs.open(path)?;
     report.wal_files += 1;
     report.bytes += file.len();
-    let mut dictionary = Dictionary::default();
+    let (mut entries, mut dictionary) = (Entries::default(), Dictionary::default());
     let mut undecodable = Vec::new();
     let damage = wal::read_file(&*file, WAL_MAGIC, |at, kind, payload| {
-        let result = match kind {
-            FRAME_SERIES => dictionary.read(payload).map_err(|e| e.to_string()),
-            FRAME_BATCH => match frame::get_batch(payload) {
-                Ok(b) => {
-                    report.batches += 1;
-                    check_series(&dictionary, &b)
-                }
-                Err(e) => Err(e.to_string()),
-            },
-            other => Err(format!("frame of unknown type {other}")),
+        let result = match entries.read(kind, payload) {
+            Ok(Some(Entry::Series(series))) => {
+                dictionary.define(series);
+                Ok(())
+            }
+            Ok(Some(Entry::Batch(b))) => {
+                report.batches += 1;
+                check_series(&dictionary, &b)
+            }
+            Ok(None) => Ok(()),
+            Err(e) => Err(e.to_string()),
         };
         if let Err(e) = result {
             undecodable.push((at, format!("frame at byte {at}: {e}")));

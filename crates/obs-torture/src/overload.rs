@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -97,6 +98,24 @@ async fn watch(server: &Server, stop: &AtomicBool) -> Result<Vec<u64>> {
     Ok(out)
 }
 
+/// Keeps this process to one half of the processors and returns the other, for the server: offering
+/// ten times what a server can take is more work than taking it, and on the same processors it
+/// would be the generator that is measured. `None` where there is one processor.
+fn part_processors() -> Result<Option<String>> {
+    let all = std::thread::available_parallelism().context("how many processors?")?.get();
+    if all < 2 {
+        return Ok(None);
+    }
+    let list = |from: usize, to: usize| format!("{from}-{}", to - 1);
+    let status = Command::new("taskset")
+        .args(["-acp", &list(0, all / 2), &std::process::id().to_string()])
+        .stdout(Stdio::null())
+        .status()
+        .context("failed to run taskset")?;
+    ensure!(status.success(), "taskset: {status}");
+    Ok(Some(list(all / 2, all)))
+}
+
 /// Offers many times the capacity for a while, beside queries and under a memory limit, then kills
 /// the server and looks for what it acknowledged.
 ///
@@ -107,7 +126,9 @@ pub async fn overload(bin: &Path, seconds: u64, seed: u64) -> Result<Value> {
     let began = Instant::now();
     let dir = temp()?;
     let config = "data:\n  disk_reserve_bytes: 0\n";
-    let setup = Setup { memory: Some(MEMORY), ..Setup::new(bin, dir.path().join("data"), config) };
+    let mut setup =
+        Setup { memory: Some(MEMORY), ..Setup::new(bin, dir.path().join("data"), config) };
+    setup.processors = part_processors()?;
     let server = Arc::new(setup.start(PATIENCE)?);
     // Capacity: clients that wait for each answer.
     let (calm, calm_time) = (plan(0, 4)?, Duration::from_secs(10));
@@ -187,6 +208,7 @@ pub async fn overload(bin: &Path, seconds: u64, seed: u64) -> Result<Value> {
     server.stop()?;
     let mut report = sum.report("overload", 1, began);
     let own = json!({
+        "processors_of_the_server": setup.processors,
         "capacity_batches_per_s": capacity as u64,
         "offered_per_s": (offered as f64 / rush_time) as u64,
         "not_sent_for_want_of_sockets": unsent,

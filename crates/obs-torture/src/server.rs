@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,6 +18,8 @@ pub struct Setup {
     pub config: String,
     /// Memory limit of its control group in bytes.
     pub memory: Option<u64>,
+    /// Processors that it may use, as `taskset` takes them.
+    pub processors: Option<String>,
     pub environment: Vec<(String, String)>,
 }
 
@@ -36,6 +39,7 @@ impl Setup {
             data: data.into(),
             config: config.into(),
             memory: None,
+            processors: None,
             environment: Vec::new(),
         }
     }
@@ -49,15 +53,19 @@ impl Setup {
         let config = std::env::temp_dir().join(format!("obs-torture-{}.yaml", std::process::id()));
         std::fs::write(&config, &self.config).context("failed to write the configuration")?;
         let group = self.memory.map(make_group).transpose()?;
-        let mut command = match &group {
-            None => Command::new(&self.bin),
-            Some(g) => {
-                let mut c = Command::new("sh");
-                let script = "echo $$ > \"$0\"/cgroup.procs && exec \"$@\"";
-                c.args(["-c", script]).arg(g).arg(&self.bin);
-                c
-            }
-        };
+        // Each program runs the next in its place.
+        let mut line: Vec<OsString> = Vec::new();
+        if let Some(g) = &group {
+            let script = "echo $$ > \"$0\"/cgroup.procs && exec \"$@\"";
+            line.extend(["sh".into(), "-c".into(), script.into(), g.into()]);
+        }
+        if let Some(p) = &self.processors {
+            line.extend(["taskset".into(), "-c".into(), p.into()]);
+        }
+        line.push(self.bin.clone().into());
+        let mut line = line.into_iter();
+        let mut command = Command::new(line.next().unwrap_or_default());
+        command.args(line);
         let log_path = config.with_extension("log");
         let log = std::fs::File::create(&log_path).context("failed to make the server's log")?;
         command

@@ -153,12 +153,105 @@ pub(crate) struct SeriesHead {
     idle: u32,
 }
 
+/// Inverted index: the series that have a label, ascending.
+#[derive(Debug, Default)]
+struct Postings {
+    /// name → its place in `values`.
+    names: HashMap<Box<str>, u32>,
+    /// By name: value → its place in `lists`.
+    values: Vec<HashMap<Box<str>, u32>>,
+    lists: Vec<Posting>,
+    /// Places of name and list of each label of the series added last. Series come by target and
+    /// by metric: the next one has the same names, and most of the values.
+    last: Vec<(u32, u32)>,
+    /// The memory of the list before that.
+    spare: Vec<(u32, u32)>,
+}
+
+/// Most values of some labels have one series.
+#[derive(Debug)]
+enum Posting {
+    One(u32),
+    Many(Vec<u32>),
+}
+
+impl Postings {
+    /// Adds a series; `before` is the one added last.
+    fn add(&mut self, labels: &Labels, before: Option<&Labels>, series: u32) {
+        let mut places = std::mem::take(&mut self.spare);
+        places.clear();
+        let last = std::mem::take(&mut self.last);
+        let before = before.into_iter().flat_map(Labels::iter);
+        let mut before = before.zip(last.iter().copied()).peekable();
+        for (name, value) in labels.iter() {
+            while before.next_if(|((n, _), _)| *n < name).is_some() {}
+            let like = before.next_if(|((n, _), _)| *n == name);
+            let of_name = match like {
+                Some((_, (of_name, _))) => of_name,
+                None => self.name(name),
+            };
+            let list = match like {
+                Some(((_, v), (_, list))) if v == value => Some(list),
+                _ => self.values.get(of_name as usize).and_then(|v| v.get(value).copied()),
+            };
+            let list = match list.and_then(|l| Some((l, self.lists.get_mut(l as usize)?))) {
+                Some((place, list)) => {
+                    list.push(series);
+                    place
+                }
+                None => {
+                    let place = self.lists.len() as u32;
+                    self.lists.push(Posting::One(series));
+                    if let Some(values) = self.values.get_mut(of_name as usize) {
+                        values.insert(value.into(), place);
+                    }
+                    place
+                }
+            };
+            places.push((of_name, list));
+        }
+        drop(before);
+        (self.last, self.spare) = (places, last);
+    }
+
+    fn name(&mut self, name: &str) -> u32 {
+        if let Some(place) = self.names.get(name) {
+            return *place;
+        }
+        let place = self.values.len() as u32;
+        self.values.push(HashMap::default());
+        self.names.insert(name.into(), place);
+        place
+    }
+
+    fn of(&self, name: &str, value: &str) -> &[u32] {
+        let values = self.names.get(name).and_then(|n| self.values.get(*n as usize));
+        let list = values.and_then(|v| self.lists.get(*v.get(value)? as usize));
+        list.map_or(&[], Posting::as_slice)
+    }
+}
+
+impl Posting {
+    fn push(&mut self, series: u32) {
+        match self {
+            Self::One(first) => *self = Self::Many(vec![*first, series]),
+            Self::Many(list) => list.push(series),
+        }
+    }
+
+    fn as_slice(&self) -> &[u32] {
+        match self {
+            Self::One(only) => std::slice::from_ref(only),
+            Self::Many(list) => list,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct MetricsHead {
     by_labels: HashMap<Labels, u32>,
     series: Vec<SeriesHead>,
-    /// name → value → series, ascending.
-    postings: HashMap<Box<str>, HashMap<Box<str>, Vec<u32>>>,
+    postings: Postings,
     pub(crate) metadata: BTreeMap<String, MetricMetadata>,
     /// Bytes of samples, which a flush takes.
     pub(crate) sample_bytes: usize,
@@ -197,7 +290,7 @@ impl MetricsHead {
     fn create(&mut self, labels: &Labels) -> u32 {
         let reference = self.series.len() as u32;
         self.by_labels.insert(labels.clone(), reference);
-        self.index(labels, reference);
+        self.postings.add(labels, self.series.last().map(|s| &s.labels), reference);
         self.series_bytes += labels.size_bytes() + 40 + size_of::<SeriesHead>() + labels.len() * 8;
         self.series.push(SeriesHead {
             labels: labels.clone(),
@@ -206,21 +299,6 @@ impl MetricsHead {
             idle: 0,
         });
         reference
-    }
-
-    fn index(&mut self, labels: &Labels, reference: u32) {
-        for (name, value) in labels.iter() {
-            let values = match self.postings.get_mut(name) {
-                Some(values) => values,
-                None => self.postings.entry(name.into()).or_default(),
-            };
-            match values.get_mut(value) {
-                Some(list) => list.push(reference),
-                None => {
-                    values.insert(value.into(), vec![reference]);
-                }
-            }
-        }
     }
 
     pub(crate) fn get_mut(&mut self, reference: u32) -> Option<&mut SeriesHead> {
@@ -243,12 +321,7 @@ impl MetricsHead {
         let narrowest = matchers
             .iter()
             .filter(|m| m.op == MatchOp::Equal && !m.value.is_empty())
-            .map(|m| {
-                self.postings
-                    .get(m.name.as_str())
-                    .and_then(|v| v.get(m.value.as_str()))
-                    .map_or(&[][..], Vec::as_slice)
-            })
+            .map(|m| self.postings.of(&m.name, &m.value))
             .min_by_key(|list| list.len());
         let candidates: Box<dyn Iterator<Item = &SeriesHead>> = match narrowest {
             Some(list) => Box::new(list.iter().filter_map(|r| self.series.get(*r as usize))),
