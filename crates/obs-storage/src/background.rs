@@ -10,8 +10,19 @@ use std::time::{Duration, Instant};
 /// Pause after a failed flush.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Indexes the series that were read from the log; those that come in meanwhile wait for a few
+/// milliseconds at a time.
+pub(crate) fn index(inner: &Inner) {
+    const AT_ONCE: usize = 4096;
+    let more = || inner.head.write().unwrap_or_else(PoisonError::into_inner).index(AT_ONCE);
+    while more() && !inner.stopping.load(Ordering::Relaxed) {
+        std::thread::yield_now();
+    }
+}
+
 /// Serves flushes until the store stops.
 pub(crate) fn flusher(inner: &Inner) {
+    index(inner);
     loop {
         let mut state = inner.flush_state();
         while state.under_way.is_none() {

@@ -144,7 +144,8 @@ fn apply(head: &mut Head, dictionary: &mut Dictionary, b: frame::Decoded) {
     if let Some(known) = dictionary.get_mut(&b.tenant) {
         for (number, sample) in &b.samples {
             // The head keeps its numbers while a file is read.
-            if let Some(reference) = known.reference(*number, |l| t.metrics.reference(l)) {
+            if let Some(reference) = known.reference(*number, |l| t.metrics.reference_unindexed(l))
+            {
                 t.metrics.push(reference, sample);
             }
         }

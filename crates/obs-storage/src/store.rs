@@ -486,6 +486,7 @@ impl Store {
         let mut inline = None;
         match WalFile::create(&*inner.vfs, &wal_dir, number) {
             Ok(wal) if inner.config.inline => {
+                background::index(&inner);
                 inline = Some(Arc::new(Mutex::new(Writer::new(inner.clone(), wal))));
             }
             Ok(wal) => {

@@ -112,6 +112,9 @@ enum What {
         loadgen: Option<PathBuf>,
         #[arg(long, default_value_t = 1)]
         runs: usize,
+        /// Measures only the lines whose names contain this.
+        #[arg(long, default_value = "")]
+        only: String,
     },
     /// Answers and syncs in the order of system calls (A13). Needs strace.
     Strace {
@@ -206,11 +209,11 @@ fn main() -> Result<()> {
         What::State { program: p, runs } => {
             say(&block_on(state::state(&p.bin, runs, p.seed))?);
         }
-        What::Bench { program: p, loadgen, runs } => {
+        What::Bench { program: p, loadgen, runs, only } => {
             tokio::runtime::Builder::new_multi_thread()
                 .enable_all()
                 .build()?
-                .block_on(bench::run(&p.bin, loadgen, runs))?;
+                .block_on(bench::run(&p.bin, loadgen, runs, &only))?;
         }
         What::Strace { program: p, requests } => {
             say(&block_on(blackbox::strace(&p.bin, requests))?);

@@ -252,6 +252,10 @@ pub(crate) struct MetricsHead {
     by_labels: HashMap<Labels, u32>,
     series: Vec<SeriesHead>,
     postings: Postings,
+    /// How many of the series, from the first one on, are in the postings. While a log is read none
+    /// is added: that takes as long as all the rest, and what is not indexed is found by looking
+    /// at it.
+    indexed: usize,
     pub(crate) metadata: BTreeMap<String, MetricMetadata>,
     /// Bytes of samples, which a flush takes.
     pub(crate) sample_bytes: usize,
@@ -266,6 +270,8 @@ pub(crate) struct FrozenMetrics {
     pub(crate) metadata: BTreeMap<String, MetricMetadata>,
 }
 
+/// What a series takes in the index, about: places in the lists of its labels.
+const INDEX_BYTES: usize = 64;
 /// Flushes without a sample after which a series is forgotten.
 const IDLE_FLUSHES: u32 = 3;
 
@@ -281,17 +287,35 @@ impl MetricsHead {
 
     /// Returns the number of a series, creating it if it is new.
     pub(crate) fn reference(&mut self, labels: &Labels) -> u32 {
-        match self.find(labels) {
-            Some(r) => r,
-            None => self.create(labels),
+        /// Of series that are not indexed yet, those that each new one takes along.
+        const ALONG: usize = 16;
+        self.find(labels).unwrap_or_else(|| {
+            let reference = self.create(labels);
+            self.index(ALONG);
+            reference
+        })
+    }
+
+    /// Like [`Self::reference`]; new series are left for [`Self::index`].
+    pub(crate) fn reference_unindexed(&mut self, labels: &Labels) -> u32 {
+        self.find(labels).unwrap_or_else(|| self.create(labels))
+    }
+
+    /// Indexes up to so many more series; returns whether some are left.
+    pub(crate) fn index(&mut self, series: usize) -> bool {
+        for _ in 0..series {
+            let Some(next) = self.series.get(self.indexed) else { return false };
+            let before = self.indexed.checked_sub(1).and_then(|i| self.series.get(i));
+            self.postings.add(&next.labels, before.map(|s| &s.labels), self.indexed as u32);
+            self.indexed += 1;
         }
+        self.indexed < self.series.len()
     }
 
     fn create(&mut self, labels: &Labels) -> u32 {
         let reference = self.series.len() as u32;
         self.by_labels.insert(labels.clone(), reference);
-        self.postings.add(labels, self.series.last().map(|s| &s.labels), reference);
-        self.series_bytes += labels.size_bytes() + 40 + size_of::<SeriesHead>() + labels.len() * 8;
+        self.series_bytes += labels.size_bytes() + 40 + size_of::<SeriesHead>() + INDEX_BYTES;
         self.series.push(SeriesHead {
             labels: labels.clone(),
             run: Run::default(),
@@ -324,7 +348,10 @@ impl MetricsHead {
             .map(|m| self.postings.of(&m.name, &m.value))
             .min_by_key(|list| list.len());
         let candidates: Box<dyn Iterator<Item = &SeriesHead>> = match narrowest {
-            Some(list) => Box::new(list.iter().filter_map(|r| self.series.get(*r as usize))),
+            Some(list) => {
+                let indexed = list.iter().filter_map(|r| self.series.get(*r as usize));
+                Box::new(indexed.chain(self.series.get(self.indexed..).unwrap_or_default()))
+            }
             None => Box::new(self.series.iter()),
         };
         candidates.filter(move |s| {
@@ -362,7 +389,7 @@ impl MetricsHead {
         self.metadata = old.metadata;
         for s in old.series {
             if s.idle < IDLE_FLUSHES {
-                let reference = self.create(&s.labels);
+                let reference = self.reference(&s.labels);
                 if let Some(new) = self.series.get_mut(reference as usize) {
                     // Numbers changed: the labels are written to the log again.
                     *new = SeriesHead { wal_file: 0, ..s };
@@ -390,6 +417,44 @@ mod tests {
         frozen.series[0].1.sorted(&mut out).unwrap();
         assert_eq!(out.len(), 300);
         assert_eq!(out[3], Sample::float(3, 99.0));
+    }
+
+    #[test]
+    fn series_are_found_before_and_after_they_are_indexed() {
+        let labels = |i: i64| {
+            let kind = ["a", "b", "c"][i as usize % 3];
+            let mut pairs = vec![("__name__", format!("m{}", i % 7)), ("i", i.to_string())];
+            // Names come and go from one series to the next.
+            if i % 2 == 0 {
+                pairs.push(("even", kind.to_owned()));
+            }
+            pairs.push(("kind", kind.to_owned()));
+            Labels::from_pairs(pairs)
+        };
+        let found = |head: &MetricsHead| {
+            let all = ["m0", "m6", "nothing"].map(|n| Matcher::equal("__name__", n)).into_iter();
+            let all = all.chain(["a", "c"].map(|v| Matcher::equal("kind", v)));
+            let all = all.chain([Matcher::equal("even", "b"), Matcher::equal("i", "99")]);
+            let series = |m: Matcher| -> Vec<Labels> {
+                head.matching(&[m], 0, 100).map(|s| s.labels.clone()).collect()
+            };
+            all.map(series).collect::<Vec<_>>()
+        };
+        let mut head = MetricsHead::default();
+        for i in 0..100 {
+            let reference = head.reference_unindexed(&labels(i));
+            head.push(reference, &Sample::float(1, 1.0));
+        }
+        let first = found(&head);
+        assert_eq!(first.iter().map(Vec::len).collect::<Vec<_>>(), [15, 14, 0, 34, 33, 16, 1]);
+        assert!(head.index(40));
+        assert_eq!(found(&head), first);
+        let reference = head.reference(&labels(106));
+        head.push(reference, &Sample::float(1, 1.0));
+        let more = found(&head);
+        assert_eq!(more.iter().map(Vec::len).collect::<Vec<_>>(), [15, 14, 0, 34, 33, 17, 1]);
+        assert!(!head.index(usize::MAX));
+        assert_eq!(found(&head), more);
     }
 
     #[test]

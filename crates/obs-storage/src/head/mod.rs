@@ -64,6 +64,12 @@ impl Head {
         self.tenants.values().map(|t| t.metrics.series_count()).sum()
     }
 
+    /// Indexes up to so many more series of each tenant; returns whether some are left.
+    pub(crate) fn index(&mut self, series: usize) -> bool {
+        let left = |t: &mut TenantHead| t.metrics.index(series);
+        self.tenants.values_mut().fold(false, |any, t| left(t) | any)
+    }
+
     /// Takes everything that a flush writes.
     pub(crate) fn freeze(&mut self) -> Frozen {
         let bytes = self.data_bytes();
