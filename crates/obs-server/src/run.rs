@@ -109,7 +109,8 @@ pub(crate) async fn blocking_for<T: Send + 'static>(
     work: impl FnOnce(&AppState, &Budget) -> Result<T, QueryFailure> + Send + 'static,
 ) -> Result<T, QueryFailure> {
     let run = with_budget(state, repository, method, |state, budget| async move {
-        let task = tokio::task::spawn_blocking(move || work(&state, &budget));
+        let on = state.work.clone();
+        let task = on.spawn_blocking(move || work(&state, &budget));
         task.await.map_err(|e| QueryFailure::Internal(e.to_string()))?
     });
     match timeout {

@@ -11,6 +11,7 @@ use axum::{Json, Router};
 use http::StatusCode;
 use obs_sql::{SqlError, SqlLimits, query};
 use serde_json::json;
+use tokio::task::JoinSet;
 
 pub(crate) fn routes() -> Router<AppState> {
     Router::new().route("/api/v1/sql", get(sql).post(sql))
@@ -27,7 +28,14 @@ async fn sql(State(state): State<AppState>, p: Params) -> Response {
     let tenant = p.tenant.clone();
     let result = with_budget(&state, "sql", "query", |s, budget| async move {
         let read = budget.clone();
-        let out = query(s.source.clone(), &tenant, &text, SqlLimits::default(), budget).await;
+        let source = s.source.clone();
+        let run = async move { query(source, &tenant, &text, SqlLimits::default(), budget).await };
+        // Ends with the request when that is dropped.
+        let mut task = JoinSet::new();
+        task.spawn_on(run, &s.work);
+        let Some(Ok(out)) = task.join_next().await else {
+            return Err(QueryFailure::Internal("the query ended early".into()));
+        };
         out.map(|o| (o, read.samples_taken())).map_err(|e| match e {
             SqlError::Query(m) => QueryFailure::Bad(m),
             SqlError::Select(s) => s.into(),

@@ -156,7 +156,7 @@ pub struct Shared {
     pub(crate) gate: Arc<Semaphore>,
     pub(crate) memory: Arc<MemoryPool>,
     pub(crate) admission: Arc<Admission>,
-    /// Threads that decode and store what requests bring.
+    /// Threads that decode and store what requests bring, and evaluate what they ask.
     pub(crate) work: Handle,
 }
 
@@ -204,7 +204,7 @@ pub struct Parts {
     pub flags: Vec<(String, String)>,
     pub snapshots: PathBuf,
     pub exports: PathBuf,
-    /// Threads that decode and store what requests bring.
+    /// Threads that decode and store what requests bring, and evaluate what they ask.
     pub work: Handle,
 }
 

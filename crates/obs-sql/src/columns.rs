@@ -4,8 +4,8 @@ use crate::Source;
 use crate::range::TimeRange;
 use crate::table::TableKind;
 use arrow::array::{
-    ArrayRef, Decimal128Builder, Float64Builder, Int64Builder, RecordBatch, StringBuilder,
-    TimestampNanosecondBuilder,
+    ArrayRef, Decimal128Builder, Float64Builder, Int64Builder, RecordBatch, RecordBatchOptions,
+    StringBuilder, TimestampNanosecondBuilder,
 };
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use obs_model::{
@@ -142,7 +142,8 @@ enum Cell<'a> {
     Time(i64),
     /// Empty text is NULL: absent and empty are the same in telemetry.
     Text(&'a str),
-    Owned(String),
+    /// Text that is made when a query reads the column.
+    Made(&'a dyn Fn() -> String),
     Int(u64),
     Float(f64),
     Money(Money),
@@ -173,7 +174,10 @@ impl Builder {
         match (self, cell) {
             (Self::Time(b), Cell::Time(t)) => b.append_value(t),
             (Self::Text(b), Cell::Text(t)) if !t.is_empty() => b.append_value(t),
-            (Self::Text(b), Cell::Owned(t)) if !t.is_empty() => b.append_value(t),
+            (Self::Text(b), Cell::Made(make)) => {
+                let text = make();
+                b.append_option(Some(text).filter(|t| !t.is_empty()));
+            }
             (Self::Int(b), Cell::Int(n)) => b.append_value(i64::try_from(n).unwrap_or(i64::MAX)),
             (Self::Float(b), Cell::Float(f)) => b.append_value(f),
             (Self::Money(b), Cell::Money(m)) => {
@@ -202,23 +206,32 @@ impl Builder {
 
 /// Collects rows into batches.
 struct Rows {
+    /// Of the columns that are read.
     schema: SchemaRef,
-    builders: Vec<Builder>,
+    /// Of all columns of the table; `None`: nobody reads it.
+    builders: Vec<Option<Builder>>,
+    /// The columns that are read, in the order in which they are wanted.
+    order: Vec<usize>,
     rows: usize,
     out: Vec<RecordBatch>,
     failure: Option<SelectError>,
 }
 
 impl Rows {
-    fn new(kind: TableKind) -> Self {
-        let builders = table(kind).iter().map(|(_, k)| Builder::new(*k)).collect();
-        Self { schema: schema(kind), builders, rows: 0, out: Vec::new(), failure: None }
+    fn new(kind: TableKind, order: Vec<usize>, schema: SchemaRef) -> Self {
+        let builder = |(i, (_, kind)): (usize, &(&str, Kind))| {
+            order.contains(&i).then(|| Builder::new(*kind))
+        };
+        let builders = table(kind).iter().enumerate().map(builder).collect();
+        Self { schema, builders, order, rows: 0, out: Vec::new(), failure: None }
     }
 
     fn push<const N: usize>(&mut self, cells: [Cell<'_>; N]) -> ControlFlow<()> {
         debug_assert_eq!(N, self.builders.len());
         for (b, c) in self.builders.iter_mut().zip(cells) {
-            b.push(c);
+            if let Some(b) = b {
+                b.push(c);
+            }
         }
         self.rows += 1;
         if self.rows >= BATCH_ROWS { self.flush() } else { ControlFlow::Continue(()) }
@@ -228,9 +241,13 @@ impl Rows {
         if self.rows == 0 {
             return ControlFlow::Continue(());
         }
-        self.rows = 0;
-        let columns = self.builders.iter_mut().map(Builder::finish).collect();
-        match RecordBatch::try_new(self.schema.clone(), columns) {
+        // A query that only counts reads no column.
+        let options =
+            RecordBatchOptions::new().with_row_count(Some(std::mem::take(&mut self.rows)));
+        let builders = &mut self.builders;
+        let column = |i: &usize| builders.get_mut(*i)?.as_mut().map(Builder::finish);
+        let columns = self.order.iter().filter_map(column).collect();
+        match RecordBatch::try_new_with_options(self.schema.clone(), columns, &options) {
             Ok(b) => {
                 self.out.push(b);
                 ControlFlow::Continue(())
@@ -248,6 +265,10 @@ impl Rows {
     }
 }
 
+fn id(id: Option<impl ToString>) -> String {
+    id.map_or_else(String::new, |id| id.to_string())
+}
+
 fn attributes_json(a: &Attributes) -> String {
     obs_model::AttributeValue::Map(a.iter().cloned().collect()).to_string()
 }
@@ -261,15 +282,17 @@ fn labels_json(l: &obs_model::Labels) -> String {
     serde_json::Value::Object(map).to_string()
 }
 
-/// Reads the rows of a table in a time range.
+/// Reads the rows of a table in a time range: of each the columns in `order`, whose schema it
+/// takes along.
 pub(crate) fn read(
     kind: TableKind,
+    (order, schema): (Vec<usize>, SchemaRef),
     source: &dyn Source,
     tenant: &TenantId,
     range: TimeRange,
     budget: &Budget,
 ) -> Result<Vec<RecordBatch>, SelectError> {
-    let mut rows = Rows::new(kind);
+    let mut rows = Rows::new(kind, order, schema);
     let (start, end) = (TimestampNs::from_nanos(range.start), TimestampNs::from_nanos(range.end));
     match kind {
         TableKind::Metrics => metrics(source, tenant, range, budget, &mut rows)?,
@@ -321,7 +344,7 @@ fn metrics(
         end: obs_model::TimestampMs::from_millis(end),
     };
     for s in source.select(tenant, &selection, budget)? {
-        let labels = labels_json(&s.labels);
+        let labels = std::cell::LazyCell::new(|| labels_json(&s.labels));
         for x in &s.samples {
             // Native histograms have no single value.
             let SampleValue::Float(f) = x.value else { continue };
@@ -329,7 +352,7 @@ fn metrics(
                 Cell::Time(x.timestamp.to_nanos().nanos()),
                 Cell::Text(tenant.as_str()),
                 Cell::Text(s.labels.metric_name()),
-                Cell::Text(&labels),
+                Cell::Made(&|| labels.clone()),
                 Cell::Float(f),
             ];
             if rows.push(cells).is_break() {
@@ -341,18 +364,17 @@ fn metrics(
 }
 
 fn log(rows: &mut Rows, tenant: &TenantId, r: &LogRecord) -> ControlFlow<()> {
-    let id = |id: Option<String>| id.map_or(Cell::Null, Cell::Owned);
     rows.push([
         Cell::Time(r.timestamp.nanos()),
         Cell::Text(tenant.as_str()),
         Cell::Text(r.stream.get("service_name")),
         Cell::Text(r.level()),
         Cell::Text(&r.line),
-        id(r.trace_id.map(|t| t.to_string())),
-        id(r.span_id.map(|s| s.to_string())),
+        Cell::Made(&|| id(r.trace_id)),
+        Cell::Made(&|| id(r.span_id)),
         Cell::Text(&r.event_name),
-        Cell::Owned(labels_json(&r.stream)),
-        Cell::Owned(attributes_json(&r.attributes)),
+        Cell::Made(&|| labels_json(&r.stream)),
+        Cell::Made(&|| attributes_json(&r.attributes)),
     ])
 }
 
@@ -361,38 +383,32 @@ fn span(rows: &mut Rows, tenant: &TenantId, s: &Span) -> ControlFlow<()> {
     rows.push([
         Cell::Time(s.start.nanos()),
         Cell::Text(tenant.as_str()),
-        Cell::Owned(s.trace_id.to_string()),
-        Cell::Owned(s.span_id.to_string()),
-        s.parent_id.map_or(Cell::Null, |p| Cell::Owned(p.to_string())),
+        Cell::Made(&|| s.trace_id.to_string()),
+        Cell::Made(&|| s.span_id.to_string()),
+        Cell::Made(&|| id(s.parent_id)),
         Cell::Text(s.service()),
         Cell::Text(&s.name),
         Cell::Text(s.kind.as_str()),
         Cell::Text(s.status.as_str()),
         Cell::Text(message),
         Cell::Float(s.duration_ns() as f64 / 1e6),
-        Cell::Owned(attributes_json(&s.attributes)),
-        Cell::Owned(attributes_json(&s.resource.attributes)),
+        Cell::Made(&|| attributes_json(&s.attributes)),
+        Cell::Made(&|| attributes_json(&s.resource.attributes)),
     ])
 }
 
 fn call(rows: &mut Rows, tenant: &TenantId, c: &LlmCall) -> ControlFlow<()> {
     let t = &c.tokens;
-    let tags = if c.tags.is_empty() {
-        Cell::Null
-    } else {
-        Cell::Owned(serde_json::Value::from(c.tags.clone()).to_string())
-    };
-    let attributes = if c.attributes.is_empty() {
-        Cell::Null
-    } else {
+    let tags = || serde_json::Value::from(c.tags.clone()).to_string();
+    let attributes = || {
         let pairs = c.attributes.iter().map(|(n, v)| (n.clone(), v.clone().into()));
-        Cell::Owned(serde_json::Value::Object(pairs.collect()).to_string())
+        serde_json::Value::Object(pairs.collect()).to_string()
     };
     rows.push([
         Cell::Time(c.start.nanos()),
         Cell::Text(tenant.as_str()),
-        Cell::Owned(c.trace_id.to_string()),
-        Cell::Owned(c.span_id.to_string()),
+        Cell::Made(&|| c.trace_id.to_string()),
+        Cell::Made(&|| c.span_id.to_string()),
         Cell::Text(&c.call_id),
         Cell::Text(&c.service),
         Cell::Text(&c.environment),
@@ -410,7 +426,7 @@ fn call(rows: &mut Rows, tenant: &TenantId, c: &LlmCall) -> ControlFlow<()> {
         Cell::Text(&c.agent),
         Cell::Text(&c.prompt_name),
         Cell::Text(&c.prompt_version),
-        tags,
+        if c.tags.is_empty() { Cell::Null } else { Cell::Made(&tags) },
         Cell::Int(t.input),
         Cell::Int(t.output),
         Cell::Int(t.cache_read),
@@ -434,6 +450,6 @@ fn call(rows: &mut Rows, tenant: &TenantId, c: &LlmCall) -> ControlFlow<()> {
         c.cost_max.map_or(Cell::Null, Cell::Money),
         Cell::Text(&c.evidence),
         Cell::Int(c.revision.into()),
-        attributes,
+        if c.attributes.is_empty() { Cell::Null } else { Cell::Made(&attributes) },
     ])
 }

@@ -94,15 +94,18 @@ impl TableProvider for PortTable {
         let (kind, source, tenant, budget) =
             (self.kind, self.source.clone(), self.tenant.clone(), self.budget.clone());
         let range: TimeRange = range::of(filters);
+        let order =
+            projection.cloned().unwrap_or_else(|| (0..self.schema.fields().len()).collect());
+        let schema = Arc::new(self.schema.project(&order)?);
+        let wanted = (order, schema.clone());
         let read = move || -> std::result::Result<Vec<RecordBatch>, SelectError> {
-            columns::read(kind, &*source, &tenant, range, &budget)
+            columns::read(kind, wanted, &*source, &tenant, range, &budget)
         };
         let batches = tokio::task::spawn_blocking(read)
             .await
             .map_err(|e| DataFusionError::External(Box::new(e)))?;
         let batches = batches.map_err(|e| DataFusionError::External(Box::new(e)))?;
-        let exec =
-            MemorySourceConfig::try_new_exec(&[batches], self.schema.clone(), projection.cloned())?;
+        let exec = MemorySourceConfig::try_new_exec(&[batches], schema, None)?;
         Ok(exec)
     }
 }

@@ -67,6 +67,35 @@ async fn tables_answer() {
 }
 
 #[tokio::test]
+async fn columns_are_read_alone_as_beside_all_others() {
+    let all = run("SELECT * FROM logs ORDER BY ts").await.unwrap();
+    let rows = all.as_array().unwrap();
+    let first = rows[0].as_object().unwrap();
+    assert_eq!(first["stream"], r#"{"service_name":"api"}"#);
+    for name in first.keys() {
+        let alone = run(&format!("SELECT {name} FROM logs ORDER BY ts")).await.unwrap();
+        let want: Vec<_> = rows.iter().map(|r| serde_json::json!({name: r[name]})).collect();
+        assert_eq!(alone, serde_json::json!(want));
+    }
+    // In another order than the table's, and none at all.
+    assert_eq!(
+        run("SELECT stream, line, ts FROM logs ORDER BY ts LIMIT 1").await.unwrap(),
+        serde_json::json!([{"stream": first["stream"], "line": first["line"], "ts": first["ts"]}])
+    );
+    assert_eq!(
+        run("SELECT count(*) AS n FROM logs").await.unwrap(),
+        serde_json::json!([{"n": 10}])
+    );
+    assert_eq!(
+        run("SELECT labels, value FROM metrics ORDER BY value LIMIT 2").await.unwrap(),
+        serde_json::json!([
+            {"labels": r#"{"i":"0"}"#, "value": 0.0},
+            {"labels": r#"{"i":"1"}"#, "value": 1.0}
+        ])
+    );
+}
+
+#[tokio::test]
 async fn only_reads_within_limits() {
     for sql in [
         "DROP TABLE logs",

@@ -20,8 +20,21 @@ pub(crate) fn index(inner: &Inner) {
     }
 }
 
+/// Lets the other threads of the process go first from now on: those that read requests and answer
+/// them, and the one that writes the log, need little time but at once. Where there is time for
+/// all, nothing changes.
+pub fn give_way() {
+    /// A third of the weight of the others.
+    #[cfg(target_os = "linux")]
+    const NICE: i32 = 5;
+    // On Linux this is about the thread that calls it; elsewhere it would be about the process.
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::setpriority_process(None, NICE);
+}
+
 /// Serves flushes until the store stops.
 pub(crate) fn flusher(inner: &Inner) {
+    give_way();
     index(inner);
     loop {
         let mut state = inner.flush_state();
@@ -116,6 +129,7 @@ pub(crate) fn merger(inner: &Inner) {
     /// Memory of a merge, about.
     const MERGE: usize = 64 << 20;
     const PAUSE: Duration = Duration::from_secs(2);
+    give_way();
     let mut rest = PAUSE;
     while !sleep(inner, rest) {
         let began = Instant::now();

@@ -41,6 +41,7 @@ pub mod vfs;
 mod wal;
 mod writer;
 
+pub use background::give_way;
 pub use retention::{RetentionRule, RetentionSignal};
 pub use store::{FlushDone, OpenError, RecoveryReport, Store, StoreConfig, StoreStats};
 pub use tier::{TierConfig, TierStats};

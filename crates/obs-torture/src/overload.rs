@@ -4,14 +4,14 @@ use crate::blackbox::{PATIENCE, Sum, Verdicts, check, load, plan, temp};
 use crate::load::{Plan, Verdict, body, send};
 use crate::server::{Server, Setup};
 use crate::sim::Rng;
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
@@ -32,25 +32,20 @@ struct Rush {
     refused_ms: Mutex<Vec<u64>>,
 }
 
-fn push<T>(list: &Mutex<Vec<T>>, v: T) {
-    list.lock().unwrap_or_else(PoisonError::into_inner).push(v);
+fn locked<T>(list: &Mutex<T>) -> MutexGuard<'_, T> {
+    list.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn quantile(list: &Mutex<Vec<u64>>, q: usize) -> u64 {
-    let mut all = list.lock().unwrap_or_else(PoisonError::into_inner);
-    all.sort_unstable();
-    all.get(all.len().saturating_sub(1) * q / 100).copied().unwrap_or(0)
+/// Returns a quantile of a sorted list.
+fn quantile(sorted: &[u64], q: usize) -> u64 {
+    sorted.get(sorted.len().saturating_sub(1) * q / 100).copied().unwrap_or(0)
 }
 
 impl Rush {
-    fn ready(&self) -> std::sync::MutexGuard<'_, VecDeque<(u64, Bytes)>> {
-        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn build(&self) -> Result<()> {
         let batch = self.plan.next.fetch_add(1, Ordering::Relaxed);
         let bytes = body(batch, self.plan.time_of(batch))?;
-        self.ready().push_back((batch, bytes.into()));
+        locked(&self.ready).push_back((batch, bytes.into()));
         Ok(())
     }
 
@@ -61,22 +56,22 @@ impl Rush {
         server: &Server,
         batch: u64,
         bytes: Bytes,
-    ) -> Result<()> {
+    ) -> Result<Verdict> {
         let began = Instant::now();
         let verdict = send(http, &server.endpoints, batch, bytes.clone()).await?;
         let ms = began.elapsed().as_millis() as u64;
         match verdict {
             Verdict::Refused => {
-                push(&self.refused_ms, ms);
-                self.ready().push_back((batch, bytes));
+                locked(&self.refused_ms).push(ms);
+                locked(&self.ready).push_back((batch, bytes));
             }
             Verdict::Acked | Verdict::Unknown => {
-                push(&self.accepted_ms, ms);
-                push(&self.done, (batch, verdict));
+                locked(&self.accepted_ms).push(ms);
+                locked(&self.done).push((batch, verdict));
                 self.build()?;
             }
         }
-        Ok(())
+        Ok(verdict)
     }
 }
 
@@ -93,6 +88,26 @@ async fn watch(server: &Server, stop: &AtomicBool) -> Result<Vec<u64>> {
         // It may be refused; it must be answered.
         let _ = http.get(server.url("ui", query)?).send().await?.bytes().await?;
         tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    out.sort_unstable();
+    Ok(out)
+}
+
+/// Sends a batch now and then, one at a time, and returns the sorted times of refusals in ms. What
+/// the crowd sees has waited for the crowd's own turn on its processor too.
+fn probe(rush: &Rush, server: &Server, stop: &AtomicBool) -> Result<Vec<u64>> {
+    const PAUSE: Duration = Duration::from_millis(20);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let http = obs_objects::http_client();
+    let mut out = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let Some((batch, bytes)) = locked(&rush.ready).pop_front() else { continue };
+        let began = Instant::now();
+        let verdict = runtime.block_on(rush.one(&http, server, batch, bytes))?;
+        if verdict == Verdict::Refused {
+            out.push(began.elapsed().as_millis() as u64);
+        }
+        std::thread::sleep(PAUSE);
     }
     out.sort_unstable();
     Ok(out)
@@ -130,9 +145,17 @@ pub async fn overload(bin: &Path, seconds: u64, seed: u64) -> Result<Value> {
         Setup { memory: Some(MEMORY), ..Setup::new(bin, dir.path().join("data"), config) };
     setup.processors = part_processors()?;
     let server = Arc::new(setup.start(PATIENCE)?);
-    // Capacity: clients that wait for each answer.
+    let watched = || {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (server, until) = (server.clone(), stop.clone());
+        (stop, tokio::spawn(async move { watch(&server, &until).await }))
+    };
+    // Capacity: clients that wait for each answer, beside the same queries.
     let (calm, calm_time) = (plan(0, 4)?, Duration::from_secs(10));
+    let (stop, watcher) = watched();
     let first = load(&server, &calm, calm_time, async || Ok(())).await?;
+    stop.store(true, Ordering::Relaxed);
+    watcher.await.context("the watcher died")??;
     let acked = first.iter().filter(|(_, v)| *v == Verdict::Acked).count();
     let capacity = acked as f64 / calm_time.as_secs_f64();
 
@@ -146,10 +169,10 @@ pub async fn overload(bin: &Path, seconds: u64, seed: u64) -> Result<Value> {
     for _ in 0..READY {
         rush.build()?;
     }
-    let stop = Arc::new(AtomicBool::new(false));
-    let watcher = tokio::spawn({
-        let (server, stop) = (server.clone(), stop.clone());
-        async move { watch(&server, &stop).await }
+    let (stop, watcher) = watched();
+    let prober = std::thread::spawn({
+        let (rush, server, stop) = (rush.clone(), server.clone(), stop.clone());
+        move || probe(&rush, &server, &stop)
     });
     let http = obs_objects::http_client();
     let slots = Arc::new(Semaphore::new(IN_FLIGHT));
@@ -163,12 +186,12 @@ pub async fn overload(bin: &Path, seconds: u64, seed: u64) -> Result<Value> {
                 unsent += 1;
                 continue;
             };
-            let Some((batch, bytes)) = rush.ready().pop_front() else { continue };
+            let Some((batch, bytes)) = locked(&rush.ready).pop_front() else { continue };
             let (rush, http, server, failure) =
                 (rush.clone(), http.clone(), server.clone(), failure.clone());
             tokio::spawn(async move {
                 if let Err(e) = rush.one(&http, &server, batch, bytes).await {
-                    *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
+                    *locked(&failure) = Some(e);
                 }
                 drop(slot);
             });
@@ -181,7 +204,8 @@ pub async fn overload(bin: &Path, seconds: u64, seed: u64) -> Result<Value> {
     let ended = Instant::now();
     stop.store(true, Ordering::Relaxed);
     let health = watcher.await.context("the watcher died")??;
-    if let Some(e) = failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
+    let probed = prober.join().map_err(|_| anyhow!("the prober died"))??;
+    if let Some(e) = locked(&failure).take() {
         return Err(e);
     }
     let normal = loop {
@@ -195,11 +219,16 @@ pub async fn overload(bin: &Path, seconds: u64, seed: u64) -> Result<Value> {
     server.signal("KILL")?;
     drop(Arc::into_inner(server));
     let server = setup.start(PATIENCE)?;
-    let mut verdicts = rush.done.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let mut verdicts = locked(&rush.done).clone();
     let goodput = verdicts.iter().filter(|(_, v)| *v == Verdict::Acked).count() as f64 / rush_time;
-    verdicts.extend(rush.ready().iter().map(|(b, _)| (*b, Verdict::Refused)));
-    let refused = rush.refused_ms.lock().map_or(0, |l| l.len());
-    ensure!(refused > 0, "nothing was refused: the harness is void");
+    verdicts.extend(locked(&rush.ready).iter().map(|(b, _)| (*b, Verdict::Refused)));
+    let (mut refused, mut accepted) = (
+        std::mem::take(&mut *locked(&rush.refused_ms)),
+        std::mem::take(&mut *locked(&rush.accepted_ms)),
+    );
+    refused.sort_unstable();
+    accepted.sort_unstable();
+    ensure!(!refused.is_empty(), "nothing was refused: the harness is void");
     let mut sum = Sum::default();
     sum.ready.push(server.ready_after);
     let mut rng = Rng::new(seed);
@@ -213,12 +242,15 @@ pub async fn overload(bin: &Path, seconds: u64, seed: u64) -> Result<Value> {
         "offered_per_s": (offered as f64 / rush_time) as u64,
         "not_sent_for_want_of_sockets": unsent,
         "goodput_share": (goodput / capacity * 100.0).round() / 100.0,
-        "refused_answers": refused,
-        "refused_ms_p50": quantile(&rush.refused_ms, 50),
-        "refused_ms_p90": quantile(&rush.refused_ms, 90),
-        "refused_ms_p99": quantile(&rush.refused_ms, 99),
-        "accepted_ms_p50": quantile(&rush.accepted_ms, 50),
-        "health_ms_p99": health.get(health.len().saturating_sub(1) * 99 / 100),
+        "refused_answers": refused.len(),
+        "probes_refused": probed.len(),
+        "probe_refused_ms_p50": quantile(&probed, 50),
+        "probe_refused_ms_p99": quantile(&probed, 99),
+        "refused_ms_p50": quantile(&refused, 50),
+        "refused_ms_p90": quantile(&refused, 90),
+        "refused_ms_p99": quantile(&refused, 99),
+        "accepted_ms_p50": quantile(&accepted, 50),
+        "health_ms_p99": quantile(&health, 99),
         "normal_after_ms": normal.as_millis() as u64,
         "peak_bytes": peak,
     });

@@ -93,12 +93,14 @@ pub(crate) fn run(a: &ServeArgs) -> Result<ExitCode> {
     let (file, data, listen) = (a.config.clone(), a.data.clone(), flags.clone());
     let again =
         move || config::load(file.as_deref(), data.as_deref(), &listen, &config::environment);
-    // Decoding takes milliseconds a request: on the threads that read requests, all others would wait.
+    // Decoding takes milliseconds a request, a query more: on the threads that read requests, all
+    // others would wait.
     let work = tokio::runtime::Builder::new_multi_thread()
-        .thread_name("ingest")
+        .thread_name("work")
+        .on_thread_start(obs_storage::give_way)
         .enable_all()
         .build()
-        .context("failed to start the threads of ingest")?;
+        .context("failed to start the threads that work")?;
     let options = ServeOptions {
         demo: a.demo,
         quit_over_http: a.enable_lifecycle,
@@ -118,7 +120,7 @@ struct ServeOptions {
     quit_over_http: bool,
     /// Reads the configuration again.
     again: Arc<dyn Fn() -> Result<Config, config::ConfigError> + Send + Sync>,
-    /// Threads that decode and store what requests bring.
+    /// Threads that decode and store what requests bring, and evaluate what they ask.
     work: Handle,
 }
 
