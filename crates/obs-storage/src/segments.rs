@@ -115,7 +115,10 @@ impl OpenSegment {
             tracing::warn!(file = %self.path.display(), note, "damage that a copy made good");
         }
         let data = match self.meta.signal {
-            Signal::Metrics => SegmentData::Metrics(SeriesSegment::new(file, &index)?),
+            Signal::Metrics => {
+                let series = SeriesSegment::new(file, &index)?;
+                SegmentData::Metrics(series.keeping(self.kept.clone(), self.meta.id))
+            }
             Signal::Logs | Signal::Spans | Signal::Calls => {
                 let rows = RowSegment::new(file, &index)?;
                 SegmentData::Rows(rows.keeping(self.kept.clone(), self.meta.id))

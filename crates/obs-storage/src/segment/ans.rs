@@ -95,6 +95,12 @@ fn table(frequencies: &[(u8, u16)]) -> Option<Table> {
 }
 
 impl Tables {
+    /// Returns the bytes that they take, about.
+    pub(crate) fn bytes(&self) -> usize {
+        let table = |t: &Table| t.ranges.capacity() * size_of::<(u16, u16)>() + t.slots.capacity();
+        self.0.iter().flatten().map(table).sum()
+    }
+
     /// Derives the tables from counts and writes them.
     pub(crate) fn write(counts: &Counts, e: &mut Encoder) -> Self {
         let mut tables = Vec::with_capacity(counts.0.len());

@@ -29,7 +29,7 @@ fn zstd_pack(raw: &[u8]) -> Option<Vec<u8>> {
     })
 }
 
-fn zstd_unpack(packed: &[u8], raw_len: usize) -> Option<Vec<u8>> {
+pub(crate) fn zstd_unpack(packed: &[u8], raw_len: usize) -> Option<Vec<u8>> {
     UNPACKER.with_borrow_mut(|slot| {
         if slot.is_none() {
             *slot = zstd::bulk::Decompressor::new().ok();

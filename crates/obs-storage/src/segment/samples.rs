@@ -7,7 +7,9 @@
 use crate::bin::{Decoder, Encoder, Malformed};
 use crate::records::{get_histogram, put_histogram};
 use crate::segment::ans::{Counts, Step, Tables};
+use crate::segment::columns::zstd_unpack;
 use crate::segment::floats::{CONTEXTS, Floats, put_floats};
+use crate::segment::kept::Columns;
 use foldhash::HashMap;
 use obs_model::{Sample, SampleValue, TimestampMs};
 use std::sync::Arc;
@@ -191,6 +193,14 @@ pub(crate) struct Block {
 /// A head larger than this is damage.
 const HEAD_BYTES_MAX: usize = 64 << 20;
 
+impl Columns for Block {
+    fn bytes(&self) -> usize {
+        let times: usize = self.times.iter().map(|t| t.capacity() * size_of::<i64>()).sum();
+        let chunks = self.chunks.capacity() * size_of::<Chunk>();
+        self.bytes.len() + times + self.tables.bytes() + chunks
+    }
+}
+
 impl Block {
     /// # Errors
     /// When the bytes are no block.
@@ -200,7 +210,7 @@ impl Block {
             usize::try_from(d.uint()?).ok().filter(|n| *n <= HEAD_BYTES_MAX).ok_or(d.bad())?;
         let packed = d.raw()?;
         let body_at = d.at();
-        let head = zstd::bulk::decompress(packed, raw_len).map_err(|_| d.bad())?;
+        let head = zstd_unpack(packed, raw_len).ok_or(d.bad())?;
         let mut d = Decoder::new(&head);
         let times = (0..d.len()?).map(|_| get_times(&mut d)).collect::<Result<Vec<_>, _>>()?;
         let tables = Tables::read(CONTEXTS, &mut d)?;
@@ -244,12 +254,16 @@ impl Block {
                     if parameters.is_coded() { Some(self.tables.decoder(body)?) } else { None };
                 floats.clear();
                 parameters.clone().decode(times.len(), sequence, floats)?;
-                let pairs = times.iter().zip(floats.iter()).filter(|(t, _)| inside(t));
-                out.extend(pairs.map(|(t, v)| Sample::float(*t, *v)));
+                // Times ascend. An iterator of known length makes room once.
+                let from = times.partition_point(|t| *t < start);
+                let to = times.partition_point(|t| *t <= end).max(from);
+                let times = times.get(from..to).unwrap_or_default();
+                let values = floats.get(from..to).unwrap_or_default();
+                out.extend(times.iter().zip(values).map(|(t, v)| Sample::float(*t, *v)));
             }
             Kind::Histograms(raw_len) => {
                 let raw_len = Some(*raw_len).filter(|n| *n <= HEAD_BYTES_MAX);
-                let raw = raw_len.and_then(|n| zstd::bulk::decompress(body, n).ok());
+                let raw = raw_len.and_then(|n| zstd_unpack(body, n));
                 let raw = raw.ok_or(Malformed(chunk))?;
                 let mut d = Decoder::new(&raw);
                 for t in times {

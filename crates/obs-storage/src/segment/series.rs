@@ -9,6 +9,7 @@ use crate::bin::{Decoder, Encoder, Malformed};
 use crate::segment::SegmentError;
 use crate::segment::columns::{get_packed, put_packed};
 use crate::segment::file::{BlockRef, SegmentFile, SegmentWriter};
+use crate::segment::kept::{Keeper, Kept, Piece};
 use crate::segment::rows::{Damaged, Finished};
 use crate::segment::samples::{BLOCK_SAMPLES, Block, BlockBuilder, chunks};
 use crate::vfs::Vfs;
@@ -16,6 +17,7 @@ use foldhash::HashMap;
 use obs_model::{Labels, METRIC_NAME, MatchOp, Matcher, Sample, SampleValue};
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::path::Path;
+use std::sync::Arc;
 
 const PAGE_SERIES: usize = 512;
 
@@ -240,6 +242,8 @@ pub(crate) struct SeriesSegment {
     file: SegmentFile,
     blocks: Vec<BlockMeta>,
     pages: Vec<Page>,
+    /// Where blocks stay that queries read; nowhere in tests.
+    kept: Option<Keeper>,
 }
 
 /// Takes a series' labels and some of its samples.
@@ -280,7 +284,13 @@ impl SeriesSegment {
             })
         };
         let pages = (0..d.len()?).map(|_| page(&mut d)).collect::<Result<_, Malformed>>()?;
-        Ok(Self { file, blocks, pages })
+        Ok(Self { file, blocks, pages, kept: None })
+    }
+
+    /// Keeps blocks that queries read for the next one.
+    pub(crate) fn keeping(mut self, kept: Arc<Kept>, segment: u64) -> Self {
+        self.kept = Some((kept, segment));
+        self
     }
 
     pub(crate) fn all_blocks(&self) -> impl Iterator<Item = BlockRef> {
@@ -356,7 +366,7 @@ impl SeriesSegment {
         damaged: Damaged<'_>,
         visit: VisitSeries<'_>,
     ) -> Result<(), SegmentError> {
-        let mut cache = BlockCache::default();
+        let mut cache = BlockCache { keeper: self.kept.clone(), ..BlockCache::default() };
         for number in 0..self.pages.len() {
             for f in self.page_or_damage(number, matchers, range, damaged)? {
                 self.visit_one(&f, range, &mut cache, damaged, visit)?;
@@ -402,7 +412,9 @@ impl SeriesSegment {
 /// Blocks read last. Neighbouring series lie in one block; shared chunks in an earlier one.
 #[derive(Debug, Default)]
 pub(crate) struct BlockCache {
-    blocks: Vec<(usize, Block)>,
+    /// Where they stay for other queries; merges read everything once.
+    keeper: Option<Keeper>,
+    blocks: Vec<(usize, Arc<Block>)>,
     floats: Vec<f64>,
     samples: Vec<Sample>,
 }
@@ -418,15 +430,28 @@ impl BlockCache {
             let hit = self.blocks.remove(at);
             self.blocks.push(hit);
         } else {
-            let meta = segment.blocks.get(number).ok_or(Malformed(number))?;
-            let block = Block::parse(segment.file.read(meta.at)?)?;
+            let block = self.read(segment, number)?;
             if self.blocks.len() >= KEPT {
                 self.blocks.remove(0);
             }
             self.blocks.push((number, block));
         }
-        let block = self.blocks.last().map(|(_, b)| b).ok_or(Malformed(number))?;
+        let block = self.blocks.last().map(|(_, b)| &**b).ok_or(Malformed(number))?;
         Ok((block, &mut self.floats))
+    }
+
+    fn read(&self, segment: &SeriesSegment, number: usize) -> Result<Arc<Block>, SegmentError> {
+        let key = |id: u64| (id, Piece::Block(number));
+        let keeper = self.keeper.as_ref();
+        if let Some(known) = keeper.and_then(|(kept, id)| kept.columns.find(key(*id))) {
+            return Ok(known);
+        }
+        let meta = segment.blocks.get(number).ok_or(Malformed(number))?;
+        let block = Arc::new(Block::parse(segment.file.read(meta.at)?)?);
+        if let Some((kept, id)) = keeper {
+            kept.columns.keep(key(*id), block.clone());
+        }
+        Ok(block)
     }
 }
 
