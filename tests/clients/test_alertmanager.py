@@ -143,7 +143,7 @@ TEXTS = [
 
 def config(url, text):
     route = (
-        "route:\n  receiver: all\n  group_by: [alertname, a]\n  group_wait: 1s\n  group_interval: 2s\n"
+        "route:\n  receiver: all\n  group_by: [alertname, a]\n  group_wait: 5s\n  group_interval: 2s\n"
         "  routes: [{receiver: texts, matchers: ['kind=text'], group_by: [alertname, a]}]\n"
     )
     kinds = KINDS.replace("URL", url).replace("TEXT", json.dumps(text))
@@ -153,9 +153,10 @@ def config(url, text):
 def pair(ends, **more):
     note = {"summary": "It's <slow> + \"bad\"", "runbook": "http://r"}
     name = 'High <Latency> & "q"'
+    # Younger than the group's wait: what is older Alertmanager tells at once, alone.
     return [
-        alert(name, ends, annotations=note, a="1", severity="critical", instance="b", job="z", **more),
-        alert(name, ends, -30.5, {"summary": note["summary"], "desc": "häß"}, a="1", severity="critical", instance="a", job="y", **more),
+        alert(name, ends, -0.5, note, a="1", severity="critical", instance="b", job="z", **more),
+        alert(name, ends, -1, {"summary": note["summary"], "desc": "häß"}, a="1", severity="critical", instance="a", job="y", **more),
     ]
 
 

@@ -6,7 +6,7 @@ use crate::correlate::correlate;
 use crate::deltas::Deltas;
 use crate::derive::Derived;
 use crate::exemplars::Exemplars;
-use crate::identity::Identities;
+use crate::identity::{self, Identities};
 use crate::limits::{Streams, TenantLimits, Violation};
 use crate::red::{Facts, Red, SpanDimension};
 use crate::sampling::Sampling;
@@ -500,21 +500,9 @@ impl Ingest {
         Ok(())
     }
 
-    /// Returns the label set of a series in wire form; `build` makes it when it was not met yet.
-    ///
-    /// # Errors
-    /// When the labels cannot be read or are over a limit.
-    pub fn labels(
-        &self,
-        tenant: &TenantId,
-        raw: &[u8],
-        build: &dyn Fn() -> Result<Labels, String>,
-    ) -> Result<Labels, String> {
-        self.identities.get(tenant, raw, &|| {
-            let labels = build()?;
-            self.admit(tenant, &labels)?;
-            Ok(labels)
-        })
+    /// Begins to find the label sets of a request's series.
+    pub fn naming<'a>(&'a self, tenant: &'a TenantId) -> Naming<'a> {
+        Naming { ingest: self, tenant, request: self.identities.request(tenant) }
     }
 
     /// Returns why a series may not be stored, and counts it.
@@ -525,6 +513,32 @@ impl Ingest {
         self.limits.of(tenant).labels(labels).map_err(|v| {
             self.telemetry.rejected.with_label_values(&["metrics", v.limit]).inc();
             v.text
+        })
+    }
+}
+
+/// Finds the label sets of a request's series.
+#[derive(Debug)]
+pub struct Naming<'a> {
+    ingest: &'a Ingest,
+    tenant: &'a TenantId,
+    request: identity::Request<'a>,
+}
+
+impl Naming<'_> {
+    /// Returns the label set of a series in wire form; `build` makes it when it was not met yet.
+    ///
+    /// # Errors
+    /// When the labels cannot be read or are over a limit.
+    pub fn labels(
+        &self,
+        raw: &[u8],
+        build: &dyn Fn() -> Result<Labels, String>,
+    ) -> Result<Labels, String> {
+        self.request.get(raw, &|| {
+            let labels = build()?;
+            self.ingest.admit(self.tenant, &labels)?;
+            Ok(labels)
         })
     }
 }

@@ -140,7 +140,7 @@ async fn limits_hold_at_the_edge_and_the_rest_is_kept() {
         let pairs = (0..n - 1).map(|i| (format!("l{i:02}"), "v".to_owned()));
         let labels = Labels::from_pairs(pairs.chain([("__name__".to_owned(), "m".to_owned())]));
         let tenant = TenantId::default();
-        ingest.labels(&tenant, format!("{n}").as_bytes(), &|| Ok(labels.clone()))
+        ingest.naming(&tenant).labels(format!("{n}").as_bytes(), &|| Ok(labels.clone()))
     };
     let max = limits.labels_max;
     assert!(wide(max + 1).unwrap_err().contains("41 labels"));

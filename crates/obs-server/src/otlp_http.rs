@@ -66,8 +66,11 @@ pub(crate) async fn metrics(
     let ingest = &state.ingest;
     state.processing.get().metrics(Source::Otlp, &mut request);
     let naming = state.workers.naming.get();
-    let resolve = |key: &[u8], build: &dyn Fn() -> Result<_, _>| ingest.labels(&tenant, key, build);
-    let decoded = otlp::decode_metrics(request, &naming, &resolve);
+    let decoded = {
+        let found = ingest.naming(&tenant);
+        let resolve = |key: &[u8], build: &dyn Fn() -> Result<_, _>| found.labels(key, build);
+        otlp::decode_metrics(request, &naming, &resolve)
+    };
     body::count_malformed(&state, "metrics", decoded.rejected.count);
     let m = decoded.items;
     let now: TimestampNs = state.now();

@@ -93,14 +93,18 @@ async fn store(
     is_second: bool,
 ) -> Result<Written, Refusal> {
     let ingest = &state.ingest;
-    let intern: Intern<'_> = &mut |raw, build| ingest.labels(tenant, raw, build);
     let fail = |e: obs_codec::DecodeError| Refusal::bad(e.to_string());
-    let (decoded, brought) = if is_second {
-        remote_write2::decode(&bytes, intern).map_err(fail)?
-    } else {
-        (remote_write::decode(&bytes, intern).map_err(fail)?, Brought::default())
+    let (decoded, brought) = {
+        let naming = ingest.naming(tenant);
+        let intern: Intern<'_> = &mut |raw, build| naming.labels(raw, build);
+        if is_second {
+            remote_write2::decode(&bytes, intern).map_err(fail)?
+        } else {
+            (remote_write::decode(&bytes, intern).map_err(fail)?, Brought::default())
+        }
     };
     drop(bytes);
+    body::count_malformed(state, "metrics", decoded.rejected.count);
     let w = decoded.items;
     let kept = ingest.exemplars().add(tenant, w.exemplars);
     let outcome = ingest.metrics(tenant, w.points, Vec::new(), w.metadata, state.now()).await?;

@@ -258,10 +258,11 @@ fn number(
 ) -> Vec<Option<u32>> {
     let tenant_left = tenant_max.saturating_sub(metrics.series_count());
     let mut left = node_left.min(tenant_left);
+    let mut last = None;
     points
         .iter()
         .map(|(labels, _)| {
-            let number = match metrics.find(labels) {
+            let number = match metrics.find_behind(last, labels) {
                 Some(n) => n,
                 None if left == 0 => {
                     outcome.rejected += 1;
@@ -279,6 +280,7 @@ fn number(
                     metrics.reference(labels)
                 }
             };
+            last = Some(number);
             let series = metrics.get_mut(number)?;
             if std::mem::replace(&mut series.wal_file, wal_file) != wal_file {
                 new_series.push((number, labels.clone()));

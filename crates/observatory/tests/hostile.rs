@@ -302,6 +302,21 @@ async fn other_doors_refuse_clearly_too() {
         assert_eq!(got, *status, "{path}: {body}");
         assert!(body.contains(text), "{path}: {body}");
     }
+    // A series with a label twice, in a snappy block that is one literal.
+    let label = b"\x0a\x06\x0a\x01a\x12\x01b";
+    let sample = b"\x12\x0b\x09\0\0\0\0\0\0\xf0\x3f\x10\x01";
+    let series = [label.as_slice(), label, sample].concat();
+    let body = [b"\x0a", &[series.len() as u8][..], &series].concat();
+    let packed = [&[body.len() as u8, (body.len() as u8 - 1) << 2][..], &body].concat();
+    let sent = client.post(server.url("prometheus", "/api/v1/write")).body(packed);
+    let answer = sent.send().await.unwrap();
+    assert_eq!(answer.status(), 400);
+    let text = answer.text().await.unwrap();
+    assert!(text.contains("1 samples were refused, 0 stored"), "{text}");
+    let metrics =
+        client.get(server.url("ui", "/metrics")).send().await.unwrap().text().await.unwrap();
+    let counted = "obs_rejected_total{reason=\"malformed\",signal=\"metrics\"} 1";
+    assert!(metrics.contains(counted), "{metrics}");
     // A snappy block that says it holds 100 MiB.
     let swollen = vec![0x80, 0x80, 0x80, 0x32, 0];
     for (listener, path) in [("prometheus", "/api/v1/write"), ("loki", "/loki/api/v1/push")] {

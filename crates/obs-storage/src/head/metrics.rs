@@ -285,6 +285,14 @@ impl MetricsHead {
         self.by_labels.get(labels).copied()
     }
 
+    /// Returns the number of a known series, which is likely to be the one behind `last`: senders
+    /// name their series in the same order each time.
+    pub(crate) fn find_behind(&self, last: Option<u32>, labels: &Labels) -> Option<u32> {
+        let next = last.and_then(|l| l.checked_add(1));
+        let is_next = |n: &u32| self.series.get(*n as usize).is_some_and(|s| s.labels == *labels);
+        next.filter(is_next).or_else(|| self.find(labels))
+    }
+
     /// Returns the number of a series, creating it if it is new.
     pub(crate) fn reference(&mut self, labels: &Labels) -> u32 {
         /// Of series that are not indexed yet, those that each new one takes along.
