@@ -65,12 +65,12 @@ ui: deps-ui
 ui-verify: deps-ui
 	@out=$$(mktemp -d) && cd $(WEB) && UI_OUT=$$out npm run --silent build -- --logLevel warn && diff -r $$out ../dist && rm -rf $$out && echo "dist/ matches its sources"
 
-# The optimised binary and the harness around it, built apart from the release: no LTO, in minutes.
+# The binary that `make run` starts, and the harness around it.
 measured:
 	@scripts/deps.sh build
-	cargo build --profile measure -p observatory -p obs-torture
+	cargo build --release -p observatory -p obs-torture
 
-MEASURED := $(CARGO_TARGET_DIR)/measure
+MEASURED := $(CARGO_TARGET_DIR)/release
 # A generator of load, if there is another than our own.
 LOADGEN ?=
 
@@ -82,7 +82,7 @@ bench: measured
 micro:
 	cargo bench --workspace
 
-# Faults, at length: about an hour. Mounts, control groups and strace need root.
+# Faults, at length: about half an hour. Mounts, control groups and strace need root.
 torture: measured
 	$(MEASURED)/obs-torture sim
 	$(MEASURED)/obs-torture flip
