@@ -155,8 +155,8 @@ def pair(ends, **more):
     name = 'High <Latency> & "q"'
     # Younger than the group's wait: what is older Alertmanager tells at once, alone.
     return [
-        alert(name, ends, -0.5, note, a="1", severity="critical", instance="b", job="z", **more),
-        alert(name, ends, -1, {"summary": note["summary"], "desc": "häß"}, a="1", severity="critical", instance="a", job="y", **more),
+        alert(name, ends, -2, note, a="1", severity="critical", instance="b", job="z", **more),
+        alert(name, ends, -1.5, {"summary": note["summary"], "desc": "häß"}, a="1", severity="critical", instance="a", job="y", **more),
     ]
 
 
