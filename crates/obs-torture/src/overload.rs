@@ -101,13 +101,13 @@ fn probe(rush: &Rush, server: &Server, stop: &AtomicBool) -> Result<Vec<u64>> {
     let http = obs_objects::http_client();
     let mut out = Vec::new();
     while !stop.load(Ordering::Relaxed) {
+        std::thread::sleep(PAUSE);
         let Some((batch, bytes)) = locked(&rush.ready).pop_front() else { continue };
         let began = Instant::now();
         let verdict = runtime.block_on(rush.one(&http, server, batch, bytes))?;
         if verdict == Verdict::Refused {
             out.push(began.elapsed().as_millis() as u64);
         }
-        std::thread::sleep(PAUSE);
     }
     out.sort_unstable();
     Ok(out)
