@@ -6,6 +6,7 @@
 //! and holds no clock. Read [`ports`] next.
 
 mod attributes;
+mod column;
 mod control;
 mod go_regex;
 mod histogram;
@@ -23,6 +24,7 @@ mod span_field;
 mod time;
 
 pub use attributes::{AttributeValue, Attributes, Resource, Scope};
+pub use column::{ColumnSeries, Floats, Samples, SharedSlice, Times};
 pub use control::{KeepState, StateChange, StateError, StateFuture};
 pub use go_regex::go_regex;
 pub use histogram::{CUSTOM_BUCKETS_SCHEMA, Histogram, HistogramBucket, ResetHint};

@@ -5,8 +5,9 @@
 
 use crate::memory::MemoryPool;
 use crate::{
-    AttributeScope, Labels, LlmCall, LogRecord, MatchOp, Matcher, MetricMetadata, Sample, Series,
-    Span, SpanField, SpanId, SpanRow, TenantId, TimestampMs, TimestampNs, TraceId, WholeSpan,
+    AttributeScope, ColumnSeries, Labels, LlmCall, LogRecord, MatchOp, Matcher, MetricMetadata,
+    Sample, Series, Span, SpanField, SpanId, SpanRow, TenantId, TimestampMs, TimestampNs, TraceId,
+    WholeSpan,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -220,6 +221,19 @@ pub trait SelectSeries: Send + Sync {
         selection: &SeriesSelection<'_>,
         budget: &Budget,
     ) -> Result<Vec<Series>, SelectError>;
+
+    /// Like [`Self::select`], in columns.
+    ///
+    /// # Errors
+    /// See [`SelectError`].
+    fn select_columns(
+        &self,
+        tenant: &TenantId,
+        selection: &SeriesSelection<'_>,
+        budget: &Budget,
+    ) -> Result<Vec<ColumnSeries>, SelectError> {
+        Ok(self.select(tenant, selection, budget)?.into_iter().map(Into::into).collect())
+    }
 
     /// Returns the label sets alone, sorted.
     ///

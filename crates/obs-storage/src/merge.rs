@@ -15,7 +15,7 @@ use crate::segment::{KnownOperations, SegmentError, Signal};
 use crate::segments::{Hidden, OpenSegment, SegmentData, Tombstones};
 use crate::store::Inner;
 use crate::sweep::Sweep;
-use obs_model::{Labels, LlmCall, LogRecord, Sample, Span, TimestampNs};
+use obs_model::{Labels, LlmCall, LogRecord, Sample, Samples, Span, TimestampNs};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
@@ -256,10 +256,10 @@ impl Lost<'_> {
         self.hidden.hides(row) || self.sweep.is_some_and(|s| s.drops_row(row))
     }
 
-    fn filter(&self, labels: &Labels, samples: &mut Vec<Sample>) {
+    fn filter(&self, labels: &Labels, samples: &mut Samples) {
         self.hidden.filter(labels, samples);
         if self.sweep.is_some_and(|s| s.drops_labels(labels)) {
-            samples.clear();
+            *samples = Samples::default();
         }
     }
 }
@@ -318,9 +318,10 @@ fn merge_series(
             let Some(found) = c.found.pop_front_if(|_| is_next) else { continue };
             let mut failure = None;
             let mut damaged = |e: &SegmentError, _: i64, _: i64| failure = Some(e.copy());
-            c.segment.visit_one(&found, ALL, &mut c.cache, &mut damaged, &mut |l, s| {
-                c.lost.filter(l, s);
-                samples.append(s);
+            let found = std::slice::from_ref(&found);
+            c.segment.visit(found, ALL, &mut c.cache, &mut damaged, &mut |l, mut s| {
+                c.lost.filter(l, &mut s);
+                samples.append(&mut s.into_vec());
                 Ok(())
             })?;
             if let Some(e) = failure {

@@ -10,7 +10,7 @@ use crate::segment::{SegmentError, Signal};
 use crate::tier::{Remote, Whole};
 use crate::vfs::{ReadFile, Vfs};
 use obs_model::{
-    DeleteScope, Labels, LineTest, LineText, MatchOp, Matcher, ReadAt, Sample, TenantId, TraceId,
+    DeleteScope, Labels, LineTest, LineText, MatchOp, Matcher, ReadAt, Samples, TenantId, TraceId,
 };
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -304,12 +304,12 @@ impl Hidden<'_> {
     }
 
     /// Takes the deleted samples out of a series.
-    pub(crate) fn filter(&self, labels: &Labels, samples: &mut Vec<Sample>) {
+    pub(crate) fn filter(&self, labels: &Labels, samples: &mut Samples) {
         for c in &self.0 {
             if let DeleteScope::Series { start, end, .. } = &c.tombstone.scope
                 && Matcher::all_match(&c.matchers, labels)
             {
-                samples.retain(|s| !(*start..=*end).contains(&s.timestamp.millis()));
+                samples.retain_times(|t| !(*start..=*end).contains(&t));
             }
         }
     }

@@ -12,17 +12,14 @@ use crate::store::{Store, View};
 use crate::stretches::Plan;
 use foldhash::{HashMap, HashSet};
 use obs_model::{
-    Budget, Direction, Labels, LogRecord, LogRows, LogScan, LogSelection, Matcher, MetricMetadata,
-    Sample, SelectError, SelectLogs, SelectSeries, Series, SeriesSelection, TenantId, Visit,
-    VisitScan,
+    Budget, ColumnSeries, Direction, Labels, LogRecord, LogRows, LogScan, LogSelection, Matcher,
+    MetricMetadata, Sample, Samples, SelectError, SelectLogs, SelectSeries, Series,
+    SeriesSelection, TenantId, Visit, VisitScan,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-
-/// Bytes that a sample takes in a query's memory.
-const SAMPLE_BYTES: usize = size_of::<Sample>();
 
 /// What a query reads, taken at one moment: nothing is seen twice or not at all while a flush or
 /// merge goes on.
@@ -133,7 +130,7 @@ struct Found {
     places: HashMap<Labels, u32>,
     /// In the order in which they were found first: that of a segment is the one that is wanted,
     /// and what is sorted already is sorted at once.
-    list: Vec<(Series, InOrder)>,
+    list: Vec<(ColumnSeries, InOrder)>,
 }
 
 /// Whether samples are in order of time: what one segment has of a series is.
@@ -146,32 +143,32 @@ impl Found {
     }
 
     /// Takes the samples, all of them later written than those taken before.
-    fn add(&mut self, labels: &Labels, samples: &mut Vec<Sample>, ordered: InOrder) {
+    fn add(&mut self, labels: &Labels, samples: Samples, ordered: InOrder) {
         if samples.is_empty() {
             return;
         }
         if let Some(place) = self.places.get(labels) {
             let Some((series, in_order)) = self.list.get_mut(*place as usize) else { return };
-            let all = &mut series.samples;
-            let follows = all.last().map(|s| s.timestamp) < samples.first().map(|s| s.timestamp);
+            let follows = series.samples.last_time() < samples.first_time();
             *in_order &= ordered && follows;
-            all.append(samples);
+            series.samples.append(samples);
             return;
         }
         self.places.insert(labels.clone(), self.list.len() as u32);
-        let series = Series { labels: labels.clone(), samples: std::mem::take(samples) };
-        self.list.push((series, ordered));
+        self.list.push((ColumnSeries { labels: labels.clone(), samples }, ordered));
     }
 
     /// Returns the series in order of their labels, their samples in order of time, one a time.
-    fn sorted(self) -> Vec<Series> {
+    fn sorted(self) -> Vec<ColumnSeries> {
         drop(self.places);
-        let mut out: Vec<Series> = self
+        let mut out: Vec<ColumnSeries> = self
             .list
             .into_iter()
             .map(|(mut series, in_order)| {
-                if !in_order {
-                    sort_unique(&mut series.samples);
+                if !in_order && !series.samples.is_ascending() {
+                    let mut samples = std::mem::take(&mut series.samples).into_vec();
+                    sort_unique(&mut samples);
+                    series.samples = samples.into();
                 }
                 series
             })
@@ -188,6 +185,18 @@ impl SelectSeries for Store {
         selection: &SeriesSelection<'_>,
         budget: &Budget,
     ) -> Result<Vec<Series>, SelectError> {
+        let columns = self.select_columns(tenant, selection, budget)?;
+        let singly = |s: &ColumnSeries| s.samples.len() * size_of::<Sample>();
+        budget.take(0, columns.iter().map(singly).sum())?;
+        Ok(columns.into_iter().map(Into::into).collect())
+    }
+
+    fn select_columns(
+        &self,
+        tenant: &TenantId,
+        selection: &SeriesSelection<'_>,
+        budget: &Budget,
+    ) -> Result<Vec<ColumnSeries>, SelectError> {
         let range = (selection.start.millis(), selection.end.millis());
         let matchers = selection.matchers;
         // Copies of the runs: decoding them would hold up writes.
@@ -204,14 +213,12 @@ impl SelectSeries for Store {
         });
         let mut found = Found::default();
         found.reserve(snapshot.heads.iter().map(Vec::len).max().unwrap_or(0));
-        let mut keep = |labels: &Labels,
-                        samples: &mut Vec<Sample>,
-                        ordered: bool|
-         -> Result<(), SegmentError> {
-            budget.take(samples.len(), samples.len() * SAMPLE_BYTES)?;
-            found.add(labels, samples, ordered);
-            Ok(())
-        };
+        let mut keep =
+            |labels: &Labels, samples: Samples, ordered: bool| -> Result<(), SegmentError> {
+                budget.take(samples.len(), samples.size_bytes())?;
+                found.add(labels, samples, ordered);
+                Ok(())
+            };
         // Older writes first, so that of equal timestamps the last written wins.
         for s in &snapshot.segments {
             let hidden = snapshot.tombstones.of(&s.meta);
@@ -229,15 +236,15 @@ impl SelectSeries for Store {
                 }
                 Err(e) => return Err(e.into()),
             };
-            series.select(matchers, range, &mut damaged, &mut |labels, samples| {
-                hidden.filter(labels, samples);
+            series.select(matchers, range, &mut damaged, &mut |labels, mut samples| {
+                hidden.filter(labels, &mut samples);
                 keep(labels, samples, true)
             })?;
         }
         for (labels, run) in snapshot.heads.iter().flatten() {
             let mut samples = Vec::new();
             run.read(range.0, range.1, &mut samples).map_err(SegmentError::from)?;
-            keep(labels, &mut samples, false)?;
+            keep(labels, samples.into(), false)?;
         }
         Ok(found.sorted())
     }
@@ -281,8 +288,8 @@ impl SelectSeries for Store {
                 })?;
             } else {
                 // A series may have lost all its samples.
-                series.select(matchers, range, &mut damaged, &mut |labels, samples| {
-                    hidden.filter(labels, samples);
+                series.select(matchers, range, &mut damaged, &mut |labels, mut samples| {
+                    hidden.filter(labels, &mut samples);
                     if !samples.is_empty() {
                         out.insert(labels.clone());
                     }

@@ -5,9 +5,9 @@ use crate::eval::aggregate::{KahanSum, add_histograms, quantile};
 use crate::eval::annotations::{is_mismatch, of_sum, reconciled};
 use crate::eval::extended::{check_extended, extended_function};
 use crate::eval::rates;
-use crate::eval::selector::{RangeVector, without_stale};
+use crate::eval::selector::RangeVector;
 use crate::eval::{Column, Evaluated, Evaluator, Slot, format_float, merge_same_labels};
-use obs_model::{Histogram, Labels, ResetHint, Sample, SampleValue};
+use obs_model::{Floats, Histogram, Labels, ResetHint, Sample, SampleValue};
 use std::sync::Arc;
 
 fn float(s: &Sample) -> Option<f64> {
@@ -26,38 +26,49 @@ pub(crate) struct Window {
     pub(crate) end: i64,
 }
 
-/// Seconds by which Prometheus extrapolates a window's slope to its edges, as a factor.
-///
-/// `first`/`delta` are the first value and the increase, for counters: a counter is never
-/// extrapolated below zero.
-pub(crate) fn extrapolation(
-    times: (i64, i64),
-    count: usize,
-    window: Window,
-    counter: Option<(f64, f64)>,
-) -> f64 {
-    let sampled = (times.1 - times.0) as f64 / 1000.0;
-    let average = sampled / (count as f64 - 1.0);
-    let mut to_start = (times.0 - window.start) as f64 / 1000.0;
-    let mut to_end = (window.end - times.1) as f64 / 1000.0;
-    let threshold = average * 1.1;
-    if to_start >= threshold {
-        to_start = average / 2.0;
-    }
-    if let Some((first, delta)) = counter
-        && delta > 0.0
-        && first >= 0.0
-    {
-        // The quotient is needed only where it cuts; a little slack for the product's rounding.
-        let is_far = sampled * first > to_start * delta * 1.000_001;
-        if !is_far {
-            to_start = to_start.min(sampled * (first / delta));
+/// By how much Prometheus extrapolates a window's slope to its edges. Seconds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Extrapolation {
+    sampled: f64,
+    to_start: f64,
+    to_end: f64,
+    factor: f64,
+}
+
+impl Extrapolation {
+    /// Of a window whose first and last sample are at these times.
+    pub(crate) fn of(times: (i64, i64), count: usize, window: Window) -> Self {
+        let sampled = (times.1 - times.0) as f64 / 1000.0;
+        let average = sampled / (count as f64 - 1.0);
+        let mut to_start = (times.0 - window.start) as f64 / 1000.0;
+        let mut to_end = (window.end - times.1) as f64 / 1000.0;
+        let threshold = average * 1.1;
+        if to_start >= threshold {
+            to_start = average / 2.0;
         }
+        if to_end >= threshold {
+            to_end = average / 2.0;
+        }
+        Self { sampled, to_start, to_end, factor: (sampled + to_start + to_end) / sampled }
     }
-    if to_end >= threshold {
-        to_end = average / 2.0;
+
+    /// The factor for an increase. `counter` is the first value and the increase of a counter,
+    /// which is never extrapolated below zero.
+    #[inline]
+    pub(crate) fn factor(&self, counter: Option<(f64, f64)>) -> f64 {
+        if let Some((first, delta)) = counter
+            && delta > 0.0
+            && first >= 0.0
+        {
+            // The quotient is needed only where it cuts; a little slack for the product's rounding.
+            let is_far = self.sampled * first > self.to_start * delta * 1.000_001;
+            if !is_far {
+                let to_start = self.to_start.min(self.sampled * (first / delta));
+                return (self.sampled + to_start + self.to_end) / self.sampled;
+            }
+        }
+        self.factor
     }
-    (sampled + to_start + to_end) / sampled
 }
 
 /// `rate`, `increase` and `delta`.
@@ -87,8 +98,8 @@ fn extrapolated(
                 }
                 previous = f;
             }
-            let factor =
-                extrapolation(times, samples.len(), window, counter.then_some((*a, delta)));
+            let factor = Extrapolation::of(times, samples.len(), window)
+                .factor(counter.then_some((*a, delta)));
             Ok(Some(SampleValue::Float(delta * factor * per)))
         }
         (SampleValue::Histogram(a), SampleValue::Histogram(b)) => {
@@ -111,12 +122,8 @@ fn extrapolated(
                 }
                 previous = h;
             }
-            let factor = extrapolation(
-                times,
-                samples.len(),
-                window,
-                counter.then_some((a.count, delta.count)),
-            );
+            let factor = Extrapolation::of(times, samples.len(), window)
+                .factor(counter.then_some((a.count, delta.count)));
             delta.scale(factor * per);
             Ok(Some(SampleValue::Histogram(delta.into())))
         }
@@ -323,7 +330,7 @@ impl Evaluator<'_> {
             return super::execution("missing argument");
         };
         let is_rate = rates::Kind::of(name).is_some();
-        // The fast way looks at every sample anyway, and for markers too.
+        // The fast way reads columns, and looks for markers itself.
         let mut ranges =
             if is_rate { self.raw_range_vector(range_arg)? } else { self.range_vector(range_arg)? };
         if let Some(extension) = ranges.extension {
@@ -384,10 +391,10 @@ impl Evaluator<'_> {
             None => vec![false; ranges.series.len()],
         };
         let mut problems: Vec<(usize, &'static str)> = Vec::new();
-        for ((c, s), done) in columns.iter_mut().zip(&mut ranges.series).zip(&done) {
-            if !done {
+        for (i, c) in columns.iter_mut().enumerate() {
+            if !done.get(i).copied().unwrap_or(false) {
                 c.values.resize(self.steps.count, None);
-                without_stale(s);
+                ranges.single(i, self.budget)?;
             }
         }
         let ranges = &*ranges;
@@ -561,10 +568,13 @@ impl Evaluator<'_> {
         /// Samples and steps that are worth a thread.
         const WORTH: usize = 1 << 20;
         let budget = self.budget;
-        let one = |series: &[obs_model::Series], columns: &mut [Column], done: &mut [bool]| {
+        let one = |series: &[Option<Floats>], columns: &mut [Column], done: &mut [bool]| {
+            let mut windows = rates::Windows::default();
             for ((s, c), done) in series.iter().zip(columns).zip(done) {
                 budget.check()?;
-                if let Some(v) = rates::of_floats(&s.samples, &ranges.ends, ranges.range_ms, kind) {
+                let Some(floats) = s else { continue };
+                windows.fit(&floats.times, &ranges.ends, ranges.range_ms);
+                if let Some(v) = windows.of_floats(&floats.values, kind) {
                     c.values = v;
                     *done = true;
                 }
@@ -572,18 +582,18 @@ impl Evaluator<'_> {
             Ok::<_, obs_model::SelectError>(())
         };
         let mut done = vec![false; ranges.series.len()];
-        let samples: usize = ranges.series.iter().map(|s| s.samples.len()).sum();
+        let samples: usize = ranges.columns.iter().flatten().map(|f| f.values.len()).sum();
         let work = samples + ranges.series.len() * self.steps.count;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = (work / WORTH + 1).min(cores);
         let part = ranges.series.len().div_ceil(threads).max(1);
         if threads == 1 {
-            one(&ranges.series, columns, &mut done)?;
+            one(&ranges.columns, columns, &mut done)?;
             return Ok(done);
         }
         let one = &one;
         std::thread::scope(|scope| {
-            let parts = ranges.series.chunks(part).zip(columns.chunks_mut(part));
+            let parts = ranges.columns.chunks(part).zip(columns.chunks_mut(part));
             let running: Vec<_> = parts
                 .zip(done.chunks_mut(part))
                 .map(|((s, c), d)| scope.spawn(move || one(s, c, d)))
@@ -597,10 +607,10 @@ impl Evaluator<'_> {
     }
 
     fn hint_counter(&mut self, ranges: &RangeVector, arg: &Expr) {
-        for s in &ranges.series {
+        for (s, floats) in ranges.series.iter().zip(&ranges.columns) {
             let name = s.labels.metric_name();
-            let is_float = s.samples.iter().any(|x| matches!(x.value, SampleValue::Float(_)));
-            if is_float
+            let is_float = |x: &Sample| matches!(x.value, SampleValue::Float(_));
+            if (floats.is_some() || s.samples.iter().any(is_float))
                 && !name.is_empty()
                 && !COUNTER_SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
             {

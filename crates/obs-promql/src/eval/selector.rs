@@ -3,14 +3,18 @@
 use crate::ast::{Expr, Extension, Selector};
 use crate::eval::extended::{extended_window, interpolate};
 use crate::eval::range_functions::Window;
-use crate::eval::{Column, Evaluated, Evaluator, Steps, Value, execution};
+use crate::eval::{Column, Evaluated, Evaluator, Slot, Steps, Value, execution};
 use obs_model::{
-    Histogram, Labels, ResetHint, Sample, SampleValue, Series, SeriesSelection, TimestampMs,
+    Budget, ColumnSeries, Floats, Histogram, Labels, ResetHint, Sample, SampleValue, Samples,
+    SelectError, Series, SeriesSelection, TimestampMs, is_stale,
 };
 
 /// Series with the samples that the windows of all steps may need, and the windows.
 pub(crate) struct RangeVector {
+    /// Without samples where they are in `columns`.
     pub(crate) series: Vec<Series>,
+    /// Of the series that have floats alone, until [`Self::single`] takes them.
+    pub(crate) columns: Vec<Option<Floats>>,
     pub(crate) range_ms: i64,
     /// End of the window at each step.
     pub(crate) ends: Vec<i64>,
@@ -29,6 +33,35 @@ const fn reach(extension: Option<Extension>, lookback_ms: i64) -> (i64, i64) {
 }
 
 impl RangeVector {
+    fn new(
+        found: Vec<ColumnSeries>,
+        (range_ms, ends): (i64, Vec<i64>),
+        (extension, reach): (Option<Extension>, (i64, i64)),
+    ) -> Self {
+        let mut series = Vec::with_capacity(found.len());
+        let mut columns = Vec::with_capacity(found.len());
+        for s in found {
+            let (samples, floats) = match s.samples {
+                Samples::Floats(f) => (Vec::new(), Some(f)),
+                Samples::Mixed(list) => (list, None),
+            };
+            series.push(Series { labels: s.labels, samples });
+            columns.push(floats);
+        }
+        Self { series, columns, range_ms, ends, extension, reach }
+    }
+
+    /// Makes single samples of a series' columns, without markers of staleness.
+    pub(crate) fn single(&mut self, index: usize, budget: &Budget) -> Result<(), SelectError> {
+        let Some(s) = self.series.get_mut(index) else { return Ok(()) };
+        if let Some(floats) = self.columns.get_mut(index).and_then(Option::take) {
+            budget.take(0, floats.values.len() * size_of::<Sample>())?;
+            s.samples = floats.iter().collect();
+        }
+        without_stale(s);
+        Ok(())
+    }
+
     /// Calls `f` for each series and step that has samples in its left-open window, extended by
     /// what the selector reaches. Gives the series' index, the step's index and the samples.
     pub(crate) fn each_window<E>(
@@ -67,11 +100,36 @@ impl RangeVector {
 }
 
 /// Takes the markers of staleness out of a series.
-pub(crate) fn without_stale(s: &mut Series) {
+fn without_stale(s: &mut Series) {
     // Most series never end: looking is cheaper than moving.
     if s.samples.iter().any(|x| x.value.is_stale()) {
         s.samples.retain(|x| !x.value.is_stale());
     }
+}
+
+/// Returns the last sample before or at each time that is younger than the look-back, and when it
+/// was.
+fn latest(
+    references: &[i64],
+    lookback: i64,
+    time: impl Fn(usize) -> Option<i64>,
+    value: impl Fn(usize) -> Option<SampleValue>,
+) -> (Vec<Slot>, Vec<i64>) {
+    let mut values = Vec::with_capacity(references.len());
+    let mut times = Vec::with_capacity(references.len());
+    let mut next = 0;
+    for at in references {
+        while time(next).is_some_and(|t| t <= *at) {
+            next += 1;
+        }
+        let found = next.checked_sub(1).and_then(|i| {
+            let t = time(i).filter(|t| *t > at - lookback)?;
+            Some((value(i)?, t))
+        });
+        times.push(found.as_ref().map_or(0, |f| f.1));
+        values.push(found.map(|f| f.0));
+    }
+    (values, times)
 }
 
 impl Evaluator<'_> {
@@ -88,7 +146,8 @@ impl Evaluator<'_> {
             .map(|t| self.reference_time(selector.at, t) - selector.offset_ms)
             .collect();
         let mut out = Vec::with_capacity(series.len());
-        for mut s in series {
+        for s in series {
+            let mut s = Series::from(s);
             without_stale(&mut s);
             let value = |t: &i64| {
                 let after = s.samples.partition_point(|x| x.timestamp.millis() <= *t);
@@ -110,13 +169,13 @@ impl Evaluator<'_> {
         Ok(out)
     }
 
-    fn fetch(&self, selector: &Selector, start: i64, end: i64) -> Evaluated<Vec<Series>> {
+    fn fetch(&self, selector: &Selector, start: i64, end: i64) -> Evaluated<Vec<ColumnSeries>> {
         let selection = SeriesSelection {
             matchers: &selector.matchers,
             start: TimestampMs::from_millis(start),
             end: TimestampMs::from_millis(end),
         };
-        Ok(self.source.select(self.tenant, &selection, self.budget)?)
+        Ok(self.source.select_columns(self.tenant, &selection, self.budget)?)
     }
 
     pub(crate) fn selector(&mut self, selector: &Selector) -> Evaluated<Vec<Column>> {
@@ -135,27 +194,31 @@ impl Evaluator<'_> {
         // Left-open: a sample exactly one look-back old is too old.
         let series = self.fetch(selector, from - self.options.lookback_ms + 1, to)?;
         self.budget.take(0, series.len().saturating_mul(self.steps.count).saturating_mul(24))?;
+        let lookback = self.options.lookback_ms;
+        let references: Vec<i64> = self
+            .steps
+            .times()
+            .map(|t| self.reference_time(selector.at, t) - selector.offset_ms)
+            .collect();
         let mut out = Vec::with_capacity(series.len());
         for s in series {
-            let mut values = vec![None; self.steps.count];
-            let mut times = vec![0; self.steps.count];
-            let mut next = 0;
-            for (i, t) in self.steps.times().enumerate() {
-                let at = self.reference_time(selector.at, t) - selector.offset_ms;
-                while s.samples.get(next).is_some_and(|x| x.timestamp.millis() <= at) {
-                    next += 1;
+            let (values, times) = match &s.samples {
+                Samples::Floats(f) => {
+                    let value = |i: usize| {
+                        let v = f.values.get(i).copied().filter(|v| !is_stale(*v))?;
+                        Some(SampleValue::Float(v))
+                    };
+                    latest(&references, lookback, |i| f.times.get(i).copied(), value)
                 }
-                let latest = next.checked_sub(1).and_then(|i| s.samples.get(i));
-                let Some(sample) = latest.filter(|x| {
-                    x.timestamp.millis() > at - self.options.lookback_ms && !x.value.is_stale()
-                }) else {
-                    continue;
-                };
-                if let (Some(v), Some(time)) = (values.get_mut(i), times.get_mut(i)) {
-                    *v = Some(sample.value.clone());
-                    *time = sample.timestamp.millis();
+                Samples::Mixed(list) => {
+                    let value = |i: usize| {
+                        let v = &list.get(i)?.value;
+                        (!v.is_stale()).then(|| v.clone())
+                    };
+                    let time = |i: usize| list.get(i).map(|x| x.timestamp.millis());
+                    latest(&references, lookback, time, value)
                 }
-            }
+            };
             let column = Column { labels: s.labels, values };
             if column.values.iter().any(Option::is_some) {
                 out.push((column, times));
@@ -167,7 +230,9 @@ impl Evaluator<'_> {
     /// Evaluates a range selector or subquery.
     pub(crate) fn range_vector(&mut self, expr: &Expr) -> Evaluated<RangeVector> {
         let mut ranges = self.raw_range_vector(expr)?;
-        ranges.series.iter_mut().for_each(without_stale);
+        for i in 0..ranges.series.len() {
+            ranges.single(i, self.budget)?;
+        }
         Ok(ranges)
     }
 
@@ -184,7 +249,7 @@ impl Evaluator<'_> {
                     .map(|t| self.reference_time(selector.at, t) - selector.offset_ms)
                     .collect();
                 let extension = selector.extension;
-                Ok(RangeVector { series, range_ms: *range_ms, ends, extension, reach })
+                Ok(RangeVector::new(series, (*range_ms, ends), (extension, reach)))
             }
             Expr::Subquery { expr, range_ms, step_ms, offset_ms, at, .. } => {
                 let ends: Vec<i64> =
@@ -225,17 +290,12 @@ impl Evaluator<'_> {
                     };
                     Some(Sample { timestamp: TimestampMs::from_millis(t), value })
                 };
-                let series = columns.into_iter().map(|c| Series {
-                    labels: c.labels,
-                    samples: steps.times().zip(c.values).filter_map(point).collect(),
+                let series = columns.into_iter().map(|c| {
+                    let samples = steps.times().zip(c.values).filter_map(point);
+                    let samples = samples.collect::<Vec<_>>().into();
+                    ColumnSeries { labels: c.labels, samples }
                 });
-                Ok(RangeVector {
-                    series: series.collect(),
-                    range_ms: *range_ms,
-                    ends,
-                    extension: None,
-                    reach: (0, 0),
-                })
+                Ok(RangeVector::new(series.collect(), (*range_ms, ends), (None, (0, 0))))
             }
             _ => execution("expected a range vector"),
         }

@@ -43,17 +43,22 @@ impl Counts {
     }
 }
 
-#[derive(Debug, Clone)]
-struct Table {
-    /// (start, frequency) by symbol.
+/// Symbols of an alphabet.
+const SYMBOLS: usize = 256;
+
+/// The tables of a block, one behind the other.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Tables {
+    /// By context: its table's number, or `ABSENT`.
+    numbers: Vec<u32>,
+    /// (start, frequency) by table and symbol.
     ranges: Vec<(u16, u16)>,
-    /// Symbol by slot.
+    /// Symbol by table and slot.
     slots: Vec<u8>,
 }
 
-/// The tables of a block.
-#[derive(Debug, Clone)]
-pub(crate) struct Tables(Vec<Option<Table>>);
+/// Of a context that was never seen.
+const ABSENT: u32 = u32::MAX;
 
 /// Scales counts to probabilities: every seen symbol keeps at least one slot.
 fn quantise(counts: &[u32; 256]) -> Option<Vec<(u8, u16)>> {
@@ -83,27 +88,35 @@ fn quantise(counts: &[u32; 256]) -> Option<Vec<(u8, u16)>> {
     Some(out.into_iter().map(|(s, f)| (s, f as u16)).collect())
 }
 
-fn table(frequencies: &[(u8, u16)]) -> Option<Table> {
-    let mut t = Table { ranges: vec![(0, 0); 256], slots: vec![0; PROB_ONE as usize] };
-    let mut at = 0_u16;
-    for (symbol, f) in frequencies {
-        *t.ranges.get_mut(usize::from(*symbol))? = (at, *f);
-        t.slots.get_mut(usize::from(at)..usize::from(at) + usize::from(*f))?.fill(*symbol);
-        at = at.checked_add(*f)?;
-    }
-    (u32::from(at) == PROB_ONE).then_some(t)
-}
-
 impl Tables {
     /// Returns the bytes that they take, about.
     pub(crate) fn bytes(&self) -> usize {
-        let table = |t: &Table| t.ranges.capacity() * size_of::<(u16, u16)>() + t.slots.capacity();
-        self.0.iter().flatten().map(table).sum()
+        self.ranges.capacity() * size_of::<(u16, u16)>() + self.slots.capacity()
+    }
+
+    /// Adds the next context's table; none when it was never seen. `None` when the frequencies do
+    /// not add up.
+    fn add(&mut self, frequencies: &[(u8, u16)]) -> Option<()> {
+        if frequencies.is_empty() {
+            self.numbers.push(ABSENT);
+            return Some(());
+        }
+        let number = self.slots.len() / PROB_ONE as usize;
+        let first = self.ranges.len();
+        self.ranges.resize(first + SYMBOLS, (0, 0));
+        let mut at = 0_u16;
+        for (symbol, f) in frequencies {
+            *self.ranges.get_mut(first + usize::from(*symbol))? = (at, *f);
+            at = at.checked_add(*f).filter(|at| u32::from(*at) <= PROB_ONE)?;
+            self.slots.extend(std::iter::repeat_n(*symbol, usize::from(*f)));
+        }
+        self.numbers.push(number as u32);
+        (u32::from(at) == PROB_ONE).then_some(())
     }
 
     /// Derives the tables from counts and writes them.
     pub(crate) fn write(counts: &Counts, e: &mut Encoder) -> Self {
-        let mut tables = Vec::with_capacity(counts.0.len());
+        let mut tables = Self::default();
         for c in &counts.0 {
             let q = quantise(c).unwrap_or_default();
             e.len(q.len());
@@ -113,13 +126,14 @@ impl Tables {
                 last = u64::from(*symbol);
                 e.uint((*f).into());
             }
-            tables.push(table(&q));
+            // Quantised frequencies add up.
+            let _ = tables.add(&q);
         }
-        Self(tables)
+        tables
     }
 
     pub(crate) fn read(contexts: usize, d: &mut Decoder<'_>) -> Result<Self, Malformed> {
-        let mut tables = Vec::with_capacity(contexts);
+        let mut tables = Self::default();
         for _ in 0..contexts {
             let n = d.len()?;
             let mut q = Vec::with_capacity(n.min(256));
@@ -129,13 +143,16 @@ impl Tables {
                 let f = u16::try_from(d.uint()?).map_err(|_| d.bad())?;
                 q.push((u8::try_from(symbol).map_err(|_| d.bad())?, f));
             }
-            let t = table(&q);
-            if t.is_none() && n > 0 {
-                return Err(d.bad());
-            }
-            tables.push(t);
+            tables.add(&q).ok_or(d.bad())?;
         }
-        Ok(Self(tables))
+        Ok(tables)
+    }
+
+    /// Returns a symbol's range, empty when it was never seen under the context.
+    #[inline]
+    fn range(&self, table: u32, symbol: u8) -> (u16, u16) {
+        let at = table as usize * SYMBOLS + usize::from(symbol);
+        self.ranges.get(at).copied().unwrap_or_default()
     }
 
     /// Codes a sequence that the counts included. Appends to `out`.
@@ -159,50 +176,57 @@ impl Tables {
                 let part = ((s.raw >> left) & ((1 << n) - 1)) as u32;
                 put(&mut x, &mut bytes, part << (PROB_BITS - n), 1 << (PROB_BITS - n));
             }
-            let range = self.0.get(usize::from(s.context)).and_then(Option::as_ref);
-            let range = range.and_then(|t| t.ranges.get(usize::from(s.symbol)));
-            if let Some((start, f)) = range
-                && *f > 0
-            {
-                put(&mut x, &mut bytes, (*start).into(), (*f).into());
+            let table = self.numbers.get(usize::from(s.context)).copied().unwrap_or(ABSENT);
+            let (start, f) = self.range(table, s.symbol);
+            if f > 0 {
+                put(&mut x, &mut bytes, start.into(), f.into());
             }
         }
         out.extend_from_slice(&x.to_le_bytes());
         out.extend(bytes.iter().rev());
     }
 
+    /// Reads the sequence at the beginning of `bytes`; what follows it does no harm.
     pub(crate) fn decoder<'a>(&'a self, bytes: &'a [u8]) -> Result<Sequence<'a>, Malformed> {
         let (state, rest) = bytes.split_at_checked(4).ok_or(Malformed(0))?;
         let x = u32::from_le_bytes(state.try_into().map_err(|_| Malformed(0))?);
-        Ok(Sequence { tables: &self.0, x, rest: rest.iter() })
+        Ok(Sequence { tables: self, x, rest })
     }
 }
 
 /// Reads one coded sequence.
 #[derive(Debug)]
 pub(crate) struct Sequence<'a> {
-    tables: &'a [Option<Table>],
+    tables: &'a Tables,
     x: u32,
-    rest: std::slice::Iter<'a, u8>,
+    rest: &'a [u8],
 }
 
 impl Sequence<'_> {
+    /// Shifts in the bytes that bring the state back into its range. Whether any are needed is as
+    /// good as random, so that this does not branch on it.
     #[inline]
     fn refill(&mut self) {
-        while self.x < LOW {
-            // Past the end only damage reads on; any value will do, the count bounds the loop.
-            let next = self.rest.next().copied().unwrap_or(0);
-            self.x = (self.x.max(1) << 8) | u32::from(next);
-        }
+        let x = self.x.max(1);
+        let missing = x.leading_zeros().saturating_sub(LOW.leading_zeros() - 7) / 8;
+        // Past the end only damage reads on; any value will do, the count bounds the loop.
+        let next = match self.rest.first_chunk::<4>() {
+            Some(four) => u32::from_be_bytes(*four),
+            None => {
+                self.rest.iter().chain([0; 4].iter()).take(4).fold(0, |n, b| n << 8 | u32::from(*b))
+            }
+        };
+        self.x = ((u64::from(x) << 32 | u64::from(next)) >> (32 - 8 * missing)) as u32;
+        self.rest = self.rest.get(missing as usize..).unwrap_or_default();
     }
 
     #[inline]
     pub(crate) fn symbol(&mut self, context: u8) -> Result<u8, Malformed> {
-        let t = self.tables.get(usize::from(context)).and_then(Option::as_ref);
-        let t = t.ok_or(Malformed(0))?;
+        let t = *self.tables.numbers.get(usize::from(context)).ok_or(Malformed(0))?;
         let slot = self.x & (PROB_ONE - 1);
-        let symbol = *t.slots.get(slot as usize).ok_or(Malformed(0))?;
-        let (start, f) = *t.ranges.get(usize::from(symbol)).ok_or(Malformed(0))?;
+        let at = t as usize * PROB_ONE as usize + slot as usize;
+        let symbol = *self.tables.slots.get(at).ok_or(Malformed(0))?;
+        let (start, f) = self.tables.range(t, symbol);
         self.x = u32::from(f)
             .wrapping_mul(self.x >> PROB_BITS)
             .wrapping_add(slot.wrapping_sub(start.into()));

@@ -79,19 +79,28 @@ const PREDICTORS: [Predictor; 3] = [Predictor::Level, Predictor::Step, Predictor
 /// Predicts integers; encoder and decoder run the same one.
 #[derive(Debug, Clone, Copy)]
 struct State {
-    predictor: Predictor,
     constant: i64,
     last: i64,
     delta: i64,
+    /// All bits of what the prediction adds up, none of what it leaves out: several runs are
+    /// decoded side by side, and branches of each would mislead those of the others.
+    uses_last: i64,
+    uses_delta: i64,
 }
 
 impl State {
+    const fn new(predictor: Predictor, constant: i64, first: i64) -> Self {
+        let (uses_last, uses_delta, constant) = match predictor {
+            Predictor::Level => (0, 0, constant),
+            Predictor::Step => (-1, 0, constant),
+            Predictor::Slope => (-1, -1, 0),
+        };
+        Self { constant, last: first, delta: 0, uses_last, uses_delta }
+    }
+
     const fn predict(&self) -> i64 {
-        match self.predictor {
-            Predictor::Level => self.constant,
-            Predictor::Step => self.last.wrapping_add(self.constant),
-            Predictor::Slope => self.last.wrapping_add(self.delta),
-        }
+        let moved = self.constant.wrapping_add(self.delta & self.uses_delta);
+        moved.wrapping_add(self.last & self.uses_last)
     }
 
     const fn observe(&mut self, v: i64) {
@@ -109,7 +118,7 @@ fn put_ints(values: &[i64], e: &mut Encoder, steps: &mut Vec<Step>) {
     let last = values.last().copied().unwrap_or_default();
     let mean_step = ((i128::from(last) - i128::from(first)) / (n - 1)) as i64;
     let run = |predictor, constant| {
-        let mut s = State { predictor, constant, last: first, delta: 0 };
+        let mut s = State::new(predictor, constant, first);
         let skip = usize::from(predictor != Predictor::Level);
         values.iter().skip(skip).map(move |v| {
             let r = v.wrapping_sub(s.predict());
@@ -154,7 +163,7 @@ impl Ints {
         let constant = d.int()?;
         let mean = Mean(u32::try_from(d.uint()?).ok().filter(|m| *m <= 1024).ok_or(d.bad())?);
         let first = if predictor == Predictor::Level { None } else { Some(d.int()?) };
-        let state = State { predictor, constant, last: first.unwrap_or(0), delta: 0 };
+        let state = State::new(predictor, constant, first.unwrap_or(0));
         Ok(Self { state, mean, first })
     }
 
@@ -314,6 +323,27 @@ impl Floats {
         matches!(self, Self::Coded { .. })
     }
 
+    /// Returns what [`decode_lanes`] needs of a coded run, `None` when it has corrections.
+    pub(crate) fn lane<'a>(&self, sequence: Sequence<'a>) -> Option<Lane<'a>> {
+        match self {
+            Self::Coded { power, ints: Ints2 { main, ulps: None }, .. } => {
+                Some(Lane { ints: main.clone(), power: *power, sequence })
+            }
+            _ => None,
+        }
+    }
+
+    /// Puts the values that stand apart in their places.
+    pub(crate) fn put_exceptions(&self, values: &mut [f64]) {
+        if let Self::Coded { exceptions, .. } = self {
+            for (i, v) in exceptions {
+                if let Some(place) = values.get_mut(*i) {
+                    *place = *v;
+                }
+            }
+        }
+    }
+
     /// Appends `count` values.
     pub(crate) fn decode(
         self,
@@ -345,6 +375,46 @@ impl Floats {
         }
         Ok(())
     }
+}
+
+/// A run of floats that is decoded beside others.
+#[derive(Debug)]
+pub(crate) struct Lane<'a> {
+    ints: Ints,
+    power: Option<f64>,
+    sequence: Sequence<'a>,
+}
+
+impl Lane<'_> {
+    #[inline]
+    fn next(&mut self) -> Result<f64, Malformed> {
+        let v = self.ints.next(&mut self.sequence)?;
+        Ok(self.power.map_or_else(|| f64::from_bits(v as u64), |p| v as f64 / p))
+    }
+}
+
+/// Decodes the first values of several runs, as many of each as its place in `out` is long.
+///
+/// A symbol can be looked up when the one before is known: one run alone waits for memory most of
+/// the time, and others fill that time.
+pub(crate) fn decode_lanes<const N: usize>(
+    mut lanes: [Lane<'_>; N],
+    mut out: [&mut [f64]; N],
+) -> Result<(), Malformed> {
+    let together = out.iter().map(|o| o.len()).min().unwrap_or(0);
+    for i in 0..together {
+        for (lane, out) in lanes.iter_mut().zip(&mut out) {
+            if let Some(place) = out.get_mut(i) {
+                *place = lane.next()?;
+            }
+        }
+    }
+    for (lane, out) in lanes.iter_mut().zip(&mut out) {
+        for place in out.iter_mut().skip(together) {
+            *place = lane.next()?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

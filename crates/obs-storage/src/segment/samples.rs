@@ -8,11 +8,12 @@ use crate::bin::{Decoder, Encoder, Malformed};
 use crate::records::{get_histogram, put_histogram};
 use crate::segment::ans::{Counts, Step, Tables};
 use crate::segment::columns::zstd_unpack;
-use crate::segment::floats::{CONTEXTS, Floats, put_floats};
-use crate::segment::kept::Columns;
+use crate::segment::floats::{CONTEXTS, Floats, Lane, decode_lanes, put_floats};
+use crate::segment::kept::{Columns, Taken};
 use foldhash::HashMap;
-use obs_model::{Sample, SampleValue, TimestampMs};
-use std::sync::Arc;
+use obs_model::{Floats as FloatColumn, Sample, SampleValue, Samples, SharedSlice, TimestampMs};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// Samples of one chunk at most: two hours at 15 s.
 pub(crate) const CHUNK_SAMPLES: usize = 480;
@@ -178,6 +179,10 @@ struct Chunk {
     times: usize,
     kind: Kind,
     body: std::ops::Range<usize>,
+    /// Whether a query read it.
+    was_read: AtomicBool,
+    /// Its floats, once they were read twice: what is looked at once takes no memory.
+    values: OnceLock<Arc<[f64]>>,
 }
 
 /// A decoded block head; chunks are decoded on demand.
@@ -185,9 +190,11 @@ struct Chunk {
 pub(crate) struct Block {
     bytes: Vec<u8>,
     body_at: usize,
-    times: Vec<Vec<i64>>,
+    times: Vec<Arc<[i64]>>,
     tables: Tables,
     chunks: Vec<Chunk>,
+    /// By values of chunks.
+    taken: Taken,
 }
 
 /// A head larger than this is damage.
@@ -195,9 +202,9 @@ const HEAD_BYTES_MAX: usize = 64 << 20;
 
 impl Columns for Block {
     fn bytes(&self) -> usize {
-        let times: usize = self.times.iter().map(|t| t.capacity() * size_of::<i64>()).sum();
+        let times: usize = self.times.iter().map(|t| t.len() * size_of::<i64>()).sum();
         let chunks = self.chunks.capacity() * size_of::<Chunk>();
-        self.bytes.len() + times + self.tables.bytes() + chunks
+        self.bytes.len() + times + self.tables.bytes() + chunks + self.taken.get()
     }
 }
 
@@ -212,9 +219,11 @@ impl Block {
         let body_at = d.at();
         let head = zstd_unpack(packed, raw_len).ok_or(d.bad())?;
         let mut d = Decoder::new(&head);
-        let times = (0..d.len()?).map(|_| get_times(&mut d)).collect::<Result<Vec<_>, _>>()?;
+        let times = (0..d.len()?)
+            .map(|_| Ok(get_times(&mut d)?.into()))
+            .collect::<Result<Vec<_>, Malformed>>()?;
         let tables = Tables::read(CONTEXTS, &mut d)?;
-        let mut at = 0;
+        let mut at = 0_usize;
         let mut chunks = Vec::new();
         for _ in 0..d.len()? {
             let list = d.len_free()?;
@@ -224,57 +233,183 @@ impl Block {
                 _ => return Err(d.bad()),
             };
             let len = d.len_free()?;
-            chunks.push(Chunk { times: list, kind, body: at..at.saturating_add(len) });
+            let (was_read, values) = (AtomicBool::new(false), OnceLock::new());
+            let body = at..at.saturating_add(len);
+            chunks.push(Chunk { times: list, kind, body, was_read, values });
             at = at.saturating_add(len);
         }
-        Ok(Self { body_at, times, tables, chunks, bytes })
+        Ok(Self { body_at, times, tables, chunks, bytes, taken: Taken::default() })
     }
 
-    /// Appends the samples in `[start, end]` of a chunk.
-    pub(crate) fn read_chunk(
+    /// Returns the samples in `[start, end]` of chunks, at most [`LANES`].
+    pub(crate) fn read_chunks(
         &self,
-        chunk: usize,
-        (start, end): (i64, i64),
-        floats: &mut Vec<f64>,
-        out: &mut Vec<Sample>,
-    ) -> Result<(), Malformed> {
-        let c = self.chunks.get(chunk).ok_or(Malformed(chunk))?;
-        let times = self.times.get(c.times).ok_or(Malformed(chunk))?;
-        let outside =
-            times.first().is_none_or(|t| *t > end) || times.last().is_none_or(|t| *t < start);
-        if outside {
-            return Ok(());
-        }
-        let range = self.body_at + c.body.start..self.body_at.saturating_add(c.body.end);
-        let body = self.bytes.get(range).ok_or(Malformed(chunk))?;
-        let inside = |t: &i64| (start..=end).contains(t);
-        match &c.kind {
-            Kind::Floats(parameters) => {
-                let sequence =
-                    if parameters.is_coded() { Some(self.tables.decoder(body)?) } else { None };
-                floats.clear();
-                parameters.clone().decode(times.len(), sequence, floats)?;
-                // Times ascend. An iterator of known length makes room once.
-                let from = times.partition_point(|t| *t < start);
-                let to = times.partition_point(|t| *t <= end).max(from);
-                let times = times.get(from..to).unwrap_or_default();
-                let values = floats.get(from..to).unwrap_or_default();
-                out.extend(times.iter().zip(values).map(|(t, v)| Sample::float(*t, *v)));
+        chunks: &[usize],
+        range: (i64, i64),
+        scratch: &mut Scratch,
+    ) -> Result<[Samples; LANES], Malformed> {
+        let mut out: [Samples; LANES] = Default::default();
+        let mut lanes: [Option<(usize, Part<'_>, Lane<'_>)>; LANES] = Default::default();
+        let mut free = lanes.iter_mut();
+        for (place, number) in chunks.iter().take(LANES).enumerate() {
+            let part = self.part(*number, range)?;
+            if part.from >= part.to {
+                continue;
             }
-            Kind::Histograms(raw_len) => {
-                let raw_len = Some(*raw_len).filter(|n| *n <= HEAD_BYTES_MAX);
-                let raw = raw_len.and_then(|n| zstd_unpack(body, n));
-                let raw = raw.ok_or(Malformed(chunk))?;
-                let mut d = Decoder::new(&raw);
-                for t in times {
-                    let value = SampleValue::Histogram(Arc::new(get_histogram(&mut d)?));
-                    if inside(t) {
-                        out.push(Sample { timestamp: TimestampMs::from_millis(*t), value });
+            if let Some(values) = part.chunk.values.get() {
+                if let Some(out) = out.get_mut(place) {
+                    *out = part.of_all(values.clone());
+                }
+                continue;
+            }
+            let lane = match &part.chunk.kind {
+                Kind::Floats(f) if f.is_coded() => f.lane(self.tables.decoder(part.body)?),
+                _ => None,
+            };
+            match lane {
+                Some(lane) => {
+                    if let Some(free) = free.next() {
+                        *free = Some((place, part, lane));
+                    }
+                }
+                None => {
+                    if let Some(out) = out.get_mut(place) {
+                        *out = self.read_alone(&part, scratch)?;
                     }
                 }
             }
         }
+        // Two by two where four are not there.
+        let [a, b, c, d] = lanes;
+        match (a, b, c, d) {
+            (Some(a), Some(b), Some(c), Some(d)) => self.decode([a, b, c, d], scratch, &mut out)?,
+            (Some(a), Some(b), c, _) => {
+                self.decode([a, b], scratch, &mut out)?;
+                c.map_or(Ok(()), |c| self.decode([c], scratch, &mut out))?;
+            }
+            (Some(a), ..) => self.decode([a], scratch, &mut out)?,
+            _ => (),
+        }
+        Ok(out)
+    }
+
+    /// Finds a chunk, and which of its samples are in `[start, end]`.
+    fn part(&self, number: usize, (start, end): (i64, i64)) -> Result<Part<'_>, Malformed> {
+        let chunk = self.chunks.get(number).ok_or(Malformed(number))?;
+        let times = self.times.get(chunk.times).ok_or(Malformed(number))?;
+        // Times ascend.
+        let from = times.partition_point(|t| *t < start);
+        let to = times.partition_point(|t| *t <= end).max(from);
+        let end = self.body_at.saturating_add(chunk.body.end);
+        if end > self.bytes.len() {
+            return Err(Malformed(number));
+        }
+        // A sequence's end is not looked at: where four more bytes follow, four are read at once.
+        let body = self.bytes.get(self.body_at + chunk.body.start..).ok_or(Malformed(number))?;
+        Ok(Part { chunk, times, body, from, to })
+    }
+
+    /// Decodes chunks side by side.
+    fn decode<const N: usize>(
+        &self,
+        parts: [(usize, Part<'_>, Lane<'_>); N],
+        scratch: &mut Scratch,
+        out: &mut [Samples; LANES],
+    ) -> Result<(), Malformed> {
+        let mut wanted = Vec::with_capacity(N);
+        let lanes = parts.map(|(place, part, lane)| {
+            let is_kept = part.chunk.was_read.swap(true, Ordering::Relaxed);
+            wanted.push((place, part, is_kept));
+            lane
+        });
+        // Behind the last that is wanted nothing is decoded, unless all will be.
+        for ((_, part, is_kept), room) in wanted.iter().zip(scratch.iter_mut()) {
+            room.resize(if *is_kept { part.times.len() } else { part.to }, 0.0);
+        }
+        let mut room = scratch.iter_mut();
+        decode_lanes(lanes, [(); N].map(|()| room.next().map_or(&mut [][..], |v| v)))?;
+        for ((place, part, is_kept), values) in wanted.iter().zip(scratch.iter_mut()) {
+            if let Kind::Floats(f) = &part.chunk.kind {
+                f.put_exceptions(values);
+            }
+            let samples = if *is_kept { self.keep(part, values) } else { part.samples(values) };
+            if let Some(out) = out.get_mut(*place) {
+                *out = samples;
+            }
+        }
         Ok(())
+    }
+
+    /// Keeps all values of a chunk for the next query.
+    fn keep(&self, part: &Part<'_>, values: &[f64]) -> Samples {
+        // Another query may have kept them meanwhile.
+        let kept = part.chunk.values.get_or_init(|| {
+            self.taken.add(size_of_val(values));
+            values.into()
+        });
+        part.of_all(kept.clone())
+    }
+
+    fn read_alone(&self, part: &Part<'_>, scratch: &mut Scratch) -> Result<Samples, Malformed> {
+        let floats = match &part.chunk.kind {
+            Kind::Floats(floats) => floats,
+            Kind::Histograms(raw_len) => {
+                let body = part.body.get(..part.chunk.body.len()).ok_or(Malformed(0))?;
+                let raw_len = Some(*raw_len).filter(|n| *n <= HEAD_BYTES_MAX);
+                let raw = raw_len.and_then(|n| zstd_unpack(body, n)).ok_or(Malformed(0))?;
+                let mut d = Decoder::new(&raw);
+                let mut found = Vec::with_capacity(part.to - part.from);
+                for (i, t) in part.times.iter().enumerate().take(part.to) {
+                    let h = get_histogram(&mut d)?;
+                    if i >= part.from {
+                        let value = SampleValue::Histogram(Arc::new(h));
+                        found.push(Sample { timestamp: TimestampMs::from_millis(*t), value });
+                    }
+                }
+                return Ok(Samples::Mixed(found));
+            }
+        };
+        let sequence = if floats.is_coded() { Some(self.tables.decoder(part.body)?) } else { None };
+        let [values, ..] = scratch;
+        values.clear();
+        floats.clone().decode(part.times.len(), sequence, values)?;
+        let is_kept = floats.is_coded() && part.chunk.was_read.swap(true, Ordering::Relaxed);
+        Ok(if is_kept { self.keep(part, values) } else { part.samples(values) })
+    }
+}
+
+/// Chunks that are decoded side by side.
+pub(crate) const LANES: usize = 4;
+
+/// Room for the values of chunks.
+pub(crate) type Scratch = [Vec<f64>; LANES];
+
+/// A chunk, and which of its samples are wanted.
+#[derive(Debug)]
+struct Part<'a> {
+    chunk: &'a Chunk,
+    times: &'a Arc<[i64]>,
+    /// From the chunk's first byte on.
+    body: &'a [u8],
+    from: usize,
+    to: usize,
+}
+
+impl Part<'_> {
+    /// Returns those that are wanted of a chunk's values.
+    fn samples(&self, values: &[f64]) -> Samples {
+        let values = values.get(self.from..self.to).unwrap_or_default().to_vec();
+        self.with(SharedSlice::Own(values))
+    }
+
+    /// Like [`Self::samples`], of values that are kept.
+    fn of_all(&self, list: Arc<[f64]>) -> Samples {
+        self.with(SharedSlice::Shared { list, from: self.from, to: self.to })
+    }
+
+    fn with(&self, values: SharedSlice<f64>) -> Samples {
+        let times = SharedSlice::Shared { list: self.times.clone(), from: self.from, to: self.to };
+        Samples::Floats(FloatColumn { times, values })
     }
 }
 
@@ -316,13 +451,27 @@ mod tests {
                 want.push(c.to_vec());
             }
         }
+        let is_histogram = |s: &Sample| matches!(s.value, SampleValue::Histogram(_));
         let bytes = b.finish().unwrap();
         let block = Block::parse(bytes).unwrap();
-        let mut floats = Vec::new();
-        for (i, w) in want.iter().enumerate().rev() {
-            let mut got = Vec::new();
-            block.read_chunk(i, (i64::MIN, i64::MAX), &mut floats, &mut got).unwrap();
-            assert_eq!(&got, w);
+        let mut scratch = Scratch::default();
+        let all: Vec<usize> = (0..want.len()).rev().collect();
+        let ranges = [(i64::MIN, i64::MAX), (3_000_000, 7_000_000), (0, 0)];
+        for ((start, end), together) in
+            ranges.iter().flat_map(|r| (1..=LANES).map(move |n| (*r, n)))
+        {
+            for numbers in all.chunks(together) {
+                let found = block.read_chunks(numbers, (start, end), &mut scratch).unwrap();
+                for (number, got) in numbers.iter().zip(found) {
+                    let inside = |s: &&Sample| (start..=end).contains(&s.timestamp.millis());
+                    let want: Vec<Sample> = want[*number].iter().filter(inside).cloned().collect();
+                    assert_eq!(got.into_vec(), want);
+                }
+            }
         }
+        // What was read more than once stays, and is counted.
+        let is_coded = |w: &&Vec<Sample>| !is_histogram(&w[0]) && w[0].value != w[1].value;
+        let floats: usize = want.iter().filter(is_coded).map(Vec::len).sum();
+        assert_eq!(block.taken.get(), floats * size_of::<f64>());
     }
 }

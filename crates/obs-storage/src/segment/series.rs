@@ -9,12 +9,12 @@ use crate::bin::{Decoder, Encoder, Malformed};
 use crate::segment::SegmentError;
 use crate::segment::columns::{get_packed, put_packed};
 use crate::segment::file::{BlockRef, SegmentFile, SegmentWriter};
-use crate::segment::kept::{Keeper, Kept, Piece};
+use crate::segment::kept::{Columns as _, Keeper, Kept, Piece};
 use crate::segment::rows::{Damaged, Finished};
-use crate::segment::samples::{BLOCK_SAMPLES, Block, BlockBuilder, chunks};
+use crate::segment::samples::{BLOCK_SAMPLES, Block, BlockBuilder, LANES, Scratch, chunks};
 use crate::vfs::Vfs;
 use foldhash::HashMap;
-use obs_model::{Labels, METRIC_NAME, MatchOp, Matcher, Sample, SampleValue};
+use obs_model::{Labels, METRIC_NAME, MatchOp, Matcher, Sample, SampleValue, Samples};
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::path::Path;
 use std::sync::Arc;
@@ -247,8 +247,7 @@ pub(crate) struct SeriesSegment {
 }
 
 /// Takes a series' labels and some of its samples.
-pub(crate) type VisitSeries<'a> =
-    &'a mut dyn FnMut(&Labels, &mut Vec<Sample>) -> Result<(), SegmentError>;
+pub(crate) type VisitSeries<'a> = &'a mut dyn FnMut(&Labels, Samples) -> Result<(), SegmentError>;
 
 /// A series found in a page.
 #[derive(Debug)]
@@ -366,47 +365,85 @@ impl SeriesSegment {
         damaged: Damaged<'_>,
         visit: VisitSeries<'_>,
     ) -> Result<(), SegmentError> {
-        let mut cache = BlockCache { keeper: self.kept.clone(), ..BlockCache::default() };
+        let mut cache = BlockCache {
+            keeper: self.kept.clone(),
+            blocks: Vec::new(),
+            scratch: Scratch::default(),
+        };
         for number in 0..self.pages.len() {
-            for f in self.page_or_damage(number, matchers, range, damaged)? {
-                self.visit_one(&f, range, &mut cache, damaged, visit)?;
-            }
+            let found = self.page_or_damage(number, matchers, range, damaged)?;
+            self.visit(&found, range, &mut cache, damaged, visit)?;
         }
         Ok(())
     }
 
-    /// Reads one found series.
-    pub(crate) fn visit_one(
+    /// Reads found series; those without samples are passed over.
+    pub(crate) fn visit(
         &self,
-        found: &Found,
+        found: &[Found],
         range: (i64, i64),
         cache: &mut BlockCache,
         damaged: Damaged<'_>,
         visit: VisitSeries<'_>,
     ) -> Result<(), SegmentError> {
-        let mut samples = std::mem::take(&mut cache.samples);
-        samples.clear();
-        for chunk in found.first_chunk..found.first_chunk.saturating_add(found.chunks) {
-            let n = self.blocks.partition_point(|b| b.first_chunk <= chunk).saturating_sub(1);
-            let Some(b) = self.blocks.get(n).filter(|b| chunk - b.first_chunk < b.chunks) else {
-                return Err(Malformed(n).into());
-            };
-            if b.max < range.0 || b.min > range.1 {
-                continue;
-            }
-            let read = cache.block(self, n).and_then(|(block, floats)| {
-                let chunk = (chunk - b.first_chunk) as usize;
-                Ok(block.read_chunk(chunk, range, floats, &mut samples)?)
-            });
-            match read {
-                Err(e) if e.costs_a_part() => damaged(&e, b.min, b.max),
-                other => other?,
+        let mut places = Vec::with_capacity(found.len());
+        for (series, f) in found.iter().enumerate() {
+            for chunk in f.first_chunk..f.first_chunk.saturating_add(f.chunks) {
+                let n = self.blocks.partition_point(|b| b.first_chunk <= chunk).saturating_sub(1);
+                let Some(b) = self.blocks.get(n).filter(|b| chunk - b.first_chunk < b.chunks)
+                else {
+                    return Err(Malformed(n).into());
+                };
+                if b.max >= range.0 && b.min <= range.1 {
+                    let chunk = (chunk - b.first_chunk) as usize;
+                    places.push(ChunkPlace { series, block: n, chunk });
+                }
             }
         }
-        let result = if samples.is_empty() { Ok(()) } else { visit(&found.labels, &mut samples) };
-        cache.samples = samples;
-        result
+        let mut current = (0, Samples::default());
+        let mut add = |series: usize, samples: Samples| {
+            if series != current.0 {
+                let (series, samples) = std::mem::replace(&mut current, (series, samples));
+                return match found.get(series) {
+                    Some(f) if !samples.is_empty() => visit(&f.labels, samples),
+                    _ => Ok(()),
+                };
+            }
+            current.1.append(samples);
+            Ok(())
+        };
+        let one_block = |a: &ChunkPlace, b: &ChunkPlace| a.block == b.block;
+        for group in places.chunk_by(one_block).flat_map(|run| run.chunks(LANES)) {
+            let Some(b) = group.first().and_then(|p| self.blocks.get(p.block)) else { continue };
+            match cache.read_chunks(self, group, range) {
+                Ok(read) => {
+                    group.iter().zip(read).try_for_each(|(p, s)| add(p.series, s))?;
+                }
+                // What is sound beside what is damaged comes nevertheless.
+                Err(e) if e.costs_a_part() => {
+                    for p in group {
+                        match cache.read_chunks(self, std::slice::from_ref(p), range) {
+                            Ok([samples, ..]) => add(p.series, samples)?,
+                            Err(e) if e.costs_a_part() => damaged(&e, b.min, b.max),
+                            Err(e) => return Err(e),
+                        }
+                    }
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        add(found.len(), Samples::default())
     }
+}
+
+/// Where a chunk of a found series lies.
+#[derive(Debug)]
+struct ChunkPlace {
+    /// Its place among the series found.
+    series: usize,
+    block: usize,
+    /// Within the block.
+    chunk: usize,
 }
 
 /// Blocks read last. Neighbouring series lie in one block; shared chunks in an earlier one.
@@ -414,30 +451,64 @@ impl SeriesSegment {
 pub(crate) struct BlockCache {
     /// Where they stay for other queries; merges read everything once.
     keeper: Option<Keeper>,
-    blocks: Vec<(usize, Arc<Block>)>,
-    floats: Vec<f64>,
-    samples: Vec<Sample>,
+    blocks: Vec<Held>,
+    scratch: Scratch,
+}
+
+#[derive(Debug)]
+struct Held {
+    number: usize,
+    block: Arc<Block>,
+    /// That it took when it was kept last.
+    bytes: usize,
+}
+
+impl Drop for BlockCache {
+    fn drop(&mut self) {
+        while let Some(held) = self.blocks.pop() {
+            self.let_go(held);
+        }
+    }
 }
 
 impl BlockCache {
-    fn block(
+    /// Says how large a block is that has grown.
+    fn let_go(&self, held: Held) {
+        if let Some((kept, id)) = &self.keeper
+            && held.block.bytes() > held.bytes
+        {
+            kept.columns.keep((*id, Piece::Block(held.number)), held.block);
+        }
+    }
+
+    /// Reads chunks of one block, at most [`LANES`].
+    fn read_chunks(
         &mut self,
         segment: &SeriesSegment,
-        number: usize,
-    ) -> Result<(&Block, &mut Vec<f64>), SegmentError> {
+        chunks: &[ChunkPlace],
+        range: (i64, i64),
+    ) -> Result<[Samples; LANES], SegmentError> {
         const KEPT: usize = 3;
-        if let Some(at) = self.blocks.iter().position(|(n, _)| *n == number) {
+        let number = chunks.first().map_or(0, |c| c.block);
+        if let Some(at) = self.blocks.iter().position(|h| h.number == number) {
             let hit = self.blocks.remove(at);
             self.blocks.push(hit);
         } else {
             let block = self.read(segment, number)?;
             if self.blocks.len() >= KEPT {
-                self.blocks.remove(0);
+                let oldest = self.blocks.remove(0);
+                self.let_go(oldest);
             }
-            self.blocks.push((number, block));
+            let bytes = block.bytes();
+            self.blocks.push(Held { number, block, bytes });
         }
-        let block = self.blocks.last().map(|(_, b)| &**b).ok_or(Malformed(number))?;
-        Ok((block, &mut self.floats))
+        let block = self.blocks.last().map(|h| &*h.block).ok_or(Malformed(number))?;
+        let mut numbers = [0; LANES];
+        for (n, c) in numbers.iter_mut().zip(chunks) {
+            *n = c.chunk;
+        }
+        let numbers = numbers.get(..chunks.len()).unwrap_or_default();
+        Ok(block.read_chunks(numbers, range, &mut self.scratch)?)
     }
 
     fn read(&self, segment: &SeriesSegment, number: usize) -> Result<Arc<Block>, SegmentError> {
@@ -541,7 +612,7 @@ mod tests {
         let mut none = |e: &SegmentError, _: i64, _: i64| panic!("{e}");
         segment
             .select(&matchers, (1000, 200_000), &mut none, &mut |l, s| {
-                got.entry(l.get("i").to_owned()).or_default().append(s);
+                got.entry(l.get("i").to_owned()).or_default().append(&mut s.into_vec());
                 Ok(())
             })
             .unwrap();
@@ -554,7 +625,7 @@ mod tests {
         segment
             .select(&[], (i64::MIN, i64::MAX), &mut none, &mut |l, s| {
                 let i: i64 = l.get("i").parse().unwrap();
-                assert_eq!(*s, samples(i));
+                assert_eq!(s.into_vec(), samples(i));
                 all += 1;
                 Ok(())
             })
