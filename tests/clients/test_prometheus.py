@@ -97,13 +97,17 @@ def test_scraping_rules_and_alerts_from_prometheus_yml(tmp_path):
     (tmp_path / "rules.yml").write_text(RULES)
     targets = tmp_path / "targets.json"
     targets.write_text(json.dumps([{"targets": [exporter.address], "labels": {"found": "file"}}]))
+    receivers = [{"targets": [receiver.address]}, {"targets": ["gone:1"], "labels": {"drop": "yes"}}]
+    (tmp_path / "receivers.json").write_text(json.dumps(receivers))
     config = tmp_path / "prometheus.yml"
     text = f"""
 global: {{scrape_interval: 1s, evaluation_interval: 1s, external_labels: {{dc: eu}}}}
 rule_files: [rules.yml]
 alerting:
   alertmanagers:
-  - static_configs: [{{targets: ['{receiver.address}']}}]
+  - file_sd_configs: [{{files: ['receivers.json']}}]
+    relabel_configs: [{{source_labels: [drop], regex: 'yes', action: drop}}]
+    alert_relabel_configs: [{{target_label: to, replacement: them}}]
 scrape_configs:
 - job_name: jobs
   static_configs: [{{targets: ['{exporter.address}'], labels: {{team: x}}}}]
@@ -147,7 +151,11 @@ scrape_configs:
         assert [r["health"] for r in groups[0]["rules"]] == ["ok", "ok"]
         assert query(server, 'ALERTS{alertname="TooManyJobs",queue="a"}')[0]["metric"]["alertstate"] == "firing"
         path, body = wait_for(lambda: receiver.posted and receiver.posted[0])
-        assert path == "/api/v2/alerts" and {a["labels"]["dc"] for a in body} == {"eu"}
+        assert path == "/api/v2/alerts" and {(a["labels"]["dc"], a["labels"]["to"]) for a in body} == {("eu", "them")}
+        assert server.get("/api/v1/alertmanagers", listener="prometheus")["data"] == {
+            "activeAlertmanagers": [{"url": f"http://{receiver.address}/api/v2/alerts"}],
+            "droppedAlertmanagers": [{"url": "http://gone:1/api/v2/alerts"}],
+        }
 
         # A series that the exporter no longer serves ends; so do its alert and the recorded series.
         exporter.text = 'jobs_total{queue="b"} 2\n'
@@ -515,3 +523,29 @@ def test_rule_tests_end_as_in_promtool(tmp_path, number, good):
     assert (theirs.returncode == 0, ours.returncode == 0) == (good, good), ours.stdout + ours.stderr + theirs.stderr
     check = subprocess.run([BINARY, "check", "rules", str(tmp_path / "rules.yml")], capture_output=True, text=True)
     assert check.returncode == 0 and "SUCCESS: 2 rules found" in check.stdout, check.stderr
+
+
+def test_exemplars_outlive_a_crash(tmp_path):
+    """What was acknowledged is there after kill -9, also when samples have left the log."""
+    server = Server(tmp_path / "data")
+    now = time.time()
+
+    def ask(server):
+        return server.get("/api/v1/query_exemplars", "prometheus", query="orders_total", start=now - 60, end=now + 60)["data"]
+
+    exemplar = {"asDouble": 3.5, "timeUnixNano": str(time.time_ns()), "traceId": "ab" * 16, "spanId": "cd" * 8}
+    point = {"timeUnixNano": str(time.time_ns()), "asDouble": 1.0, "exemplars": [exemplar]}
+    total = {"isMonotonic": True, "aggregationTemporality": 2, "dataPoints": [point]}
+    body = {"resourceMetrics": [{"scopeMetrics": [{"metrics": [{"name": "orders_total", "sum": total}]}]}]}
+    assert server.post("/api/v1/otlp/v1/metrics", json.dumps(body).encode(), "prometheus")[0] == 200
+    before = ask(server)
+    assert before[0]["exemplars"][0]["labels"]["trace_id"] == "ab" * 16
+    assert server.post("/api/v1/storage/compact")[0] in (200, 204)
+    server.process.kill()
+    server.process.wait()
+    (tmp_path / "data" / "endpoints.json").unlink()
+    server = Server(tmp_path / "data")
+    try:
+        assert ask(server) == before
+    finally:
+        server.stop()

@@ -347,20 +347,22 @@ pub struct ScrapeConfig {
     pub relabel_configs: Vec<Rule>,
     #[serde(default)]
     pub metric_relabel_configs: Vec<Rule>,
-    #[serde(default)]
-    pub static_configs: Vec<StaticConfig>,
-    #[serde(default)]
-    pub file_sd_configs: Vec<FileSd>,
-    #[serde(default)]
-    pub http_sd_configs: Vec<HttpSd>,
-    #[serde(default)]
-    pub dns_sd_configs: Vec<DnsSd>,
-    #[serde(default)]
-    pub docker_sd_configs: Vec<DockerSd>,
-    #[serde(default)]
-    pub kubernetes_sd_configs: Vec<KubernetesSd>,
+    #[serde(flatten)]
+    pub discovery: Discovery,
     #[serde(flatten)]
     pub http: HttpConfig,
+}
+
+/// Where targets are found.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(default)]
+pub struct Discovery {
+    pub static_configs: Vec<StaticConfig>,
+    pub file_sd_configs: Vec<FileSd>,
+    pub http_sd_configs: Vec<HttpSd>,
+    pub dns_sd_configs: Vec<DnsSd>,
+    pub docker_sd_configs: Vec<DockerSd>,
+    pub kubernetes_sd_configs: Vec<KubernetesSd>,
 }
 
 fn metrics_path() -> String {
@@ -372,9 +374,7 @@ fn http_scheme() -> String {
 }
 
 /// Keys of a scrape configuration, to refuse any other.
-const SCRAPE_KEYS: [&str; 31] = [
-    "docker_sd_configs",
-    "kubernetes_sd_configs",
+const SCRAPE_KEYS: [&str; 25] = [
     "job_name",
     "scrape_interval",
     "scrape_timeout",
@@ -395,16 +395,24 @@ const SCRAPE_KEYS: [&str; 31] = [
     "label_value_length_limit",
     "relabel_configs",
     "metric_relabel_configs",
-    "static_configs",
-    "file_sd_configs",
-    "http_sd_configs",
-    "dns_sd_configs",
     "native_histogram_bucket_limit",
     "native_histogram_min_bucket_factor",
     "keep_dropped_targets",
     "metric_name_validation_scheme",
     "metric_name_escaping_scheme",
 ];
+/// Keys of [`Discovery`].
+const DISCOVERY_KEYS: [&str; 6] = [
+    "static_configs",
+    "file_sd_configs",
+    "http_sd_configs",
+    "dns_sd_configs",
+    "docker_sd_configs",
+    "kubernetes_sd_configs",
+];
+/// Keys of an entry of `alertmanagers`.
+const ALERTMANAGER_KEYS: [&str; 6] =
+    ["scheme", "path_prefix", "timeout", "api_version", "relabel_configs", "alert_relabel_configs"];
 const MORE_SCRAPE_KEYS: [&str; 4] = [
     "scrape_classic_histograms",
     "always_scrape_classic_histograms",
@@ -457,8 +465,14 @@ pub struct AlertmanagerConfig {
     pub path_prefix: String,
     #[serde(default = "ten_seconds")]
     pub timeout: Span,
+    #[serde(flatten)]
+    pub discovery: Discovery,
+    /// Of those that were found.
     #[serde(default)]
-    pub static_configs: Vec<StaticConfig>,
+    pub relabel_configs: Vec<Rule>,
+    /// Of alerts that go there.
+    #[serde(default)]
+    pub alert_relabel_configs: Vec<Rule>,
     #[serde(flatten)]
     pub http: HttpConfig,
 }
@@ -574,22 +588,29 @@ fn check_keys(text: &str, warnings: &mut Vec<String>) -> Result<(), ConfigError>
             warnings.push(format!("{key} is read and has no effect here"));
         }
     }
+    let check = |what: &str, part: &serde_json::Value, known: &[&[&str]], kind: &str| {
+        for key in part.as_object().into_iter().flat_map(|j| j.keys()) {
+            if OTHER_DISCOVERY.contains(&key.as_str()) {
+                return fail(format!(
+                    "{what}: {key} is not supported; there are static_configs, file_sd_configs, http_sd_configs, dns_sd_configs, docker_sd_configs and kubernetes_sd_configs"
+                ));
+            }
+            if !known.iter().any(|keys| keys.contains(&key.as_str())) {
+                return fail(format!("{what}: field {key} not found in type config.{kind}"));
+            }
+        }
+        Ok(())
+    };
     let jobs = top.get("scrape_configs").and_then(|s| s.as_array());
     for job in jobs.into_iter().flatten() {
         let name = job.get("job_name").and_then(|n| n.as_str()).unwrap_or("?");
-        for key in job.as_object().into_iter().flat_map(|j| j.keys()) {
-            if OTHER_DISCOVERY.contains(&key.as_str()) {
-                return fail(format!(
-                    "job {name:?}: {key} is not supported; there are static_configs, file_sd_configs, http_sd_configs, dns_sd_configs, docker_sd_configs and kubernetes_sd_configs"
-                ));
-            }
-            let known = [&SCRAPE_KEYS[..], &MORE_SCRAPE_KEYS, &HTTP_KEYS];
-            if !known.iter().any(|keys| keys.contains(&key.as_str())) {
-                return fail(format!(
-                    "job {name:?}: field {key} not found in type config.ScrapeConfig"
-                ));
-            }
-        }
+        let known = [&SCRAPE_KEYS[..], &MORE_SCRAPE_KEYS, &DISCOVERY_KEYS, &HTTP_KEYS];
+        check(&format!("job {name:?}"), job, &known, "ScrapeConfig")?;
+    }
+    let list = top.get("alerting").and_then(|a| a.get("alertmanagers")?.as_array());
+    for part in list.into_iter().flatten() {
+        let known = [&ALERTMANAGER_KEYS[..], &DISCOVERY_KEYS, &HTTP_KEYS];
+        check("alertmanagers", part, &known, "AlertmanagerConfig")?;
     }
     Ok(())
 }
@@ -647,31 +668,37 @@ pub fn read(text: &str, folder: &Path) -> Result<PrometheusConfig, ConfigError> 
                 job.job_name, job.scheme
             )));
         }
-        for k in &job.kubernetes_sd_configs {
-            let roles = ["node", "pod", "service", "endpoints", "endpointslice", "ingress"];
-            if !roles.contains(&k.role.as_str()) {
-                return Err(fail(format!(
-                    "job {:?}: unknown Kubernetes SD role {:?}",
-                    job.job_name, k.role
-                )));
-            }
-        }
-        for d in &job.dns_sd_configs {
-            let kind = d.kind.to_ascii_uppercase();
-            if d.names.is_empty() {
-                return Err(fail("DNS-SD config must contain at least one SRV record name".into()));
-            }
-            if !matches!(kind.as_str(), "SRV" | "A" | "AAAA" | "MX" | "NS") {
-                return Err(fail(format!("invalid DNS-SD records type {}", d.kind)));
-            }
-            if d.port == 0 && kind != "SRV" {
-                return Err(fail(
-                    "a port is required in DNS-SD configs for all record types except SRV".into(),
-                ));
-            }
-        }
+        let what = format!("job {:?}", job.job_name);
+        check_discovery(&what, &job.discovery).map_err(fail)?;
+    }
+    for a in &c.alerting.alertmanagers {
+        check_discovery("alertmanagers", &a.discovery).map_err(fail)?;
     }
     Ok(c)
+}
+
+fn check_discovery(what: &str, d: &Discovery) -> Result<(), String> {
+    for k in &d.kubernetes_sd_configs {
+        let roles = ["node", "pod", "service", "endpoints", "endpointslice", "ingress"];
+        if !roles.contains(&k.role.as_str()) {
+            return Err(format!("{what}: unknown Kubernetes SD role {:?}", k.role));
+        }
+    }
+    for d in &d.dns_sd_configs {
+        let kind = d.kind.to_ascii_uppercase();
+        if d.names.is_empty() {
+            return Err("DNS-SD config must contain at least one SRV record name".into());
+        }
+        if !matches!(kind.as_str(), "SRV" | "A" | "AAAA" | "MX" | "NS") {
+            return Err(format!("invalid DNS-SD records type {}", d.kind));
+        }
+        if d.port == 0 && kind != "SRV" {
+            return Err(
+                "a port is required in DNS-SD configs for all record types except SRV".into()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Returns the files that a pattern matches, relative to a folder.
@@ -714,7 +741,7 @@ mod tests {
             (Duration::from_secs(15), Duration::from_secs(10))
         );
         assert_eq!(c.scrape_configs[0].body_size_limit, Some(Bytes(10 << 20)));
-        assert_eq!(c.alerting.alertmanagers[0].static_configs[0].targets, ["am:9093"]);
+        assert_eq!(c.alerting.alertmanagers[0].discovery.static_configs[0].targets, ["am:9093"]);
     }
 
     #[test]
@@ -730,6 +757,14 @@ mod tests {
                 "ec2_sd_configs is not supported",
             ),
             ("scrape_configs: [{job_name: a, nope: 1}]", "field nope not found"),
+            (
+                "alerting: {alertmanagers: [{consul_sd_configs: []}]}",
+                "alertmanagers: consul_sd_configs is not supported",
+            ),
+            (
+                "alerting: {alertmanagers: [{nope: 1}]}",
+                "field nope not found in type config.AlertmanagerConfig",
+            ),
             ("nope: 1", "field nope not found"),
             ("global: {scrape_interval: 5}", "not a valid duration"),
             ("scrape_configs: [{job_name: a, scheme: ftp}]", "unsupported scheme"),

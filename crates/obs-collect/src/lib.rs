@@ -4,6 +4,7 @@
 //! target of what was found, [`scrape`] reads one target in a loop, [`manager`] keeps loops and
 //! discovery in step with the configuration. What was read goes to a [`Sink`].
 
+pub mod alertmanagers;
 pub mod config;
 pub mod discovery;
 pub mod http;

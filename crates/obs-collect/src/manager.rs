@@ -134,7 +134,7 @@ impl Manager {
                     Self(inner).found(&name, source, groups);
                 }
             };
-            discovery::start(&job, &config.folder, report, &stop);
+            discovery::start(&job.discovery, &config.folder, report, &stop);
         }
         Ok(())
     }

@@ -482,18 +482,22 @@ impl Ingest {
     /// When the store refuses the batch; the next tick carries the same counters.
     pub async fn tick(&self, now: TimestampMs) -> Result<(), AppendError> {
         const FORGET: Duration = Duration::from_secs(3600);
+        let mut exemplars = Vec::new();
         let emitted = {
             let mut state = self.state();
             state.deltas.forget(now.add_millis(-(FORGET.as_millis() as i64)));
             let mut emitted = state.derived.tick(now);
             emitted.extend(state.contexts.tick(now));
             for e in state.red.tick(now) {
-                self.exemplars.add(&e.tenant, e.exemplars);
+                exemplars.push((e.tenant.clone(), e.exemplars));
                 emitted.push((e.tenant, e.series, e.metadata));
             }
             emitted
         };
         self.sampling.tick(now.to_nanos());
+        for (tenant, list) in exemplars {
+            self.exemplars.add(&tenant, list).await;
+        }
         for (tenant, series, metadata) in emitted {
             self.emit(&tenant, series, metadata).await?;
         }

@@ -74,9 +74,11 @@ pub(crate) async fn metrics(
     body::count_malformed(&state, "metrics", decoded.rejected.count);
     let m = decoded.items;
     let now: TimestampNs = state.now();
-    ingest.exemplars().add(&tenant, m.exemplars);
-    let outcome = state.ingest.metrics(&tenant, m.points, m.deltas, m.metadata, now).await?;
-    Ok(partial(&decoded.rejected, outcome))
+    let (_, outcome) = tokio::join!(
+        ingest.exemplars().add(&tenant, m.exemplars),
+        ingest.metrics(&tenant, m.points, m.deltas, m.metadata, now)
+    );
+    Ok(partial(&decoded.rejected, outcome?))
 }
 
 pub(crate) fn routes() -> Router<AppState> {

@@ -106,8 +106,11 @@ async fn store(
     drop(bytes);
     body::count_malformed(state, "metrics", decoded.rejected.count);
     let w = decoded.items;
-    let kept = ingest.exemplars().add(tenant, w.exemplars);
-    let outcome = ingest.metrics(tenant, w.points, Vec::new(), w.metadata, state.now()).await?;
+    let (kept, outcome) = tokio::join!(
+        ingest.exemplars().add(tenant, w.exemplars),
+        ingest.metrics(tenant, w.points, Vec::new(), w.metadata, state.now())
+    );
+    let outcome = outcome?;
     let written = Brought {
         samples: brought.samples.saturating_sub(outcome.rejected),
         histograms: brought.histograms,

@@ -91,6 +91,7 @@ pub enum AdminApi {
 pub struct Workers {
     pub scrape: obs_collect::manager::Manager,
     pub rules: Arc<obs_rules::driver::Manager>,
+    pub alertmanagers: obs_collect::alertmanagers::Alertmanagers,
     /// How OTLP metrics become series.
     pub naming: LiveNaming,
 }

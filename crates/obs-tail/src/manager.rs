@@ -10,7 +10,7 @@ use crate::ship::{Rate, Shipper};
 use crate::stage::Limits;
 use crate::syslog::Receiver;
 use crate::{Counts, LogSink};
-use obs_collect::config::ScrapeConfig;
+use obs_collect::config::Discovery;
 use obs_collect::discovery;
 use obs_collect::relabel::relabel;
 use obs_collect::target::TargetGroup;
@@ -57,19 +57,20 @@ fn locked<T>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Returns what a job discovers with, as a scrape configuration.
-fn discovered_by(job: &Job) -> Result<ScrapeConfig, String> {
-    let bare = serde_json::json!({"job_name": job.job_name});
-    let mut c: ScrapeConfig = serde_json::from_value(bare).map_err(|e| e.to_string())?;
-    c.static_configs.clone_from(&job.static_configs);
+/// Returns what a job discovers with.
+fn discovered_by(job: &Job) -> Discovery {
+    let mut out = Discovery {
+        static_configs: job.static_configs.clone(),
+        file_sd_configs: job.file_sd_configs.clone(),
+        docker_sd_configs: job.docker_sd_configs.clone(),
+        kubernetes_sd_configs: job.kubernetes_sd_configs.clone(),
+        ..Discovery::default()
+    };
     // Files need no host; one target carries the labels.
-    for s in &mut c.static_configs {
+    for s in &mut out.static_configs {
         s.targets = vec!["localhost".into()];
     }
-    c.file_sd_configs.clone_from(&job.file_sd_configs);
-    c.docker_sd_configs.clone_from(&job.docker_sd_configs);
-    c.kubernetes_sd_configs.clone_from(&job.kubernetes_sd_configs);
-    Ok(c)
+    out
 }
 
 /// Joins each target with the labels of its group.
@@ -280,7 +281,7 @@ impl Manager {
         let followed: Mutex<HashMap<String, CancellationToken>> = Mutex::default();
         let tasks = running.tasks.clone();
         let (place, positions) = (folder.to_owned(), positions.clone());
-        let sources = discovered_by(&job)?;
+        let sources = discovered_by(&job);
         let report = move |source: usize, groups: Vec<TargetGroup>| {
             let all: Vec<Labels> = {
                 let mut found = locked(&found);

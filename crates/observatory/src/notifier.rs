@@ -1,7 +1,7 @@
 //! Sends alerts of the own rules to Alertmanagers, as Prometheus does.
 
-use obs_collect::config::{AlertmanagerConfig, PrometheusConfig};
-use obs_collect::http::HttpClient;
+use obs_collect::alertmanagers::{Alertmanagers, Endpoint};
+use obs_collect::config::PrometheusConfig;
 use obs_collect::relabel::{Rule, relabel};
 use obs_model::{Labels, LabelsBuilder, TimestampNs};
 use obs_notify::{Dispatcher, NewAlert};
@@ -10,22 +10,14 @@ use obs_rules::driver::AlertSink;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 /// Alerts in one request.
 const BATCH: usize = 256;
 /// Requests under way; more alerts are dropped, as the rules send them again in a minute.
 const REQUESTS_MAX: usize = 64;
 
-struct Receiver {
-    url: String,
-    client: HttpClient,
-    timeout: Duration,
-}
-
 #[derive(Default)]
 struct Targets {
-    receivers: Vec<Arc<Receiver>>,
     external_labels: BTreeMap<String, String>,
     external_url: String,
     relabel: Vec<Rule>,
@@ -40,41 +32,24 @@ struct Outgoing<'a> {
 /// Where alerts go.
 pub(crate) struct Notifier {
     targets: Mutex<Targets>,
+    others: Alertmanagers,
     permits: Arc<tokio::sync::Semaphore>,
     /// Our own Alertmanager hears of everything.
     own: Dispatcher,
     runtime: tokio::runtime::Handle,
 }
 
-fn receivers(
-    c: &AlertmanagerConfig,
-    config: &PrometheusConfig,
-) -> Result<Vec<Arc<Receiver>>, String> {
-    let client =
-        HttpClient::new(&c.http, &config.folder).map_err(|e| format!("alertmanagers: {e}"))?;
-    let prefix = c.path_prefix.trim_end_matches('/');
-    let of = |t: &String| {
-        let url = format!("{}://{t}{prefix}/api/v2/alerts", c.scheme);
-        Arc::new(Receiver { url, client: client.clone(), timeout: c.timeout.0 })
-    };
-    Ok(c.static_configs.iter().flat_map(|s| &s.targets).map(of).collect())
-}
-
 impl Notifier {
     /// Must be called on a runtime.
-    pub(crate) fn new(own: Dispatcher) -> Self {
+    pub(crate) fn new(own: Dispatcher, others: Alertmanagers) -> Self {
         let permits = Arc::new(tokio::sync::Semaphore::new(REQUESTS_MAX));
         let runtime = tokio::runtime::Handle::current();
-        Self { targets: Mutex::default(), permits, own, runtime }
+        Self { targets: Mutex::default(), others, permits, own, runtime }
     }
 
     pub(crate) fn update(&self, c: &PrometheusConfig, external_url: &str) -> Result<(), String> {
-        let mut all = Vec::new();
-        for a in &c.alerting.alertmanagers {
-            all.extend(receivers(a, c)?);
-        }
+        self.others.update(c)?;
         *self.targets.lock().unwrap_or_else(PoisonError::into_inner) = Targets {
-            receivers: all,
             external_labels: c.global.external_labels.clone(),
             external_url: external_url.to_owned(),
             relabel: c.alerting.alert_relabel_configs.clone(),
@@ -112,6 +87,18 @@ fn ends_at(a: &Alert) -> i64 {
     a.resolved_at.or(a.valid_until).unwrap_or(a.active_at)
 }
 
+/// Returns the requests for one Alertmanager.
+fn bodies(alerts: &[Outgoing<'_>], rules: &[Rule], t: &Targets) -> Vec<String> {
+    if rules.is_empty() {
+        return alerts.chunks(BATCH).map(|part| body(part, t)).collect();
+    }
+    let relabelled = alerts
+        .iter()
+        .filter_map(|o| Some(Outgoing { alert: o.alert, labels: relabel(&o.labels, rules)? }));
+    let own: Vec<Outgoing<'_>> = relabelled.collect();
+    own.chunks(BATCH).map(|part| body(part, t)).collect()
+}
+
 fn body(alerts: &[Outgoing<'_>], t: &Targets) -> String {
     let one = |o: &Outgoing<'_>| {
         let a = o.alert;
@@ -141,43 +128,41 @@ fn own_alert(o: &Outgoing<'_>, t: &Targets) -> NewAlert {
 impl AlertSink for Notifier {
     /// Called on a thread that may wait.
     fn send(&self, alerts: Vec<Alert>) {
-        let (own, receivers, bodies) = {
+        let others = self.others.active();
+        let (own, requests) = {
             let t = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
             let all = outgoing(&alerts, &t);
             let own: Vec<NewAlert> = all.iter().map(|o| own_alert(o, &t)).collect();
-            let bodies: Vec<String> = if t.receivers.is_empty() {
-                Vec::new()
-            } else {
-                all.chunks(BATCH).map(|part| body(part, &t)).collect()
-            };
-            (own, t.receivers.clone(), bodies)
+            let mut requests: Vec<(Endpoint, String)> = Vec::new();
+            for e in others {
+                let texts = bodies(&all, &e.alert_relabel, &t);
+                requests.extend(texts.into_iter().map(|text| (e.clone(), text)));
+            }
+            (own, requests)
         };
         if let Err(e) = self.runtime.block_on(self.own.put(own)) {
             tracing::error!(error = %e, "alerts of the own rules were not taken; they are sent again");
         }
-        for text in bodies {
-            for r in &receivers {
-                let Ok(permit) = self.permits.clone().try_acquire_owned() else {
-                    tracing::warn!(url = r.url, "alerts were dropped: too many requests under way");
-                    continue;
-                };
-                let (r, text) = (r.clone(), text.clone());
-                self.runtime.spawn(async move {
-                    if let Err(e) = post(&r, text).await {
-                        tracing::warn!(
-                            url = r.url,
-                            error = e,
-                            "alerts were not sent; they are sent again"
-                        );
-                    }
-                    drop(permit);
-                });
-            }
+        for (to, text) in requests {
+            let Ok(permit) = self.permits.clone().try_acquire_owned() else {
+                tracing::warn!(url = to.url, "alerts were dropped: too many requests under way");
+                continue;
+            };
+            self.runtime.spawn(async move {
+                if let Err(e) = post(&to, text).await {
+                    tracing::warn!(
+                        url = to.url,
+                        error = e,
+                        "alerts were not sent; they are sent again"
+                    );
+                }
+                drop(permit);
+            });
         }
     }
 }
 
-async fn post(r: &Receiver, text: String) -> Result<(), String> {
+async fn post(r: &Endpoint, text: String) -> Result<(), String> {
     let request = r.client.post(&r.url).await?;
     let request = request.header("Content-Type", "application/json").timeout(r.timeout).body(text);
     let answer = request.send().await.map_err(|e| e.without_url().to_string())?;

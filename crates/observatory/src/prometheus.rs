@@ -5,6 +5,7 @@ use crate::notifier::Notifier;
 use crate::serve::wall_clock;
 use crate::tailing::{LoadedTailing, Tailing};
 use obs_codec::otlp::LiveNaming;
+use obs_collect::alertmanagers::Alertmanagers;
 use obs_collect::config::{PrometheusConfig, RemoteWrite};
 use obs_collect::http::HttpClient;
 use obs_collect::remote::{Counts, Remote};
@@ -209,7 +210,7 @@ impl Sink for IngestSink {
 
     fn write(&self, batch: Batch) -> SinkFuture<'_> {
         Box::pin(async move {
-            self.ingest.exemplars().add(&self.tenant, batch.exemplars);
+            self.ingest.exemplars().add(&self.tenant, batch.exemplars).await;
             if batch.points.is_empty() {
                 return Ok(());
             }
@@ -340,7 +341,8 @@ impl Running {
             tenant: tenant.clone(),
         };
         let scrape = obs_collect::manager::Manager::new(Arc::new(sink), Arc::new(clock_ms));
-        let notifier = Arc::new(Notifier::new(alerting.clone()));
+        let alertmanagers = Alertmanagers::default();
+        let notifier = Arc::new(Notifier::new(alerting.clone(), alertmanagers.clone()));
         let rules = Manager::new(Environment {
             engine,
             append: fan_out.clone(),
@@ -349,7 +351,8 @@ impl Running {
             clock: Arc::new(clock_ms),
         });
         let tailing = Tailing::new(ingest, data);
-        let workers = Workers { scrape, rules: Arc::new(rules), naming: LiveNaming::default() };
+        let naming = LiveNaming::default();
+        let workers = Workers { scrape, rules: Arc::new(rules), alertmanagers, naming };
         Self { workers, notifier, fan_out, tailing, alerting, processing }
     }
 

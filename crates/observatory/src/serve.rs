@@ -140,6 +140,7 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
     let prices = stored_prices(&*control, config.prices()?).map_err(UsageError)?;
     let ingest = Ingest::new(fan_out.clone(), config.ingest.clone(), prices, telemetry);
     ingest.keep_attributes(config.call_attributes.iter().cloned());
+    ingest.exemplars().keep_in(control.clone());
     let purses = Purses::new(control.clone(), ingest.clone());
     let drifts = Drifts::new(control.clone(), ingest.clone());
     let (loading, from) = (purses.clone(), store.clone());

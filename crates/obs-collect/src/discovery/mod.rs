@@ -4,7 +4,7 @@ mod dns;
 mod docker;
 mod kubernetes;
 
-use crate::config::{FileSd, HttpSd, ScrapeConfig, StaticConfig, expand};
+use crate::config::{Discovery, FileSd, HttpSd, StaticConfig, expand};
 use crate::http::{HttpClient, read_body};
 use crate::target::TargetGroup;
 use obs_model::Labels;
@@ -52,9 +52,9 @@ pub fn of_static(list: &[StaticConfig]) -> Vec<TargetGroup> {
     list.iter().map(|c| group(&c.targets, &c.labels, &[])).collect()
 }
 
-/// Starts everything a job discovers targets with; each source reports under its number.
+/// Starts all that targets are found with; each source reports under its number.
 pub fn start(
-    job: &ScrapeConfig,
+    from: &Discovery,
     folder: &Path,
     report: impl Fn(usize, Vec<TargetGroup>) + Send + Sync + 'static,
     stop: &CancellationToken,
@@ -67,22 +67,22 @@ pub fn start(
         let report: Report = Arc::new(move |groups| report(n, groups));
         report
     };
-    if !job.static_configs.is_empty() {
-        next()(of_static(&job.static_configs));
+    if !from.static_configs.is_empty() {
+        next()(of_static(&from.static_configs));
     }
-    for c in &job.file_sd_configs {
+    for c in &from.file_sd_configs {
         tokio::spawn(files(c.clone(), folder.to_owned(), next(), stop.clone()));
     }
-    for c in &job.http_sd_configs {
+    for c in &from.http_sd_configs {
         tokio::spawn(over_http(c.clone(), folder.to_owned(), next(), stop.clone()));
     }
-    for c in &job.dns_sd_configs {
+    for c in &from.dns_sd_configs {
         tokio::spawn(dns::run(c.clone(), next(), stop.clone()));
     }
-    for c in &job.docker_sd_configs {
+    for c in &from.docker_sd_configs {
         tokio::spawn(docker::run(c.clone(), folder.to_owned(), next(), stop.clone()));
     }
-    for c in &job.kubernetes_sd_configs {
+    for c in &from.kubernetes_sd_configs {
         tokio::spawn(kubernetes::run(c.clone(), folder.to_owned(), next(), stop.clone()));
     }
 }

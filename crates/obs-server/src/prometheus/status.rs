@@ -173,16 +173,10 @@ pub(super) async fn alerts(State(state): State<AppState>) -> Response {
 }
 
 pub(super) async fn alertmanagers(State(state): State<AppState>) -> Response {
-    let config = state.workers.scrape.config();
-    let mut active = Vec::new();
-    for c in &config.alerting.alertmanagers {
-        for t in c.static_configs.iter().flat_map(|s| &s.targets) {
-            let prefix = c.path_prefix.trim_end_matches('/');
-            let url = format!("{}://{t}{prefix}/api/v2/alerts", c.scheme);
-            active.push(json!({"url": url}));
-        }
-    }
-    success(json!({"activeAlertmanagers": active, "droppedAlertmanagers": []}))
+    let all = &state.workers.alertmanagers;
+    let active: Vec<Value> = all.active().iter().map(|e| json!({"url": e.url})).collect();
+    let dropped: Vec<Value> = all.dropped().iter().map(|url| json!({"url": url})).collect();
+    success(json!({"activeAlertmanagers": active, "droppedAlertmanagers": dropped}))
 }
 
 pub(super) async fn targets(State(state): State<AppState>, p: Params) -> Response {
