@@ -264,6 +264,10 @@ remote_read: [{{url: 'http://{ours}/api/v1/read', read_recent: true}}]
             "{translation_strategy: NoTranslation, promote_all_resource_attributes: true, ignore_resource_attributes: [service.name], keep_identifying_resource_attributes: true}",
             {"shop.orders": {"order.kind", "os.type"}, "target_info": {"service.name", "os.type"}},
         ),
+        (
+            "promote_scope_metadata: true",
+            {"shop_orders_bytes_total": {"order_kind", "otel_scope_name"}, "target_info": {"os_type"}},
+        ),
     ],
 )
 def test_otlp_names_by_strategy(tmp_path, otlp, series):
@@ -279,7 +283,7 @@ def test_otlp_names_by_strategy(tmp_path, otlp, series):
     total = {"isMonotonic": True, "aggregationTemporality": 2, "dataPoints": [point]}
     metrics = [{"name": "shop.orders", "unit": "By", "sum": total}]
     resource = {"attributes": [text("service.name", "shop"), text("os.type", "linux")]}
-    body = {"resourceMetrics": [{"resource": resource, "scopeMetrics": [{"metrics": metrics}]}]}
+    body = {"resourceMetrics": [{"resource": resource, "scopeMetrics": [{"scope": {"name": "lib"}, "metrics": metrics}]}]}
     try:
         assert server.post("/api/v1/otlp/v1/metrics", json.dumps(body).encode(), "prometheus")[0] == 200
         found = server.get("/api/v1/query", "prometheus", query='{job="shop"}')["data"]["result"]

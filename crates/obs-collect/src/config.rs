@@ -627,7 +627,7 @@ pub fn read(text: &str, folder: &Path) -> Result<PrometheusConfig, ConfigError> 
     if !empty {
         check_keys(text, &mut warnings)?;
     }
-    c.otlp.check(&mut warnings).map_err(fail)?;
+    c.otlp.check().map_err(fail)?;
     c.folder = folder.to_owned();
     c.warnings = warnings;
     for pattern in c.scrape_config_files.clone() {

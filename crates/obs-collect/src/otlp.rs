@@ -19,11 +19,11 @@ pub struct Otlp {
 }
 
 impl Otlp {
-    /// Checks what the section says; what has no effect is a warning.
+    /// Checks what the section says.
     ///
     /// # Errors
     /// When it contradicts itself, as Prometheus words it.
-    pub(crate) fn check(&self, warnings: &mut Vec<String>) -> Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), String> {
         if Translation::parse(&self.translation_strategy).is_none() {
             return Err(format!(
                 "unsupported OTLP translation strategy {:?}",
@@ -35,23 +35,6 @@ impl Otlp {
         }
         if !self.promote_all_resource_attributes && !self.ignore_resource_attributes.is_empty() {
             return Err("'ignore_resource_attributes' cannot be configured unless 'promote_all_resource_attributes' is true".into());
-        }
-        let without_effect = [
-            ("convert_histograms_to_nhcb", self.convert_histograms_to_nhcb),
-            ("promote_scope_metadata", self.promote_scope_metadata),
-            (
-                "label_name_underscore_sanitization",
-                self.label_name_underscore_sanitization.is_some(),
-            ),
-            (
-                "label_name_preserve_multiple_underscores",
-                self.label_name_preserve_multiple_underscores.is_some(),
-            ),
-        ];
-        for (key, is_set) in without_effect {
-            if is_set {
-                warnings.push(format!("otlp.{key} is read and has no effect here"));
-            }
         }
         Ok(())
     }
@@ -70,6 +53,14 @@ impl Otlp {
             translation: Translation::parse(&self.translation_strategy).unwrap_or_default(),
             promoted,
             keep_identifying: self.keep_identifying_resource_attributes,
+            scopes: self.promote_scope_metadata,
+            native_explicit: self.convert_histograms_to_nhcb,
+            underscore_prefix: self
+                .label_name_underscore_sanitization
+                .unwrap_or(base.underscore_prefix),
+            underscore_runs: self
+                .label_name_preserve_multiple_underscores
+                .unwrap_or(base.underscore_runs),
         }
     }
 }

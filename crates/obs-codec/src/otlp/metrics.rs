@@ -5,15 +5,15 @@
 //! promoted labels and `target_info`.
 
 use super::common::{attributes, resource};
-use super::names::{Kind, Naming, Promoted, Translation};
+use super::names::{Kind, Naming, Promoted};
 use crate::{Decoded, Rejected};
 use obs_model::{
-    Attributes, Exemplar, Histogram, Labels, LabelsBuilder, METRIC_NAME, MetricKind,
-    MetricMetadata, Resource, STALE_NAN_BITS, Sample, SampleValue, Series, TimestampMs,
+    Attributes, CUSTOM_BUCKETS_SCHEMA, Exemplar, Histogram, Labels, LabelsBuilder, METRIC_NAME,
+    MetricKind, MetricMetadata, Resource, STALE_NAN_BITS, Sample, SampleValue, Series, TimestampMs,
 };
 use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
-use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::common::v1::{InstrumentationScope, KeyValue};
 use opentelemetry_proto::tonic::metrics::v1::exemplar::Value as ExemplarValue;
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value as NumberValue;
@@ -49,7 +49,7 @@ pub struct Metrics {
 
 /// Turns an exemplar into Prometheus' form: the ids of its span are labels beside what was filtered
 /// from the point's attributes.
-fn exemplar(e: WireExemplar, names: Translation) -> Option<Exemplar> {
+fn exemplar(e: WireExemplar, names: &Naming) -> Option<Exemplar> {
     let hex = |id: &[u8]| id.iter().fold(String::new(), |out, b| out + &format!("{b:02x}"));
     let value = match e.value? {
         ExemplarValue::AsDouble(d) => d,
@@ -80,6 +80,8 @@ struct Builder<'a> {
     /// What the current point's label sets depend on beside name and bucket, and the same with
     /// these; see [`Resolve`].
     key: Vec<u8>,
+    /// Labels of the resource alone, and bytes of their key.
+    resource_lens: (usize, usize),
     base_len: usize,
     point_len: usize,
 }
@@ -131,6 +133,7 @@ pub fn decode_metrics(
         naming,
         base: Vec::new(),
         key: Vec::new(),
+        resource_lens: (0, 0),
         base_len: 0,
         point_len: 0,
     };
@@ -140,6 +143,7 @@ pub fn decode_metrics(
         b.begin_resource(&resource);
         let mut latest = None;
         for sm in rm.scope_metrics {
+            b.begin_scope(sm.scope, &sm.schema_url);
             for metric in sm.metrics {
                 if let Some(m) = b.metric(metric, &mut latest) {
                     metadata.insert(m.name.clone(), m);
@@ -147,6 +151,7 @@ pub fn decode_metrics(
             }
         }
         if let Some(time) = latest {
+            b.begin_scope(None, "");
             b.target_info(&resource, time);
         }
     }
@@ -165,7 +170,7 @@ fn resource_labels(r: &Resource, naming: &Naming) -> Vec<(String, String)> {
     if let Some(instance) = get("service.instance.id") {
         out.push(("instance".to_owned(), instance));
     }
-    let label = |k: &str| Some((naming.translation.label(k), get(k)?));
+    let label = |k: &str| Some((naming.label(k), get(k)?));
     match &naming.promoted {
         Promoted::These(keys) => out.extend(keys.iter().filter_map(|k| label(k))),
         Promoted::AllBut(keys) => {
@@ -182,7 +187,7 @@ fn time(ns: u64) -> Option<TimestampMs> {
 
 /// Builds a label set: of the resource, of the point, and one more.
 fn build_labels(
-    names: Translation,
+    names: &Naming,
     base: &[(String, String)],
     name: &str,
     point: &Attributes,
@@ -213,10 +218,34 @@ impl Builder<'_> {
         self.base = resource_labels(r, self.naming);
         self.key.clear();
         // No other protocol's keys begin with it; after a reload names may be others.
-        self.key.extend([0, self.naming.translation as u8]);
+        self.key.push(0);
+        self.key.extend(self.naming.mark());
         for (k, v) in &self.base {
             put_text(&mut self.key, k);
             put_text(&mut self.key, v);
+        }
+        self.resource_lens = (self.base.len(), self.key.len());
+        self.base_len = self.key.len();
+    }
+
+    /// Adds the labels of a scope to those of the resource, in place of the last one's.
+    fn begin_scope(&mut self, scope: Option<InstrumentationScope>, schema_url: &str) {
+        self.base.truncate(self.resource_lens.0);
+        self.key.truncate(self.resource_lens.1);
+        if let Some(scope) = scope.filter(|s| self.naming.scopes && !s.name.is_empty()) {
+            let fixed = [("name", scope.name.as_str()), ("version", &scope.version)];
+            let fixed = fixed.into_iter().chain([("schema_url", schema_url)]);
+            for (name, v) in fixed.filter(|(_, v)| !v.is_empty()) {
+                self.base.push((format!("otel_scope_{name}"), v.to_owned()));
+            }
+            for (k, v) in attributes(scope.attributes).iter() {
+                let name = self.naming.label(&format!("otel_scope_{k}"));
+                self.base.push((name, v.to_string()));
+            }
+            for (k, v) in self.base.iter().skip(self.resource_lens.0) {
+                put_text(&mut self.key, k);
+                put_text(&mut self.key, v);
+            }
         }
         self.base_len = self.key.len();
     }
@@ -254,7 +283,7 @@ impl Builder<'_> {
         put_text(&mut self.key, name);
         put_text(&mut self.key, suffix);
         extra.put(&mut self.key);
-        let (base, names) = (&self.base, self.naming.translation);
+        let (base, names) = (&self.base, self.naming);
         let build = || {
             let name = format!("{name}{suffix}");
             Ok(build_labels(names, base, &name, &attributes(list.to_vec()), extra.label()))
@@ -384,7 +413,7 @@ impl Builder<'_> {
 
     fn exemplars(&mut self, labels: Option<&Labels>, list: Vec<WireExemplar>) {
         let Some(labels) = labels else { return };
-        let names = self.naming.translation;
+        let names = self.naming;
         let read = list.into_iter().filter_map(|e| exemplar(e, names));
         self.out.exemplars.extend(read.map(|e| (labels.clone(), e)));
     }
@@ -401,6 +430,20 @@ impl Builder<'_> {
         }
         let Some(t) = self.point(p.time_unix_nano, &p.attributes, note) else { return };
         let stale = p.flags & NO_RECORDED_VALUE != 0;
+        if self.naming.native_explicit {
+            let counts = (0_i32..).zip(&p.bucket_counts).filter(|(_, c)| **c > 0);
+            let h = Histogram {
+                schema: CUSTOM_BUCKETS_SCHEMA,
+                count: p.count as f64,
+                sum: if stale { f64::from_bits(STALE_NAN_BITS) } else { p.sum.unwrap_or(0.0) },
+                positive: counts.map(|(i, c)| (i, *c as f64)).collect(),
+                custom_bounds: p.explicit_bounds,
+                ..Histogram::default()
+            };
+            let labels = self.labels(name, "", &p.attributes, Extra::None);
+            self.exemplars(labels.as_ref(), p.exemplars);
+            return self.push(labels, t, SampleValue::Histogram(Arc::new(h)), delta);
+        }
         let value =
             |v: f64| SampleValue::Float(if stale { f64::from_bits(STALE_NAN_BITS) } else { v });
         let mut cumulative = 0_u64;
@@ -414,7 +457,7 @@ impl Builder<'_> {
         let labels = self.labels(name, "_count", &p.attributes, Extra::None);
         self.push(labels, t, value(p.count as f64), delta);
         for e in p.exemplars {
-            let Some(read) = exemplar(e, self.naming.translation) else { continue };
+            let Some(read) = exemplar(e, self.naming) else { continue };
             // It belongs to the bucket that counted it.
             let bound = p.explicit_bounds.iter().find(|b| read.value <= **b);
             let le = Extra::Le(bound.copied().unwrap_or(f64::INFINITY));
@@ -501,7 +544,7 @@ impl Builder<'_> {
             put_text(&mut self.key, k);
             put_text(&mut self.key, &v.to_string());
         }
-        let names = self.naming.translation;
+        let names = self.naming;
         let build = || Ok(build_labels(names, &self.base, "target_info", &rest, None));
         let labels = (self.resolve)(&self.key, &build);
         let labels = labels.map_err(|reason| self.rejected.add(reason)).ok();
@@ -538,6 +581,46 @@ mod tests {
 
     fn points(m: &Metrics) -> Vec<(String, f64)> {
         floats(m.points.iter().map(|(l, s)| (l, s)))
+    }
+
+    #[test]
+    fn settings_of_the_names_change_labels_and_histograms() {
+        let json = r#"{"resourceMetrics":[{"resource":{"attributes":[{"key":"service.name","value":{"stringValue":"api"}},{"key":"_os","value":{"stringValue":"linux"}}]},
+            "scopeMetrics":[{"schemaUrl":"https://s/1","scope":{"name":"lib","version":"2","attributes":[{"key":"a.b","value":{"stringValue":"x"}}]},
+                "metrics":[{"name":"d","histogram":{"aggregationTemporality":2,"dataPoints":[{"timeUnixNano":"5000000000","count":"6","sum":9,"explicitBounds":[1,2],"bucketCounts":["1","0","5"],
+                    "attributes":[{"key":"_p","value":{"stringValue":"q"}},{"key":"a..b","value":{"stringValue":"r"}}]}]}}]}]}]}"#;
+        let with = |naming: &Naming| {
+            let request = ExportMetricsServiceRequest::from_json(json.as_bytes()).unwrap();
+            decode_metrics(request, naming, &|_, build| build()).items.points
+        };
+        let naming = Naming { scopes: true, native_explicit: true, ..Naming::default() };
+        let names = |list: &[(Labels, Sample)]| -> Vec<String> {
+            list.iter()
+                .map(|(l, _)| l.filter(|n| n != "job" && n != "service_name").to_string())
+                .collect()
+        };
+        let native = with(&naming);
+        assert_eq!(
+            names(&native),
+            [
+                r#"d{a__b="r", key_p="q", otel_scope_a_b="x", otel_scope_name="lib", otel_scope_schema_url="https://s/1", otel_scope_version="2"}"#,
+                r#"target_info{key_os="linux"}"#
+            ]
+        );
+        let SampleValue::Histogram(h) = &native[0].1.value else { panic!("{native:?}") };
+        let want = Histogram {
+            schema: CUSTOM_BUCKETS_SCHEMA,
+            count: 6.0,
+            sum: 9.0,
+            positive: vec![(0, 1.0), (2, 5.0)],
+            custom_bounds: vec![1.0, 2.0],
+            ..Histogram::default()
+        };
+        assert_eq!(**h, want);
+        let bare = Naming { underscore_prefix: false, underscore_runs: false, ..Naming::default() };
+        let classic = names(&with(&bare));
+        assert_eq!(classic[0], r#"d_bucket{_p="q", a_b="r", le="1"}"#);
+        assert_eq!(classic.last().unwrap(), r#"target_info{_os="linux"}"#);
     }
 
     #[test]

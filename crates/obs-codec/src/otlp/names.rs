@@ -26,16 +26,6 @@ impl Translation {
         })
     }
 
-    /// Returns the label name of an attribute.
-    pub(crate) fn label(self, key: &str) -> String {
-        match self {
-            Self::UnderscoreEscapingWithSuffixes | Self::UnderscoreEscapingWithoutSuffixes => {
-                label_name(key)
-            }
-            Self::NoUtf8EscapingWithSuffixes | Self::NoTranslation => key.to_owned(),
-        }
-    }
-
     /// Returns the name of a metric, without what tells the series of a histogram apart.
     pub(crate) fn metric(self, name: &str, unit: &str, kind: Kind) -> String {
         match self {
@@ -69,6 +59,44 @@ pub struct Naming {
     pub promoted: Promoted,
     /// Whether `target_info` names the service and instance once more.
     pub keep_identifying: bool,
+    /// Whether the instrumentation scope is in labels `otel_scope_*`.
+    pub scopes: bool,
+    /// Whether histograms with explicit bounds become native ones.
+    pub native_explicit: bool,
+    /// Whether an escaped label name that begins with one underscore gets `key` before it.
+    pub underscore_prefix: bool,
+    /// Whether escaped label names keep several underscores in a row.
+    pub underscore_runs: bool,
+}
+
+impl Naming {
+    /// Returns the label name of an attribute.
+    pub(crate) fn label(&self, key: &str) -> String {
+        match self.translation {
+            Translation::UnderscoreEscapingWithSuffixes
+            | Translation::UnderscoreEscapingWithoutSuffixes => {
+                let mut name = label_name(key);
+                if !self.underscore_runs {
+                    let mut kept: Vec<char> = name.chars().collect();
+                    kept.dedup_by(|a, b| *a == '_' && *b == '_');
+                    name = kept.into_iter().collect();
+                }
+                if self.underscore_prefix && name.starts_with('_') && !name.starts_with("__") {
+                    name.insert_str(0, "key");
+                }
+                name
+            }
+            Translation::NoUtf8EscapingWithSuffixes | Translation::NoTranslation => key.to_owned(),
+        }
+    }
+
+    /// Tells namings apart that give other labels.
+    pub(crate) fn mark(&self) -> [u8; 2] {
+        let flags =
+            [self.scopes, self.native_explicit, self.underscore_prefix, self.underscore_runs];
+        let bits = flags.iter().fold(0, |bits, f| bits << 1 | u8::from(*f));
+        [self.translation as u8, bits]
+    }
 }
 
 impl Default for Naming {
@@ -83,6 +111,10 @@ impl Default for Naming {
             translation: Translation::default(),
             promoted: Promoted::These(promoted.map(str::to_owned).to_vec()),
             keep_identifying: false,
+            scopes: false,
+            native_explicit: false,
+            underscore_prefix: true,
+            underscore_runs: true,
         }
     }
 }
@@ -267,7 +299,10 @@ mod tests {
     fn each_strategy_has_names_of_its_own() {
         let of = |strategy: &str, name: &str, unit: &str, kind| {
             let t = Translation::parse(strategy).unwrap();
-            (t.metric(name, unit, kind), t.label("http.route"))
+            (
+                t.metric(name, unit, kind),
+                Naming { translation: t, ..Naming::default() }.label("http.route"),
+            )
         };
         let cases = [
             (
