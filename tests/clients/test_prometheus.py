@@ -553,3 +553,55 @@ def test_exemplars_outlive_a_crash(tmp_path):
         assert ask(server) == before
     finally:
         server.stop()
+
+
+def test_results_that_are_kept_are_those_of_an_evaluation(tmp_path):
+    """A refreshed dashboard costs its new steps; late samples and deletes are seen at once."""
+    server = Server(tmp_path / "data")
+    now = int(time.time()) // 15 * 15
+
+    def write(samples, name="jobs_total"):
+        points = [{"timeUnixNano": str(t * 10**9), "asDouble": v} for t, v in samples]
+        total = {"isMonotonic": True, "aggregationTemporality": 2, "dataPoints": points}
+        body = {"resourceMetrics": [{"scopeMetrics": [{"metrics": [{"name": name, "sum": total}]}]}]}
+        assert server.post("/api/v1/otlp/v1/metrics", json.dumps(body).encode(), "prometheus")[0] == 200
+
+    def ask(start, end, query="sum(rate(jobs_total[1m]))"):
+        """Returns the answer, and how much of it was known; with and without what is kept it is the same."""
+        def counts():
+            text = urllib.request.urlopen(f"http://{server.endpoints['ui']}/metrics").read().decode()
+            lines = [line for line in text.splitlines() if line.startswith("obs_results_cache_queries_total{")]
+            return {line.split('"')[1]: float(line.split()[-1]) for line in lines}
+
+        before = counts()
+        params = {"query": query, "start": start, "end": end, "step": 15}
+        got = server.get("/api/v1/query_range", "prometheus", **params)
+        (how,) = [k for k, v in counts().items() if v > before.get(k, 0)]
+        assert got == server.get("/api/v1/query_range", "prometheus", nocache="1", **params)
+        return got["data"]["result"], how
+
+    try:
+        write([(now - 1800 + 15 * i, float(i * i)) for i in range(100)])
+        first, how = ask(now - 1500, now - 600)
+        assert how == "miss" and len(first[0]["values"]) == 61
+        assert ask(now - 1500, now - 600) == (first, "hit")
+        assert ask(now - 1440, now - 540)[1] == "partial"
+        assert ask(now - 1440, now - 540)[1] == "hit"
+        # A late sample is in the next answer, and what is before it is not evaluated again.
+        write([(now - 900 + 1, 10**6)])
+        late, how = ask(now - 1440, now - 540)
+        assert how == "partial" and late != first
+        assert ask(now - 1440, now - 915)[1] == "hit"
+        # So is what a delete takes away.
+        status, _ = server.post("/api/v1/admin/tsdb/delete_series?match[]=jobs_total&start=%d&end=%d" % (now - 1000, now - 900), b"", "prometheus")
+        assert status == 204
+        deleted, how = ask(now - 1440, now - 540)
+        assert how == "partial" and deleted != late
+        assert ask(now - 1440, now - 540, "jobs_total @ start()")[1] == "uncacheable"
+        # What tenants see is their own.
+        headers = {"X-Scope-OrgID": "other"}
+        url = f"http://{server.endpoints['prometheus']}/api/v1/query_range?query=sum(rate(jobs_total[1m]))&step=15&start=%d&end=%d" % (now - 1440, now - 540)
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as answer:
+            assert json.load(answer)["data"]["result"] == []
+    finally:
+        server.stop()

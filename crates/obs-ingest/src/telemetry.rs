@@ -39,6 +39,8 @@ pub struct Handles {
     /// Traces that tail sampling kept and dropped.
     pub tail_traces: IntCounterVec,
     pub query_seconds: HistogramVec,
+    /// Range queries by how much of their answer was kept from earlier ones.
+    pub results_cache: IntCounterVec,
     pub http_requests: IntCounterVec,
     /// Limits in force, and what is used of those that fill up.
     pub limit: IntGaugeVec,
@@ -281,6 +283,11 @@ impl Telemetry {
                 "storage_retries_total",
                 "Work of the store that failed and was tried again.",
                 &["operation"],
+            )?,
+            results_cache: counter(
+                "obs_results_cache_queries_total",
+                "Range queries by how much of the answer was known: hit, partial, miss; or uncacheable.",
+                &["result"],
             )?,
             query_results: histogram(
                 "storage_query_result_count",

@@ -6,6 +6,7 @@
 //! and holds no clock. Read [`ports`] next.
 
 mod attributes;
+mod changes;
 mod column;
 mod control;
 mod go_regex;
@@ -14,6 +15,7 @@ mod ids;
 mod labels;
 mod llm;
 mod log;
+mod lru;
 mod matcher;
 mod memory;
 mod metric;
@@ -24,6 +26,7 @@ mod span_field;
 mod time;
 
 pub use attributes::{AttributeValue, Attributes, Resource, Scope};
+pub use changes::{Changes, Moment};
 pub use column::{ColumnSeries, Floats, Samples, SharedSlice, Times};
 pub use control::{KeepState, StateChange, StateError, StateFuture};
 pub use go_regex::go_regex;
@@ -35,6 +38,7 @@ pub use llm::{
     MessagePart, Money, Operation, TokenUsage,
 };
 pub use log::{LogRecord, severity_level};
+pub use lru::Lru;
 pub use matcher::{MatchOp, Matcher, MatcherError};
 pub use memory::{MemoryPool, MemoryShare};
 pub use metric::{

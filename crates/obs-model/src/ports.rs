@@ -6,8 +6,8 @@
 use crate::memory::MemoryPool;
 use crate::{
     AttributeScope, ColumnSeries, Labels, LlmCall, LogRecord, MatchOp, Matcher, MetricMetadata,
-    Sample, Series, Span, SpanField, SpanId, SpanRow, TenantId, TimestampMs, TimestampNs, TraceId,
-    WholeSpan,
+    Moment, Sample, Series, Span, SpanField, SpanId, SpanRow, TenantId, TimestampMs, TimestampNs,
+    TraceId, WholeSpan,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -248,6 +248,19 @@ pub trait SelectSeries: Send + Sync {
 
     /// Returns metadata by metric family name.
     fn metadata(&self, tenant: &TenantId) -> BTreeMap<String, MetricMetadata>;
+
+    /// Begins to note changes of a tenant's samples up to a time, for one who keeps answers about
+    /// them: what is read after this call is as it was at the moment returned, or later. `None` if
+    /// the store cannot tell.
+    fn watch(&self, _: &TenantId, _until: TimestampMs) -> Option<Moment> {
+        None
+    }
+
+    /// Returns the time before which no sample that was watched at a moment was written, replaced or
+    /// deleted since; `None` if none was at all.
+    fn changed_since(&self, _: &TenantId, _: Moment) -> Option<TimestampMs> {
+        Some(TimestampMs::from_millis(i64::MIN))
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

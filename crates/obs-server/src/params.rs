@@ -9,11 +9,12 @@ use obs_promql::duration::parse_api_ms;
 /// Form bodies past which a request is refused, in bytes.
 const FORM_BYTES_MAX: usize = 1 << 20;
 
-/// All parameters of a request in order, and its tenant.
+/// All parameters of a request in order, its tenant, and whether it wants an answer that was not kept.
 #[derive(Debug, Clone)]
 pub(crate) struct Params {
     pairs: Vec<(String, String)>,
     pub(crate) tenant: TenantId,
+    pub(crate) no_store: bool,
 }
 
 fn parse_pairs(text: &str) -> Vec<(String, String)> {
@@ -27,6 +28,9 @@ impl<S: Send + Sync> FromRequest<S> for Params {
         let refuse = |status: StatusCode, text: String| (status, text).into_response();
         let tenant =
             crate::tenant::tenant(req.headers()).map_err(|e| refuse(StatusCode::BAD_REQUEST, e))?;
+        let control = req.headers().get_all(header::CACHE_CONTROL).iter();
+        let mut control = control.filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(','));
+        let no_store = control.any(|v| v.trim().eq_ignore_ascii_case("no-store"));
         let mut pairs = parse_pairs(req.uri().query().unwrap_or_default());
         let is_form = req
             .headers()
@@ -43,7 +47,7 @@ impl<S: Send + Sync> FromRequest<S> for Params {
             })?;
             pairs.extend(parse_pairs(&String::from_utf8_lossy(&body)));
         }
-        Ok(Self { pairs, tenant })
+        Ok(Self { pairs, tenant, no_store })
     }
 }
 

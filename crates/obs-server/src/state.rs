@@ -8,6 +8,7 @@ use obs_ingest::{Drifts, Ingest, Purses};
 use obs_model::{AppendError, KeepState, Maintain, MemoryPool, TenantId, TimestampNs};
 use obs_notify::Dispatcher;
 use obs_process::Processing;
+use obs_promql::ResultsCache;
 use obs_sql::Source;
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
@@ -36,6 +37,8 @@ pub struct ServerLimits {
     pub query_queue: Duration,
     /// Steps of a range query.
     pub query_points_max: i64,
+    /// Results of range queries that are kept; zero keeps none. Bytes.
+    pub results_cache_bytes: u64,
     /// Memory of all requests that write. Bytes.
     pub ingest_bytes_max: usize,
     /// By how much spans are moved where machines' clocks differ, at most; zero leaves them.
@@ -55,6 +58,7 @@ impl Default for ServerLimits {
             query_concurrency: 8,
             query_queue: Duration::from_secs(10),
             query_points_max: 11_000,
+            results_cache_bytes: 0,
             ingest_bytes_max: 512 << 20,
             clock_skew_max_ns: 0,
             loki: LokiLimits::default(),
@@ -156,6 +160,7 @@ pub struct Shared {
     pub config_text: Arc<str>,
     pub(crate) gate: Arc<Semaphore>,
     pub(crate) memory: Arc<MemoryPool>,
+    pub(crate) results: ResultsCache,
     pub(crate) admission: Arc<Admission>,
     /// Threads that decode and store what requests bring, and evaluate what they ask.
     pub(crate) work: Handle,
@@ -220,6 +225,7 @@ impl AppState {
         let gate = Arc::new(Semaphore::new(p.limits.query_concurrency));
         let started = (p.clock)();
         let admission = Admission::new(p.memory.clone(), p.limits.ingest_bytes_max);
+        let results = ResultsCache::new(p.limits.results_cache_bytes, &p.memory);
         let shared = Shared {
             source: p.source,
             store: p.store,
@@ -245,6 +251,7 @@ impl AppState {
             snapshots: p.snapshots.into(),
             config_text: p.config_text.into(),
             gate,
+            results,
             memory: p.memory,
             admission: Arc::new(admission),
             work: p.work,

@@ -18,7 +18,6 @@ mod bin;
 mod flush;
 mod frame;
 mod head;
-mod lru;
 mod manifest;
 mod merge;
 mod page_cache;

@@ -131,7 +131,9 @@ fn apply_sweep(
     tombstones: &Tombstones,
 ) -> Result<(), SegmentError> {
     if sweep.finds(s)? {
-        return merge(inner, std::slice::from_ref(s), tombstones, Some(sweep));
+        merge(inner, std::slice::from_ref(s), tombstones, Some(sweep))?;
+        inner.note_lost(s);
+        return Ok(());
     }
     inner.edit(vec![Edit::Swept(s.meta.id, sweep.number)], |_| s.set_swept(sweep.number))?;
     Ok(())

@@ -3,8 +3,8 @@
 //! What is here can be fetched again: files are not synced, and a page that does not match the
 //! checksums of the blocks in it is dropped and fetched anew.
 
-use crate::lru::Lru;
 use crate::vfs::Vfs;
+use obs_model::Lru;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -135,6 +135,7 @@ pub(crate) fn apply(inner: &Inner, now: TimestampNs) -> std::io::Result<u64> {
     let edits = gone.iter().map(|id| Edit::Remove(*id)).collect();
     inner.edit(edits, |view| view.segments.retain(|s| !gone.contains(&s.meta.id)))?;
     for s in segments.iter().filter(|s| gone.contains(&s.meta.id)) {
+        inner.note_lost(s);
         s.doom();
     }
     inner.stats.segments_dropped.fetch_add(gone.len() as u64, Ordering::Relaxed);

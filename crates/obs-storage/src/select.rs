@@ -13,8 +13,8 @@ use crate::stretches::Plan;
 use foldhash::{HashMap, HashSet};
 use obs_model::{
     Budget, ColumnSeries, Direction, Labels, LogRecord, LogRows, LogScan, LogSelection, Matcher,
-    MetricMetadata, Sample, Samples, SelectError, SelectLogs, SelectSeries, Series,
-    SeriesSelection, TenantId, Visit, VisitScan,
+    MetricMetadata, Moment, Sample, Samples, SelectError, SelectLogs, SelectSeries, Series,
+    SeriesSelection, TenantId, TimestampMs, Visit, VisitScan,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -313,6 +313,14 @@ impl SelectSeries for Store {
             out.extend(t.metrics.metadata.clone());
         }
         out
+    }
+
+    fn watch(&self, tenant: &TenantId, until: TimestampMs) -> Option<Moment> {
+        Some(self.inner.changes.watch(tenant, until))
+    }
+
+    fn changed_since(&self, tenant: &TenantId, moment: Moment) -> Option<TimestampMs> {
+        self.inner.changes.since(tenant, moment)
     }
 }
 

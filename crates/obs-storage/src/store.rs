@@ -8,8 +8,8 @@ use crate::head::{Frozen, Head};
 use crate::manifest::{self, Edit, Manifest, Tombstone};
 use crate::recover;
 use crate::retention::RetentionRule;
-use crate::segment::Operations;
 use crate::segment::kept::Kept;
+use crate::segment::{Operations, Signal};
 use crate::segments::{OpenSegment, Tombstones};
 use crate::state::StateStore;
 use crate::tier::{self, Remote, Tier, TierConfig, TierStats};
@@ -17,8 +17,9 @@ use crate::vfs::Vfs;
 use crate::wal::WalFile;
 use crate::writer::{Command, Pending, Writer};
 use obs_model::{
-    Append, AppendError, AppendFuture, DeleteScope, KeepState, Labels, MemoryPool, MemoryShare,
-    MetricMetadata, Sample, SampleValue, TenantId, TimestampNs, WriteBatch,
+    Append, AppendError, AppendFuture, Changes, DeleteScope, KeepState, Labels, MemoryPool,
+    MemoryShare, MetricMetadata, Sample, SampleValue, TenantId, TimestampMs, TimestampNs,
+    WriteBatch,
 };
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -199,6 +200,8 @@ pub(crate) struct Inner {
     pub(crate) retain_now: AtomicI64,
     /// Segments that merges pass over: they are damaged.
     pub(crate) left_alone: Mutex<HashSet<u64>>,
+    /// Of samples.
+    pub(crate) changes: Changes,
     pub(crate) stats: StoreStats,
 }
 
@@ -358,6 +361,13 @@ impl Inner {
         Ok(())
     }
 
+    /// Notes that samples are gone which a segment had.
+    pub(crate) fn note_lost(&self, s: &OpenSegment) {
+        if s.meta.signal == Signal::Metrics {
+            self.changes.note(&s.meta.tenant, TimestampMs::from_millis(s.meta.min_time));
+        }
+    }
+
     /// Calls `f` with what makes segment files.
     pub(crate) fn with_maker<T>(&self, f: impl FnOnce(&Maker<'_>) -> T) -> T {
         let next_id = || self.next_segment();
@@ -471,6 +481,7 @@ impl Store {
             shaping: Mutex::new(()),
             retain_now: AtomicI64::new(i64::MIN),
             left_alone: Mutex::default(),
+            changes: Changes::default(),
             stats: StoreStats::default(),
             config,
         };
@@ -648,11 +659,20 @@ impl Store {
         let (inner, tenant) = (self.inner.clone(), tenant.clone());
         let work = move || {
             let before = inner.next_segment();
-            let t = Tombstone { id: before, tenant, scope, before };
+            let from = match &scope {
+                DeleteScope::Tenant => Some(i64::MIN),
+                DeleteScope::Series { start, .. } => Some(*start),
+                DeleteScope::Trace(_) | DeleteScope::Logs { .. } => None,
+            };
+            let t = Tombstone { id: before, tenant: tenant.clone(), scope, before };
             let edit = Edit::Delete(t.clone());
             inner
                 .edit(vec![edit], |view| view.tombstones = Arc::new(view.tombstones.with(t)))
-                .map_err(|e| e.to_string())
+                .map_err(|e| e.to_string())?;
+            if let Some(from) = from {
+                inner.changes.note(&tenant, TimestampMs::from_millis(from));
+            }
+            Ok(())
         };
         if self.inner.config.inline {
             return work();

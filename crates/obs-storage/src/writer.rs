@@ -4,7 +4,7 @@ use crate::frame::{self, Records};
 use crate::head::metrics::MetricsHead;
 use crate::store::Inner;
 use crate::wal::{self, FRAME_BATCH, FRAME_BYTES_MAX, FRAME_SERIES, WalFile};
-use obs_model::{AppendError, Appended, Labels, Sample, TenantId};
+use obs_model::{AppendError, Appended, Labels, Sample, TenantId, TimestampMs};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, PoisonError};
@@ -195,10 +195,16 @@ impl Writer {
             for n in accepted {
                 let Pending { tenant, records, points, reply, .. } = n.pending;
                 let t = head.tenant_mut(&tenant);
+                let mut earliest = None;
                 for (number, (_, sample)) in n.series.iter().zip(&points) {
                     if let Some(number) = number {
                         t.metrics.push(*number, sample);
+                        let time = sample.timestamp;
+                        earliest = Some(earliest.map_or(time, |e: TimestampMs| e.min(time)));
                     }
+                }
+                if let Some(earliest) = earliest {
+                    self.inner.changes.note(&tenant, earliest);
                 }
                 let dropped = apply_records(t, records);
                 self.inner.stats.names_dropped.fetch_add(dropped, Ordering::Relaxed);

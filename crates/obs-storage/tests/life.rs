@@ -337,6 +337,66 @@ async fn deleted_data_is_hidden_at_once_and_merges_take_it_off_the_disk() {
     assert_eq!(samples(&store, &t, "a"), [(6, 9.0), (50, 2.0)]);
 }
 
+#[tokio::test]
+async fn who_watches_the_past_is_told_what_changed_in_it() {
+    let days = |n: u64| Some(Duration::from_secs(n * 86_400));
+    let short = ("__name__".to_owned(), MatchOp::Equal, "short".to_owned());
+    let metrics = Some(RetentionSignal::Metrics);
+    let rules = vec![
+        RetentionRule { max_age: days(10), ..RetentionRule::default() },
+        RetentionRule {
+            signal: metrics,
+            max_age: days(3),
+            matchers: vec![short],
+            ..RetentionRule::default()
+        },
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    // Merges happen when they are asked for.
+    let retention = rules;
+    let config = StoreConfig { retention, inline: true, ..StoreConfig::new(dir.path()) };
+    let store = Store::open(config, Arc::new(OsVfs)).unwrap();
+    let (t, other) = (TenantId::default(), TenantId::new("other").unwrap());
+    let day = |n: i64| TimestampMs::from_millis(n * DAY_MS);
+    for n in [1, 12, 15, 19] {
+        put(&store, &t, point("m", n * DAY_MS, 1.0)).await;
+        put(&store, &t, point("short", n * DAY_MS + 7, 1.0)).await;
+    }
+    let watch = || store.watch(&t, day(19)).unwrap();
+    // What is new, what has another tenant and what is no sample changes nothing.
+    let mut moment = watch();
+    put(&store, &t, point("m", 20 * DAY_MS, 1.0)).await;
+    put(&store, &other, point("m", DAY_MS, 1.0)).await;
+    let logs = vec![log("a", DAY_MS, "line")];
+    put(&store, &t, WriteBatch { logs, ..WriteBatch::default() }).await;
+    store.flush().await.unwrap();
+    store.merge().await.unwrap();
+    store.delete(&t, DeleteScope::Trace(TraceId::from_slice(&[1; 16]).unwrap())).await.unwrap();
+    assert_eq!(store.changed_since(&t, moment), None);
+    // A late sample, also one in the place of another.
+    put(&store, &t, point("m", 12 * DAY_MS, 2.0)).await;
+    assert_eq!(store.changed_since(&t, moment), Some(day(12)));
+    moment = watch();
+    assert_eq!(store.changed_since(&t, moment), None);
+    let matchers = vec![("__name__".into(), MatchOp::Equal, "m".into())];
+    let scope = DeleteScope::Series { matchers, start: 15 * DAY_MS, end: 16 * DAY_MS };
+    store.delete(&t, scope).await.unwrap();
+    assert_eq!(store.changed_since(&t, moment), Some(day(15)));
+    // A day expires, then some labels of another when a merge takes them out.
+    moment = watch();
+    let now = TimestampNs::from_nanos((19 * DAY_MS + 1) * 1_000_000);
+    assert!(store.retain(now).unwrap() > 0);
+    assert_eq!(store.changed_since(&t, moment), Some(day(1)));
+    moment = watch();
+    assert_eq!(samples(&store, &t, "short").len(), 3);
+    store.merge().await.unwrap();
+    assert_eq!(samples(&store, &t, "short"), [(19 * DAY_MS + 7, 1.0)]);
+    assert_eq!(store.changed_since(&t, moment), Some(day(12)));
+    moment = watch();
+    store.delete(&t, DeleteScope::Tenant).await.unwrap();
+    assert_eq!(store.changed_since(&t, moment), Some(TimestampMs::MIN));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn deleted_log_lines_are_hidden_at_once_and_stay_so() {
     let dir = tempfile::tempdir().unwrap();

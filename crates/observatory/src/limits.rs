@@ -17,6 +17,7 @@ pub(crate) struct RawLimits {
     query_samples: Option<i64>,
     query_bytes: Option<i64>,
     query_concurrency: Option<usize>,
+    results_cache_bytes: Option<u64>,
     memory_bytes: Option<u64>,
     series: Option<usize>,
     series_per_tenant: Option<usize>,
@@ -87,6 +88,8 @@ pub(crate) fn read(
         ..d
     };
     store.memory = Arc::new(memory::divide(raw.memory_bytes, &mut server));
+    server.results_cache_bytes =
+        raw.results_cache_bytes.unwrap_or_else(|| memory::for_results(&store.memory));
     store.replay_bytes_max = memory::for_replay(&store.memory).max(store.head_bytes_max);
     store.series_max = raw.series.unwrap_or(store.series_max);
     store.tenant_series_max = raw.series_per_tenant.unwrap_or(store.tenant_series_max);

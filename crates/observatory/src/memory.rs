@@ -66,6 +66,13 @@ pub(crate) fn for_replay(pool: &MemoryPool) -> usize {
     usize::try_from(pool.max() / 4).unwrap_or(usize::MAX).min(2 << 30)
 }
 
+/// Returns how much of the results of range queries is kept: answers of some ten thousand panels, and
+/// no more than a small machine can spare.
+pub(crate) fn for_results(pool: &MemoryPool) -> u64 {
+    const MOST: u64 = 256 << 20;
+    (pool.max().unsigned_abs() / 32).min(MOST)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -637,6 +637,8 @@ fn publish_limits(config: &Config, t: &Telemetry) {
     }
     t.limit.with_label_values(&["query_samples"]).set(server.query_samples_max);
     t.limit.with_label_values(&["query_bytes"]).set(server.query_bytes_max);
+    let results = i64::try_from(server.results_cache_bytes).unwrap_or(i64::MAX);
+    t.limit.with_label_values(&["results_cache_bytes"]).set(results);
     t.limit.with_label_values(&["memory_bytes"]).set(store.memory.max());
 }
 

@@ -3,6 +3,10 @@
 use crate::ast::Pos;
 use obs_model::{CUSTOM_BUCKETS_SCHEMA, Histogram, ResetHint};
 
+/// What is said of a counter's name, before the name itself.
+const ODD_NAME: &str =
+    "metric might not be a counter, name does not end in _total/_sum/_count/_bucket";
+
 /// What is said when histograms of different custom buckets meet.
 pub(crate) fn reconciled(operation: &str) -> String {
     format!("mismatched custom buckets were reconciled during {operation}")
@@ -56,6 +60,33 @@ impl Annotations {
         let item = (format!("PromQL info: {}", text.into()), pos);
         if !self.infos.contains(&item) {
             self.infos.push(item);
+        }
+    }
+
+    /// Says that a name is not one of a counter.
+    pub(crate) fn odd_name(&mut self, name: &str, pos: Pos) {
+        self.info(format!("{ODD_NAME}: {name:?}"), pos);
+    }
+
+    /// Returns whether nothing is said but what names of metrics tell, whatever their samples are.
+    pub(crate) fn is_of_names(&self) -> bool {
+        let of_name = |(text, _): &(String, Pos)| text.contains(ODD_NAME);
+        self.warnings.is_empty() && self.infos.iter().all(of_name)
+    }
+
+    /// Takes over what others say of the same query. One odd name at a place is enough.
+    pub(crate) fn extend(&mut self, others: Self) {
+        for (own, more) in [(&mut self.warnings, others.warnings), (&mut self.infos, others.infos)]
+        {
+            for (text, pos) in more {
+                let is_odd = text.contains(ODD_NAME);
+                let says = |(t, p): &(String, Pos)| {
+                    *p == pos && (*t == text || is_odd && t.contains(ODD_NAME))
+                };
+                if !own.iter().any(says) {
+                    own.push((text, pos));
+                }
+            }
         }
     }
 

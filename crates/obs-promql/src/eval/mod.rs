@@ -28,7 +28,7 @@ use obs_model::{
 use std::collections::HashMap;
 
 /// Settings of a query that do not depend on its text. Milliseconds.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct QueryOptions {
     pub lookback_ms: i64,
     /// Step of subqueries that name none (Prometheus: the evaluation interval).

@@ -614,7 +614,7 @@ impl Evaluator<'_> {
                 && !name.is_empty()
                 && !COUNTER_SUFFIXES.iter().any(|suffix| name.ends_with(suffix))
             {
-                self.annotations.info(format!("metric might not be a counter, name does not end in _total/_sum/_count/_bucket: {name:?}"), arg.pos());
+                self.annotations.odd_name(name, arg.pos());
                 return;
             }
         }

@@ -16,8 +16,8 @@ use http::{StatusCode, header};
 use obs_model::{Budget, Labels, Matcher, Sample, SampleValue, SeriesSelection, TimestampMs};
 use obs_promql::ast::Expr;
 use obs_promql::{
-    Annotations, EvalError, Output, QueryOptions, evaluate_instant, evaluate_range, format_float,
-    parse,
+    Annotations, EvalError, Output, QueryOptions, RangeQuery, Reuse, evaluate_instant,
+    format_float, parse,
 };
 use serde_json::json;
 use std::collections::HashSet;
@@ -130,13 +130,11 @@ fn options(p: &Params) -> Api<QueryOptions> {
     Ok(o)
 }
 
-fn evaluated(
-    r: Result<(Output, Annotations), EvalError>,
-) -> Result<(Output, Annotations), QueryFailure> {
-    r.map_err(|e| match e {
+fn failure(e: EvalError) -> QueryFailure {
+    match e {
         EvalError::Execution(m) => QueryFailure::Bad(m),
         EvalError::Select(s) => s.into(),
-    })
+    }
 }
 
 async fn query(State(state): State<AppState>, p: Params) -> Api<Response> {
@@ -147,14 +145,9 @@ async fn query(State(state): State<AppState>, p: Params) -> Api<Response> {
     let tenant = p.tenant.clone();
     let result =
         blocking_for(&state, extras.timeout, "metric_repository", "query", move |s, budget| {
-            let out = evaluated(evaluate_instant(
-                &*s.source,
-                &tenant,
-                &expr,
-                TimestampMs::from_millis(time),
-                options,
-                budget,
-            ))?;
+            let time = TimestampMs::from_millis(time);
+            let out = evaluate_instant(&*s.source, &tenant, &expr, time, options, budget)
+                .map_err(failure)?;
             Ok((out, budget.samples_taken()))
         })
         .await?;
@@ -201,20 +194,36 @@ async fn query_range(State(state): State<AppState>, p: Params) -> Api<Response> 
     let options = options(&p)?;
     let extras = Extras::of(&p, (start, end), step)?;
     let tenant = p.tenant.clone();
-    let range = (TimestampMs::from_millis(start), TimestampMs::from_millis(end));
-    let result = blocking_for(
-        &state,
-        extras.timeout,
-        "metric_repository",
-        "query_range",
-        move |s, budget| {
-            let out = evaluated(evaluate_range(
-                &*s.source, &tenant, &expr, range, step, options, budget,
-            ))?;
-            Ok((out, budget.samples_taken()))
-        },
-    )
-    .await?;
+    let (start, end) = (TimestampMs::from_millis(start), TimestampMs::from_millis(end));
+    // Statistics are of an evaluation.
+    let may_reuse = !extras.stats && !p.no_store && p.get("nocache") != Some("1");
+    let run = move |s: &AppState, budget: &Budget| {
+        let query = RangeQuery {
+            tenant: &tenant,
+            text: &text,
+            expr: &expr,
+            start,
+            end,
+            step_ms: step,
+            options,
+        };
+        let (out, reuse) = if may_reuse {
+            let now = s.now().to_millis();
+            let out = s.results.evaluate(&*s.source, &query, now, budget);
+            out.map(|(output, said, reuse)| ((output, said), reuse))
+        } else {
+            query.evaluate(&*s.source, (start, end), budget).map(|out| (out, Reuse::Never))
+        }
+        .map_err(failure)?;
+        let t = s.ingest.telemetry();
+        t.results_cache.with_label_values(&[reuse.as_str()]).inc();
+        let (bytes, _) = s.results.bytes();
+        let usage = t.limit_usage.with_label_values(&["results_cache_bytes"]);
+        usage.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        Ok((text, (out, budget.samples_taken())))
+    };
+    let (text, result) =
+        blocking_for(&state, extras.timeout, "metric_repository", "query_range", run).await?;
     Ok(respond(&text, result, extras))
 }
 

@@ -1,9 +1,9 @@
 //! Filters of the long words of a block of lines: which blocks a search for an id can skip.
 
 use crate::bin::{Decoder, Encoder, Malformed};
-use crate::lru::Lru;
 use crate::segment::kept::BlockKey;
 use foldhash::HashSet;
+use obs_model::Lru;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Runs of letters and digits from this length on are in the filter.

@@ -1,11 +1,10 @@
 //! What is kept in memory of blocks that queries read: filters, and columns that were unpacked.
 
 use crate::bin::{Decoder, Malformed};
-use crate::lru::Lru;
 use crate::segment::SegmentError;
 use crate::segment::bloom::FilterCache;
 use crate::stretches::Shared;
-use obs_model::{MemoryPool, MemoryShare};
+use obs_model::{Lru, MemoryPool, MemoryShare};
 use std::any::Any;
 use std::cell::OnceCell;
 use std::ops::Range;

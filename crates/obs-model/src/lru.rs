@@ -12,7 +12,7 @@ struct Entry<V> {
 
 /// Values with their sizes; the sum stays below a maximum.
 #[derive(Debug)]
-pub(crate) struct Lru<K, V> {
+pub struct Lru<K, V> {
     entries: HashMap<K, Entry<V>>,
     by_use: BTreeMap<u64, K>,
     bytes: u64,
@@ -21,29 +21,31 @@ pub(crate) struct Lru<K, V> {
 }
 
 impl<K: Hash + Eq + Clone, V> Lru<K, V> {
-    pub(crate) fn new(bytes_max: u64) -> Self {
+    /// Keeps values of `bytes_max` bytes together.
+    pub fn new(bytes_max: u64) -> Self {
         let (entries, by_use) = (HashMap::new(), BTreeMap::new());
         Self { entries, by_use, bytes: 0, bytes_max, uses: 0 }
     }
 
-    pub(crate) const fn bytes(&self) -> u64 {
+    /// Returns the bytes in use.
+    pub const fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    pub(crate) const fn bytes_max(&self) -> u64 {
+    pub const fn bytes_max(&self) -> u64 {
         self.bytes_max
     }
 
-    pub(crate) fn contains(&self, key: &K) -> bool {
+    pub fn contains(&self, key: &K) -> bool {
         self.entries.contains_key(key)
     }
 
-    pub(crate) fn keys(&self) -> impl Iterator<Item = &K> {
+    pub fn keys(&self) -> impl Iterator<Item = &K> {
         self.entries.keys()
     }
 
     /// Returns a value and notes that it was used.
-    pub(crate) fn get(&mut self, key: &K) -> Option<&V> {
+    pub fn get(&mut self, key: &K) -> Option<&V> {
         self.uses += 1;
         let e = self.entries.get_mut(key)?;
         if let Some(key) = self.by_use.remove(&e.used) {
@@ -54,7 +56,7 @@ impl<K: Hash + Eq + Clone, V> Lru<K, V> {
     }
 
     /// Adds a value; returns the keys that had to go for it.
-    pub(crate) fn put(&mut self, key: K, value: V, bytes: u64) -> Vec<K> {
+    pub fn put(&mut self, key: K, value: V, bytes: u64) -> Vec<K> {
         self.remove(&key);
         self.uses += 1;
         self.by_use.insert(self.uses, key.clone());
@@ -70,7 +72,8 @@ impl<K: Hash + Eq + Clone, V> Lru<K, V> {
         gone
     }
 
-    pub(crate) fn remove(&mut self, key: &K) -> bool {
+    /// Lets a value go; returns whether there was one.
+    pub fn remove(&mut self, key: &K) -> bool {
         let Some(e) = self.entries.remove(key) else { return false };
         self.by_use.remove(&e.used);
         self.bytes -= e.bytes;
