@@ -493,6 +493,73 @@ remote_write:
         second.stop()
 
 
+def test_what_is_sent_on_survives_a_crash_and_speaks_both_versions(tmp_path):
+    """kill -9 right after an acknowledgement: the sample arrives, in the message that the file names."""
+    seen = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            seen.append((self.path, self.headers))
+            # On to a real one, which reads what was sent.
+            onward = urllib.request.Request(f"http://127.0.0.1:{port}/api/v1/write", data=body, method="POST")
+            for name in ["Content-Encoding", "Content-Type", "X-Prometheus-Remote-Write-Version"]:
+                onward.add_header(name, self.headers[name])
+            with urllib.request.urlopen(onward) as answer:
+                self.send_response(answer.status)
+                self.end_headers()
+
+    port = free_port()
+    receiver = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    config = tmp_path / "prometheus.yml"
+    base = f"http://127.0.0.1:{receiver.server_port}"
+    config.write_text(f"""
+global: {{external_labels: {{from: first}}}}
+remote_write:
+- {{url: '{base}/one', queue_config: {{batch_send_deadline: 1h, max_shards: 1}}}}
+- {{url: '{base}/two', protobuf_message: io.prometheus.write.v2.Request, headers: {{X-Two: 'yes'}}, queue_config: {{batch_send_deadline: 1h}}, write_relabel_configs: [{{target_label: version, replacement: '2'}}]}}
+""")
+    (tmp_path / "o.yaml").write_text(f"prometheus: {{config_file: {config}}}\n")
+    arguments = ["--config", str(tmp_path / "o.yaml")]
+    first = Server(tmp_path / "first", *arguments)
+    point = {"timeUnixNano": str(time.time_ns()), "asDouble": 42.0}
+    total = {"isMonotonic": True, "aggregationTemporality": 2, "dataPoints": [point]}
+    histogram = {"aggregationTemporality": 2, "dataPoints": [{"timeUnixNano": point["timeUnixNano"], "count": "3", "sum": 4.0, "scale": 0, "positive": {"offset": 0, "bucketCounts": ["3"]}}]}
+    metrics = [{"name": "orders", "description": "Orders.", "sum": total}, {"name": "native", "exponentialHistogram": histogram}]
+    body = {"resourceMetrics": [{"scopeMetrics": [{"metrics": metrics}]}]}
+    assert first.post("/api/v1/otlp/v1/metrics", json.dumps(body).encode(), "prometheus")[0] == 200
+    first.process.kill()
+    first.process.wait()
+    assert not list((tmp_path / "first" / "remote").glob("*/*/*.request*")), "no request was made yet"
+    (tmp_path / "first" / "endpoints.json").unlink()
+    config.write_text(config.read_text().replace("1h", "100ms"))
+    threading.Thread(target=receiver.serve_forever, daemon=True).start()
+    second = Server(tmp_path / "second", "--listen", f"prometheus=127.0.0.1:{port}")
+    first = Server(tmp_path / "first", *arguments)
+    try:
+        wait_for(lambda: value(second, 'orders_total{from="first",version=""}') == 42)
+        wait_for(lambda: value(second, 'orders_total{from="first",version="2"}') == 42)
+        # Native histograms are part of version 2, and have to be asked for in version 1.
+        wait_for(lambda: value(second, 'histogram_count(native{version="2"})') == 3)
+        assert query(second, 'native{version=""}') == []
+        versions = {path: (h["X-Prometheus-Remote-Write-Version"], h["X-Two"], h["Content-Type"]) for path, h in seen}
+        assert versions == {
+            "/one": ("0.1.0", None, "application/x-protobuf"),
+            "/two": ("2.0.0", "yes", "application/x-protobuf;proto=io.prometheus.write.v2.Request"),
+        }
+        wait_for(lambda: not list((tmp_path / "first" / "remote").glob("*/*/*.*")))
+        # What is known of metrics goes along with them.
+        assert first.post("/api/v1/otlp/v1/metrics", json.dumps(body).encode(), "prometheus")[0] == 200
+        wait_for(lambda: second.get("/api/v1/metadata", "prometheus").get("data", {}).get("orders_total"))
+    finally:
+        first.stop()
+        second.stop()
+        receiver.shutdown()
+
+
 TESTS = """rule_files: [rules.yml]
 evaluation_interval: 1m
 tests:

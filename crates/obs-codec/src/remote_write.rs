@@ -353,18 +353,40 @@ pub(crate) fn read_histogram(bytes: &[u8]) -> Result<Result<Sample, String>, Dec
 }
 
 /// Writes a protobuf key and a length-delimited field.
-fn put_bytes(out: &mut Vec<u8>, number: u64, bytes: &[u8]) {
+pub(crate) fn put_bytes(out: &mut Vec<u8>, number: u64, bytes: &[u8]) {
     put_varint(out, number << 3 | 2);
     put_varint(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
 }
 
-fn put_varint(out: &mut Vec<u8>, mut v: u64) {
+pub(crate) fn put_varint(out: &mut Vec<u8>, mut v: u64) {
     while v >= 0x80 {
         out.push((v as u8) | 0x80);
         v >>= 7;
     }
     out.push(v as u8);
+}
+
+/// Writes a sample of a series: floats are field 2 in both versions, histograms are not.
+pub(crate) fn put_sample(series: &mut Vec<u8>, s: &Sample, histograms: u64) {
+    let at = s.timestamp.millis();
+    match &s.value {
+        SampleValue::Float(f) => {
+            let mut sample = vec![1 << 3 | 1];
+            sample.extend_from_slice(&f.to_le_bytes());
+            put_varint(&mut sample, 2 << 3);
+            put_varint(&mut sample, at.cast_unsigned());
+            put_bytes(series, 2, &sample);
+        }
+        SampleValue::Histogram(h) => {
+            put_bytes(series, histograms, &crate::remote_read::histogram_bytes(h, at));
+        }
+    }
+}
+
+/// Returns the number of a kind on the wire, the same in both versions.
+pub(crate) fn number_of(kind: MetricKind) -> u64 {
+    KINDS.iter().position(|k| *k == kind).map_or(0, |at| at as u64 + 1)
 }
 
 /// Encodes a request, before snappy. Neighbouring samples of one series share an entry.
@@ -380,27 +402,14 @@ pub fn encode(points: &[(Labels, Sample)], metadata: &[MetricMetadata]) -> Vec<u
             put_bytes(&mut series, 1, &pair);
         }
         for (_, s) in run {
-            let at = s.timestamp.millis();
-            match &s.value {
-                SampleValue::Float(f) => {
-                    let mut sample = vec![1 << 3 | 1];
-                    sample.extend_from_slice(&f.to_le_bytes());
-                    put_varint(&mut sample, 2 << 3);
-                    put_varint(&mut sample, at.cast_unsigned());
-                    put_bytes(&mut series, 2, &sample);
-                }
-                SampleValue::Histogram(h) => {
-                    put_bytes(&mut series, 4, &crate::remote_read::histogram_bytes(h, at));
-                }
-            }
+            put_sample(&mut series, s, 4);
         }
         put_bytes(&mut out, 1, &series);
     }
     for m in metadata {
         let mut entry = Vec::new();
-        let kind = KINDS.iter().position(|k| *k == m.kind).map_or(0, |at| at as u64 + 1);
         put_varint(&mut entry, 1 << 3);
-        put_varint(&mut entry, kind);
+        put_varint(&mut entry, number_of(m.kind));
         put_bytes(&mut entry, 2, m.name.as_bytes());
         put_bytes(&mut entry, 4, m.help.as_bytes());
         put_bytes(&mut entry, 5, m.unit.as_bytes());

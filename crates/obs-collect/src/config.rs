@@ -5,6 +5,7 @@
 
 use crate::otlp::Otlp;
 use crate::relabel::Rule;
+use crate::remote::{self, Config as RemoteWrite};
 use obs_promql::duration::{format_ms, parse_ms};
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
@@ -67,7 +68,7 @@ fn yes() -> bool {
 }
 
 /// Keys of [`HttpConfig`]; those that are not fields are known and change nothing.
-const HTTP_KEYS: [&str; 13] = [
+pub(crate) const HTTP_KEYS: [&str; 13] = [
     "basic_auth",
     "authorization",
     "bearer_token",
@@ -488,40 +489,6 @@ pub struct Alerting {
     pub alertmanagers: Vec<AlertmanagerConfig>,
 }
 
-/// Where samples are sent on to.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct RemoteWrite {
-    pub url: String,
-    #[serde(default)]
-    pub name: String,
-    #[serde(default = "half_minute")]
-    pub remote_timeout: Span,
-    #[serde(default)]
-    pub write_relabel_configs: Vec<Rule>,
-    #[serde(default)]
-    pub headers: BTreeMap<String, String>,
-    #[serde(default)]
-    pub queue_config: QueueConfig,
-    #[serde(flatten)]
-    pub http: HttpConfig,
-}
-
-/// The part of a queue's settings that has a meaning for a queue on disk.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
-#[serde(default)]
-pub struct QueueConfig {
-    pub max_shards: Option<usize>,
-}
-
-impl RemoteWrite {
-    /// Returns how many requests may be under way side by side.
-    pub fn shards(&self) -> usize {
-        /// More do not help: each is sent as fast as the other side answers.
-        const MOST: usize = 4;
-        self.queue_config.max_shards.unwrap_or(MOST).clamp(1, MOST)
-    }
-}
-
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(default)]
 pub struct PrometheusConfig {
@@ -611,6 +578,10 @@ fn check_keys(text: &str, warnings: &mut Vec<String>) -> Result<(), ConfigError>
     for part in list.into_iter().flatten() {
         let known = [&ALERTMANAGER_KEYS[..], &DISCOVERY_KEYS, &HTTP_KEYS];
         check("alertmanagers", part, &known, "AlertmanagerConfig")?;
+    }
+    let list = top.get("remote_write").and_then(|r| r.as_array());
+    for entry in list.into_iter().flatten() {
+        remote::config::check_keys(entry, warnings).or_else(fail)?;
     }
     Ok(())
 }
@@ -757,6 +728,11 @@ mod tests {
                 "ec2_sd_configs is not supported",
             ),
             ("scrape_configs: [{job_name: a, nope: 1}]", "field nope not found"),
+            ("remote_write: [{url: u, nope: 1}]", "remote_write u: field nope not found"),
+            ("remote_write: [{url: u, queue_config: {nope: 1}}]", "u: field nope not found"),
+            ("remote_write: [{url: u, metadata_config: {nope: 1}}]", "u: field nope not found"),
+            ("remote_write: [{url: u, sigv4: {}}]", "sigv4 is not supported"),
+            ("remote_write: [{url: u, protobuf_message: v9}]", "v9"),
             (
                 "alerting: {alertmanagers: [{consul_sd_configs: []}]}",
                 "alertmanagers: consul_sd_configs is not supported",

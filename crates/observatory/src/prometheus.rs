@@ -6,9 +6,9 @@ use crate::serve::wall_clock;
 use crate::tailing::{LoadedTailing, Tailing};
 use obs_codec::otlp::LiveNaming;
 use obs_collect::alertmanagers::Alertmanagers;
-use obs_collect::config::{PrometheusConfig, RemoteWrite};
+use obs_collect::config::PrometheusConfig;
 use obs_collect::http::HttpClient;
-use obs_collect::remote::{Counts, Remote};
+use obs_collect::remote::{Config as RemoteWrite, Counts, Remote};
 use obs_collect::{Batch, Sink, SinkFuture};
 use obs_ingest::Ingest;
 use obs_model::{Append, AppendFuture, Labels, TenantId, WriteBatch};
@@ -271,7 +271,7 @@ impl FanOut {
         remotes.clear();
         for (w, client) in fresh {
             let remote = Arc::new(Remote::new(&w, &c.global.external_labels, &self.folder)?);
-            let run = remote.clone().run(w.clone(), client, running.0.clone());
+            let run = remote.clone().run(client, running.0.clone());
             running.1.push(tokio::spawn(run));
             remotes.push((w, remote));
         }

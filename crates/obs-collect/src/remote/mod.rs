@@ -1,35 +1,35 @@
 //! Sends samples on to other systems by remote write, through a queue on disk.
 //!
-//! What was stored is gathered for a few seconds, cut into requests, and each request is a file
-//! until the other side took it: an outage or a restart loses nothing that was queued. Series are
+//! What was stored is gathered for a few seconds ([`gather`]), cut into requests, and each request is
+//! a file until the other side took it: an outage, a restart or a crash loses nothing. Series are
 //! spread over shards by their labels, so that samples of one series stay in order.
 
-use crate::config::RemoteWrite as Config;
+pub(crate) mod config;
+mod gather;
+
+pub use config::RemoteWrite as Config;
+
 use crate::http::HttpClient;
-use crate::relabel::{Rule, relabel};
+use crate::relabel::relabel;
+use config::Message;
+use gather::{Gathered, Taken};
 use obs_codec::compression::pack_snappy;
-use obs_codec::remote_write::encode;
-use obs_model::{Labels, LabelsBuilder, MetricMetadata, Sample};
-use std::collections::BTreeMap;
+use obs_codec::{remote_write, remote_write2};
+use obs_model::{Labels, LabelsBuilder, MetricMetadata, Sample, SampleValue};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs;
 use std::hash::{Hash as _, Hasher as _};
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-/// Samples of a request, and how long they are gathered.
-const BATCH: usize = 2000;
-const GATHER: Duration = Duration::from_secs(5);
 /// Bytes of a queue on disk; past it the oldest requests go.
 const QUEUE_BYTES_MAX: u64 = 1 << 30;
-/// Shortest and longest wait after a failure.
-const BACKOFF_MIN: Duration = Duration::from_millis(30);
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
 /// What became of samples.
 #[derive(Debug, Default)]
@@ -44,40 +44,57 @@ pub struct Counts {
 }
 
 type Points = Vec<(Labels, Sample)>;
+/// Metadata by the name of the metric family.
+type Known = HashMap<String, MetricMetadata>;
 
 /// One destination.
 pub struct Remote {
-    url: String,
+    config: Config,
     shards: Vec<Shard>,
-    relabel: Vec<Rule>,
     external: BTreeMap<String, String>,
+    /// Of the metrics that came by: every request of version 2 has that of its series.
+    known: Mutex<Known>,
     pub counts: Arc<Counts>,
 }
 
 impl fmt::Debug for Remote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Remote").field("url", &self.url).finish_non_exhaustive()
+        f.debug_struct("Remote").field("url", &self.config.url).finish_non_exhaustive()
     }
 }
 
 struct Shard {
     folder: PathBuf,
-    gathered: Mutex<(Points, Vec<MetricMetadata>)>,
+    gathered: Mutex<Gathered>,
     next: AtomicU64,
     /// A file is there to be sent.
     ready: Notify,
 }
 
-/// Requests in a folder by their number, with their sizes.
-fn waiting(folder: &Path) -> Vec<(u64, PathBuf, u64)> {
+/// A request on disk.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Waiting {
+    number: u64,
+    path: PathBuf,
+    bytes: u64,
+    is_v2: bool,
+}
+
+const ENDINGS: [(Message, &str); 2] = [(Message::V1, ".request"), (Message::V2, ".request2")];
+
+/// Returns the requests in a folder by their number.
+fn waiting(folder: &Path) -> Vec<Waiting> {
     let files = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
-    let mut out: Vec<(u64, PathBuf, u64)> = files
+    let mut out: Vec<Waiting> = files
         .filter_map(|f| {
             let path = f.path();
+            let name = path.file_name()?.to_str()?;
             // Files that were not finished have another ending.
-            let number = path.file_name()?.to_str()?.strip_suffix(".request")?.parse().ok()?;
-            let size = f.metadata().ok()?.len();
-            Some((number, path, size))
+            let of = |(m, ending): &(Message, &str)| Some((*m, name.strip_suffix(ending)?));
+            let (message, number) = ENDINGS.iter().find_map(of)?;
+            let number = number.parse().ok()?;
+            let bytes = f.metadata().ok()?.len();
+            Some(Waiting { number, path, bytes, is_v2: message == Message::V2 })
         })
         .collect();
     out.sort_unstable();
@@ -87,63 +104,45 @@ fn waiting(folder: &Path) -> Vec<(u64, PathBuf, u64)> {
 impl Shard {
     fn new(folder: PathBuf) -> Result<Self, String> {
         fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
-        let last = waiting(&folder).last().map_or(0, |f| f.0);
+        let last = waiting(&folder).last().map_or(0, |f| f.number);
         Ok(Self {
+            gathered: Mutex::new(Gathered::open(&folder)),
             folder,
-            gathered: Mutex::default(),
             next: AtomicU64::new(last + 1),
             ready: Notify::new(),
         })
     }
 
-    /// Takes what was gathered, if it fills a request or `all` is wanted.
-    fn take(&self, all: bool) -> Option<(Points, Vec<MetricMetadata>)> {
-        let mut gathered = self.gathered.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_due =
-            gathered.0.len() >= BATCH || (all && !(gathered.0.is_empty() && gathered.1.is_empty()));
-        is_due.then(|| std::mem::take(&mut *gathered))
+    fn gathered(&self) -> MutexGuard<'_, Gathered> {
+        self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes requests as files; each is whole or not there.
-    fn queue(&self, points: &[(Labels, Sample)], metadata: &[MetricMetadata], counts: &Counts) {
-        let mut metadata = metadata;
-        let parts: Vec<&[(Labels, Sample)]> =
-            if points.is_empty() { vec![&[]] } else { points.chunks(BATCH).collect() };
-        for part in parts {
-            let Ok(body) = pack_snappy(&encode(part, metadata)) else { continue };
-            metadata = &[];
-            let number = self.next.fetch_add(1, Ordering::Relaxed);
-            let path = self.folder.join(format!("{number}.request"));
-            let fresh = self.folder.join(format!("{number}.new"));
-            let write = || {
-                let mut file = fs::File::create(&fresh)?;
-                // The count of samples, for when the request must be dropped.
-                file.write_all(&(part.len() as u64).to_le_bytes())?;
-                file.write_all(&body)?;
-                file.sync_all()?;
-                fs::rename(&fresh, &path)?;
-                fs::File::open(&self.folder)?.sync_all()
-            };
-            if let Err(e) = write() {
-                tracing::error!(folder = %self.folder.display(), error = %e, "samples were not queued for remote write");
-                counts.dropped.fetch_add(part.len() as u64, Ordering::Relaxed);
-            }
-        }
-        self.limit(counts);
-        self.ready.notify_one();
+    /// Writes a request as a file, which is whole or not there.
+    fn queue(&self, message: Message, samples: usize, body: &[u8]) -> io::Result<()> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let ending = ENDINGS.iter().find(|e| e.0 == message).map_or("", |e| e.1);
+        let path = self.folder.join(format!("{number}{ending}"));
+        let fresh = self.folder.join(format!("{number}.new"));
+        let mut file = fs::File::create(&fresh)?;
+        // The count of samples, for when the request must be dropped.
+        file.write_all(&(samples as u64).to_le_bytes())?;
+        file.write_all(body)?;
+        file.sync_all()?;
+        fs::rename(&fresh, &path)?;
+        fs::File::open(&self.folder)?.sync_all()
     }
 
     /// Drops the oldest requests of a queue that is too large.
     fn limit(&self, counts: &Counts) {
         let files = waiting(&self.folder);
-        let mut size: u64 = files.iter().map(|f| f.2).sum();
-        for (_, path, n) in files {
+        let mut size: u64 = files.iter().map(|f| f.bytes).sum();
+        for f in files {
             if size <= QUEUE_BYTES_MAX {
                 break;
             }
-            size -= n;
-            counts.dropped.fetch_add(samples_of(&path), Ordering::Relaxed);
-            let _ = fs::remove_file(&path);
+            size -= f.bytes;
+            counts.dropped.fetch_add(samples_of(&f.path), Ordering::Relaxed);
+            let _ = fs::remove_file(&f.path);
         }
     }
 }
@@ -160,15 +159,20 @@ enum Sent {
     Later(String, Option<Duration>),
 }
 
-async fn post(client: &HttpClient, config: &Config, body: Vec<u8>) -> Sent {
+async fn post(client: &HttpClient, config: &Config, is_v2: bool, body: Vec<u8>) -> Sent {
     let request = match client.post(&config.url).await {
         Ok(r) => r,
         Err(e) => return Sent::Later(e, None),
     };
+    let (content_type, version) = if is_v2 {
+        ("application/x-protobuf;proto=io.prometheus.write.v2.Request", "2.0.0")
+    } else {
+        ("application/x-protobuf", "0.1.0")
+    };
     let mut request = request
         .header("Content-Encoding", "snappy")
-        .header("Content-Type", "application/x-protobuf")
-        .header("X-Prometheus-Remote-Write-Version", "0.1.0")
+        .header("Content-Type", content_type)
+        .header("X-Prometheus-Remote-Write-Version", version)
         .timeout(config.remote_timeout.0)
         .body(body);
     for (name, value) in &config.headers {
@@ -210,68 +214,124 @@ impl Remote {
         let shards =
             (0..n).map(|i| Shard::new(own.join(i.to_string()))).collect::<Result<_, _>>()?;
         Ok(Self {
-            url: config.url.clone(),
+            config: config.clone(),
             shards,
-            relabel: config.write_relabel_configs.clone(),
             external: external.clone(),
+            known: Mutex::default(),
             counts: Arc::default(),
         })
     }
 
-    /// Takes samples that were stored.
+    /// Takes samples that were stored; when this returns a crash of the process does not lose them.
     pub fn push(&self, points: &[(Labels, Sample)], metadata: &[MetricMetadata]) {
-        for (labels, sample) in points {
+        let is_sent = |s: &Sample| {
+            self.config.send_native_histograms
+                || self.config.protobuf_message == Message::V2
+                || matches!(s.value, SampleValue::Float(_))
+        };
+        let mut by_shard: Vec<(Points, Vec<MetricMetadata>)> =
+            vec![Default::default(); self.shards.len()];
+        for (labels, sample) in points.iter().filter(|p| is_sent(&p.1)) {
             let mut b: LabelsBuilder = labels.to_builder();
             for (n, v) in self.external.iter().filter(|(n, _)| labels.get(n).is_empty()) {
                 b.set(n, v);
             }
-            let Some(labels) = relabel(&b.build(), &self.relabel) else { continue };
+            let rules = &self.config.write_relabel_configs;
+            let Some(labels) = relabel(&b.build(), rules) else { continue };
             let mut hasher = std::hash::DefaultHasher::new();
             for pair in labels.iter() {
                 pair.hash(&mut hasher);
             }
             let at = (hasher.finish() % self.shards.len().max(1) as u64) as usize;
-            if let Some(s) = self.shards.get(at) {
-                let mut gathered = s.gathered.lock().unwrap_or_else(PoisonError::into_inner);
-                gathered.0.push((labels, sample.clone()));
+            if let Some(s) = by_shard.get_mut(at) {
+                s.0.push((labels, sample.clone()));
             }
         }
-        if let Some(s) = self.shards.first().filter(|_| !metadata.is_empty()) {
-            let mut gathered = s.gathered.lock().unwrap_or_else(PoisonError::into_inner);
-            for m in metadata {
-                if !gathered.1.contains(m) {
-                    gathered.1.push(m.clone());
+        match self.config.protobuf_message {
+            Message::V2 => self.learn(metadata),
+            Message::V1 if self.config.metadata_config.send => {
+                if let Some((_, list)) = by_shard.first_mut() {
+                    list.extend_from_slice(metadata);
                 }
             }
+            Message::V1 => {}
         }
-        for s in &self.shards {
-            if let Some((points, metadata)) = s.take(false) {
-                s.queue(&points, &metadata, &self.counts);
+        for (shard, (points, mut metadata)) in self.shards.iter().zip(by_shard) {
+            let mut gathered = shard.gathered();
+            metadata.retain(|m| !gathered.has(m));
+            if !points.is_empty() || !metadata.is_empty() {
+                gathered.add(points, metadata);
+            }
+            let taken = gathered.take(self.config.queue_config.max_samples_per_send.max(1), false);
+            drop(gathered);
+            if let Some(taken) = taken {
+                self.queue(shard, taken);
             }
         }
     }
 
-    /// Queues what is gathered; at the end of a run, so that nothing is left in memory.
+    /// Remembers metadata, of as many metrics as a tenant's store does.
+    fn learn(&self, metadata: &[MetricMetadata]) {
+        const KNOWN_MAX: usize = 20_000;
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        for m in metadata {
+            if known.len() < KNOWN_MAX || known.contains_key(&m.name) {
+                known.insert(m.name.clone(), m.clone());
+            }
+        }
+    }
+
+    /// Makes requests of what was gathered.
+    fn queue(&self, shard: &Shard, taken: Taken) {
+        let enough = self.config.queue_config.max_samples_per_send.max(1);
+        let mut metadata: Vec<MetricMetadata> = taken.metadata.into_values().collect();
+        metadata.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        let message = self.config.protobuf_message;
+        let parts: Vec<&[(Labels, Sample)]> =
+            if taken.points.is_empty() { vec![&[]] } else { taken.points.chunks(enough).collect() };
+        for part in parts {
+            let body = match message {
+                Message::V1 => remote_write::encode(part, &std::mem::take(&mut metadata)),
+                Message::V2 => {
+                    let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+                    remote_write2::encode(part, &known)
+                }
+            };
+            let packed = pack_snappy(&body).map_err(|e| io::Error::other(e.to_string()));
+            if let Err(e) = packed.and_then(|b| shard.queue(message, part.len(), &b)) {
+                tracing::error!(folder = %shard.folder.display(), error = %e, "samples were not queued for remote write");
+                self.counts.dropped.fetch_add(part.len() as u64, Ordering::Relaxed);
+            }
+        }
+        for path in taken.files {
+            let _ = fs::remove_file(path);
+        }
+        shard.limit(&self.counts);
+        shard.ready.notify_one();
+    }
+
+    /// Queues what is gathered.
     pub fn flush(&self) {
         for s in &self.shards {
-            if let Some((points, metadata)) = s.take(true) {
-                s.queue(&points, &metadata, &self.counts);
+            let taken = s.gathered().take(1, true);
+            if let Some(taken) = taken {
+                self.queue(s, taken);
             }
         }
     }
 
     /// Sends until told to stop; what is queued then is sent by the next run.
-    pub async fn run(self: Arc<Self>, config: Config, client: HttpClient, stop: CancellationToken) {
+    pub async fn run(self: Arc<Self>, client: HttpClient, stop: CancellationToken) {
         let mut tasks = tokio::task::JoinSet::new();
         for at in 0..self.shards.len() {
-            let (this, config, client, stop) =
-                (self.clone(), config.clone(), client.clone(), stop.clone());
-            tasks.spawn(async move { this.send_shard(at, &config, &client, &stop).await });
+            let (this, client, stop) = (self.clone(), client.clone(), stop.clone());
+            tasks.spawn(async move { this.send_shard(at, &client, &stop).await });
         }
+        let gather = self.config.queue_config.batch_send_deadline.0.max(Duration::from_millis(10));
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = tokio::time::sleep(GATHER) => {
+                () = tokio::time::sleep(gather) => {
                     let this = self.clone();
                     let _ = tokio::task::spawn_blocking(move || this.flush()).await;
                 }
@@ -281,15 +341,11 @@ impl Remote {
         self.flush();
     }
 
-    async fn send_shard(
-        &self,
-        at: usize,
-        config: &Config,
-        client: &HttpClient,
-        stop: &CancellationToken,
-    ) {
+    async fn send_shard(&self, at: usize, client: &HttpClient, stop: &CancellationToken) {
         let Some(shard) = self.shards.get(at) else { return };
-        let mut backoff = BACKOFF_MIN;
+        let url = &self.config.url;
+        let queue = &self.config.queue_config;
+        let mut backoff = queue.min_backoff.0;
         loop {
             let files = waiting(&shard.folder);
             self.counts.waiting.store(files.len() as u64, Ordering::Relaxed);
@@ -300,28 +356,28 @@ impl Remote {
                 }
                 continue;
             }
-            for (_, path, _) in files {
+            for f in files {
                 if stop.is_cancelled() {
                     return;
                 }
-                let Ok(bytes) = fs::read(&path) else { continue };
+                let Ok(bytes) = fs::read(&f.path) else { continue };
                 let Some((count, body)) = bytes.split_first_chunk() else {
-                    let _ = fs::remove_file(&path);
+                    let _ = fs::remove_file(&f.path);
                     continue;
                 };
                 let count = u64::from_le_bytes(*count);
                 let sent = tokio::select! {
                     () = stop.cancelled() => return,
-                    sent = post(client, config, body.to_vec()) => sent,
+                    sent = post(client, &self.config, f.is_v2, body.to_vec()) => sent,
                 };
                 match sent {
                     Sent::Done => {
                         self.counts.sent.fetch_add(count, Ordering::Relaxed);
-                        backoff = BACKOFF_MIN;
+                        backoff = queue.min_backoff.0;
                     }
                     Sent::Refused(why) => {
                         tracing::error!(
-                            url = self.url,
+                            url,
                             samples = count,
                             error = why,
                             "remote write was refused; the samples are dropped"
@@ -331,12 +387,8 @@ impl Remote {
                     Sent::Later(why, wait) => {
                         self.counts.retried.fetch_add(1, Ordering::Relaxed);
                         let wait = wait.map_or(backoff, |w| w.min(Duration::from_secs(60)));
-                        tracing::warn!(
-                            url = self.url,
-                            error = why,
-                            "remote write failed; it is tried again"
-                        );
-                        backoff = (backoff * 2).min(BACKOFF_MAX);
+                        tracing::warn!(url, error = why, "remote write failed; it is tried again");
+                        backoff = (backoff * 2).min(queue.max_backoff.0);
                         tokio::select! {
                             () = stop.cancelled() => return,
                             () = tokio::time::sleep(wait) => {}
@@ -345,7 +397,7 @@ impl Remote {
                         break;
                     }
                 }
-                let _ = fs::remove_file(&path);
+                let _ = fs::remove_file(&f.path);
             }
         }
     }
@@ -376,9 +428,9 @@ mod tests {
         drop(remote);
         let again = open();
         let files: Vec<_> = again.shards.iter().flat_map(|s| waiting(&s.folder)).collect();
-        let counts: Vec<u64> = files.iter().map(|f| samples_of(&f.1)).collect();
+        let counts: Vec<u64> = files.iter().map(|f| samples_of(&f.path)).collect();
         assert_eq!(counts, [2000, 2000, 1000]);
-        let body = fs::read(&files[0].1).unwrap();
+        let body = fs::read(&files[0].path).unwrap();
         let raw = obs_codec::compression::snappy(&body[8..], 1 << 24).unwrap();
         let got = obs_codec::remote_write::decode(&raw, &mut |_, build| build()).unwrap().items;
         assert_eq!(got.points[1].0.to_string(), "a{dc=\"eu\"}");
@@ -386,7 +438,7 @@ mod tests {
         // Numbers go on, so that older requests are sent first.
         again.push(&points[..2000], &[]);
         let after: Vec<_> =
-            again.shards.iter().flat_map(|s| waiting(&s.folder)).map(|f| f.0).collect();
+            again.shards.iter().flat_map(|s| waiting(&s.folder)).map(|f| f.number).collect();
         assert!(after.windows(2).all(|w| w[0] < w[1]) && after.len() == 4);
     }
 }
