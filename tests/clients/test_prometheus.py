@@ -665,6 +665,15 @@ def test_results_that_are_kept_are_those_of_an_evaluation(tmp_path):
         deleted, how = ask(now - 1440, now - 540)
         assert how == "partial" and deleted != late
         assert ask(now - 1440, now - 540, "jobs_total @ start()")[1] == "uncacheable"
+        # Statistics are of an evaluation: the samples in the windows of each step, and where the time went.
+        params = {"query": "count_over_time(jobs_total[60s])", "start": now - 1700, "end": now - 1670, "step": 15}
+        data = server.get("/api/v1/query_range", "prometheus", stats="all", **params)["data"]
+        per_step = data["stats"]["samples"]["totalQueryableSamplesPerStep"]
+        assert per_step == [[t, int(v)] for t, v in data["result"][0]["values"]]
+        assert data["stats"]["samples"]["totalQueryableSamples"] == sum(n for _, n in per_step) == 12
+        times = data["stats"]["timings"]
+        assert 0 < times["queryPreparationTime"] < times["evalTotalTime"] <= times["execTotalTime"]
+        assert abs(times["queryPreparationTime"] + times["innerEvalTime"] - times["evalTotalTime"]) < 1e-6
         # What tenants see is their own.
         headers = {"X-Scope-OrgID": "other"}
         url = f"http://{server.endpoints['prometheus']}/api/v1/query_range?query=sum(rate(jobs_total[1m]))&step=15&start=%d&end=%d" % (now - 1440, now - 540)

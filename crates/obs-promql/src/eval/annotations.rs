@@ -1,6 +1,7 @@
-//! Warnings and infos that a query returns beside its result.
+//! Warnings, infos and counts that a query returns beside its result.
 
 use crate::ast::Pos;
+use crate::eval::{QueryOptions, Steps};
 use obs_model::{CUSTOM_BUCKETS_SCHEMA, Histogram, ResetHint};
 
 /// What is said of a counter's name, before the name itself.
@@ -46,9 +47,18 @@ pub(crate) fn of_sum<'h>(
 pub struct Annotations {
     pub warnings: Vec<(String, Pos)>,
     pub infos: Vec<(String, Pos)>,
+    /// Samples that each step looked at, as Prometheus counts them: one in the windows of two steps
+    /// counts for both, a native histogram for about as many as it has 16 bytes. Empty unless wanted.
+    pub samples: Vec<u64>,
 }
 
 impl Annotations {
+    /// Returns those of a query that begins.
+    pub(crate) fn of(steps: Steps, options: QueryOptions) -> Self {
+        let samples = if options.count_samples { vec![0; steps.count] } else { Vec::new() };
+        Self { samples, ..Self::default() }
+    }
+
     pub(crate) fn warn(&mut self, text: impl Into<String>, pos: Pos) {
         let item = (format!("PromQL warning: {}", text.into()), pos);
         if !self.warnings.contains(&item) {

@@ -35,11 +35,18 @@ pub struct QueryOptions {
     pub default_step_ms: i64,
     /// A division by zero gives NaN, as in LogQL; PromQL gives infinity.
     pub zero_division_is_nan: bool,
+    /// Whether [`Annotations::samples`] is wanted, which costs a pass over all samples.
+    pub count_samples: bool,
 }
 
 impl Default for QueryOptions {
     fn default() -> Self {
-        Self { lookback_ms: 300_000, default_step_ms: 60_000, zero_division_is_nan: false }
+        Self {
+            lookback_ms: 300_000,
+            default_step_ms: 60_000,
+            zero_division_is_nan: false,
+            count_samples: false,
+        }
     }
 }
 
@@ -151,7 +158,7 @@ pub fn evaluate_instant(
     let frame = Frame { step_ms: 0, range_ms: 0 };
     let expr = &resolved(expr, frame)?;
     let steps = Steps { start: time.millis(), step: 1, count: 1 };
-    let mut annotations = Annotations::default();
+    let mut annotations = Annotations::of(steps, options);
     let mut ev = Evaluator {
         source,
         tenant,
@@ -198,7 +205,7 @@ pub fn evaluate_range(
     let expr = &resolved(expr, frame)?;
     let count = (end.millis().saturating_sub(start.millis()).max(0) / step_ms.max(1)) as usize + 1;
     let steps = Steps { start: start.millis(), step: step_ms.max(1), count };
-    let mut annotations = Annotations::default();
+    let mut annotations = Annotations::of(steps, options);
     let mut ev = Evaluator {
         source,
         tenant,
@@ -356,16 +363,27 @@ impl Evaluator<'_> {
         (a - selector.offset_ms, b - selector.offset_ms)
     }
 
-    /// Evaluates with other steps, for subqueries.
+    /// Notes samples that a step looked at, if that is wanted.
+    pub(crate) fn count(&mut self, step: usize, samples: u64) {
+        if let Some(n) = self.annotations.samples.get_mut(step) {
+            *n += samples;
+        }
+    }
+
+    /// Evaluates with other steps, for subqueries. Also returns how many samples these looked at:
+    /// they do not count as the query's, the windows over their results do.
     pub(crate) fn with_steps<T>(
         &mut self,
         steps: Steps,
         f: impl FnOnce(&mut Self) -> Evaluated<T>,
-    ) -> Evaluated<T> {
+    ) -> Evaluated<(T, u64)> {
         let saved = std::mem::replace(&mut self.steps, steps);
+        let inner = Annotations::of(steps, self.options).samples;
+        let counts = std::mem::replace(&mut self.annotations.samples, inner);
         let result = f(self);
         self.steps = saved;
-        result
+        let inner = std::mem::replace(&mut self.annotations.samples, counts);
+        Ok((result?, inner.iter().sum()))
     }
 }
 

@@ -21,6 +21,8 @@ pub(crate) struct RangeVector {
     pub(crate) extension: Option<Extension>,
     /// How far past the edges of a window its samples reach, in milliseconds.
     pub(crate) reach: (i64, i64),
+    /// Samples that the steps of a subquery looked at, if that is counted.
+    inner: Option<u64>,
 }
 
 /// How far an extended selector looks before and after.
@@ -48,7 +50,37 @@ impl RangeVector {
             series.push(Series { labels: s.labels, samples });
             columns.push(floats);
         }
-        Self { series, columns, range_ms, ends, extension, reach }
+        Self { series, columns, range_ms, ends, extension, reach, inner: None }
+    }
+
+    /// Returns how many samples the windows of each step hold.
+    fn count(&self) -> Vec<u64> {
+        let mut out = vec![0; self.ends.len()];
+        for (s, floats) in self.series.iter().zip(&self.columns) {
+            let samples: Vec<(i64, u64)> = match floats {
+                Some(f) => {
+                    let weigh = |(t, v): (&i64, &f64)| (*t, u64::from(!is_stale(*v)));
+                    f.times.iter().zip(f.values.iter()).map(weigh).collect()
+                }
+                None => {
+                    s.samples.iter().map(|x| (x.timestamp.millis(), weight(&x.value))).collect()
+                }
+            };
+            let (mut from, mut to, mut sum) = (0, 0, 0);
+            for (end, n) in self.ends.iter().zip(&mut out) {
+                let start = end - self.range_ms - self.reach.0;
+                while let Some((_, w)) = samples.get(to).filter(|x| x.0 <= end + self.reach.1) {
+                    (to, sum) = (to + 1, sum + w);
+                }
+                while from < to
+                    && let Some((_, w)) = samples.get(from).filter(|x| x.0 <= start)
+                {
+                    (from, sum) = (from + 1, sum - w);
+                }
+                *n += sum;
+            }
+        }
+        out
     }
 
     /// Makes single samples of a series' columns, without markers of staleness.
@@ -96,6 +128,15 @@ impl RangeVector {
             }
         }
         Ok(())
+    }
+}
+
+/// Returns for how many samples one counts.
+fn weight(value: &SampleValue) -> u64 {
+    match value {
+        SampleValue::Float(v) => u64::from(!is_stale(*v)),
+        SampleValue::Histogram(_) if value.is_stale() => 0,
+        SampleValue::Histogram(h) => (h.size_bytes() as u64 + 8) / 16,
     }
 }
 
@@ -187,9 +228,22 @@ impl Evaluator<'_> {
         &mut self,
         selector: &Selector,
     ) -> Evaluated<Vec<(Column, Vec<i64>)>> {
-        if selector.extension == Some(Extension::Smoothed) {
-            return self.smoothed_samples(selector);
+        let columns = if selector.extension == Some(Extension::Smoothed) {
+            self.smoothed_samples(selector)?
+        } else {
+            self.latest_samples(selector)?
+        };
+        if self.options.count_samples {
+            for (column, _) in &columns {
+                for (step, value) in column.values.iter().enumerate() {
+                    self.count(step, value.as_ref().map_or(0, weight));
+                }
+            }
         }
+        Ok(columns)
+    }
+
+    fn latest_samples(&mut self, selector: &Selector) -> Evaluated<Vec<(Column, Vec<i64>)>> {
         let (from, to) = self.reference_bounds(selector);
         // Left-open: a sample exactly one look-back old is too old.
         let series = self.fetch(selector, from - self.options.lookback_ms + 1, to)?;
@@ -238,6 +292,16 @@ impl Evaluator<'_> {
 
     /// Like [`Self::range_vector`]; markers of staleness are still among the samples.
     pub(crate) fn raw_range_vector(&mut self, expr: &Expr) -> Evaluated<RangeVector> {
+        let ranges = self.windows_of(expr)?;
+        if self.options.count_samples {
+            for (step, n) in ranges.count().into_iter().enumerate() {
+                self.count(step, n);
+            }
+        }
+        Ok(ranges)
+    }
+
+    fn windows_of(&mut self, expr: &Expr) -> Evaluated<RangeVector> {
         match expr.unwrap_parens() {
             Expr::Matrix { selector, range_ms, .. } => {
                 let (from, to) = self.reference_bounds(selector);
@@ -265,8 +329,8 @@ impl Evaluator<'_> {
                 let count = if last < start { 0 } else { ((last - start) / step) as usize + 1 };
                 let steps = Steps { start, step, count };
                 self.budget.take(count, 0)?;
-                let value = if count == 0 {
-                    Value::Vector(Vec::new())
+                let (value, inner) = if count == 0 {
+                    (Value::Vector(Vec::new()), 0)
                 } else {
                     self.with_steps(steps, |ev| ev.eval(expr))?
                 };
@@ -295,7 +359,8 @@ impl Evaluator<'_> {
                     let samples = samples.collect::<Vec<_>>().into();
                     ColumnSeries { labels: c.labels, samples }
                 });
-                Ok(RangeVector::new(series.collect(), (*range_ms, ends), (None, (0, 0))))
+                let ranges = RangeVector::new(series.collect(), (*range_ms, ends), (None, (0, 0)));
+                Ok(RangeVector { inner: Some(inner), ..ranges })
             }
             _ => execution("expected a range vector"),
         }
@@ -304,6 +369,10 @@ impl Evaluator<'_> {
     /// Evaluates a range vector as the result of an instant query.
     pub(crate) fn instant_matrix(&mut self, expr: &Expr) -> Evaluated<Vec<Series>> {
         let ranges = self.range_vector(expr)?;
+        // Nothing looks at the windows of a subquery that is the result itself.
+        if let (Some(inner), Some(n)) = (ranges.inner, self.annotations.samples.first_mut()) {
+            *n = inner;
+        }
         let mut out = Vec::new();
         ranges
             .each_window(|i, step, samples| {

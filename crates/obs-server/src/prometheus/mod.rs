@@ -2,6 +2,7 @@
 
 mod dump;
 mod federate;
+mod stats;
 mod status;
 mod syntax;
 
@@ -20,6 +21,7 @@ use obs_promql::{
     format_float, parse,
 };
 use serde_json::json;
+use stats::{Stats, Timed, Times};
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -139,19 +141,21 @@ fn failure(e: EvalError) -> QueryFailure {
 
 async fn query(State(state): State<AppState>, p: Params) -> Api<Response> {
     let (text, expr) = parsed(&p)?;
-    let options = options(&p)?;
+    let mut options = options(&p)?;
     let time = time_param(&p, "time")?.unwrap_or_else(|| state.now().to_millis().millis());
-    let extras = Extras::of(&p, (time, time), 1)?;
+    let extras = Extras::of(&p)?;
+    options.count_samples = extras.stats.is_some();
     let tenant = p.tenant.clone();
-    let result =
-        blocking_for(&state, extras.timeout, "metric_repository", "query", move |s, budget| {
-            let time = TimestampMs::from_millis(time);
-            let out = evaluate_instant(&*s.source, &tenant, &expr, time, options, budget)
-                .map_err(failure)?;
-            Ok((out, budget.samples_taken()))
-        })
-        .await?;
-    Ok(respond(&text, result, extras))
+    let asked = Instant::now();
+    let run = move |s: &AppState, budget: &Budget| {
+        let mut timed = Timed::new(&*s.source, asked);
+        let time = TimestampMs::from_millis(time);
+        let out = evaluate_instant(&timed, &tenant, &expr, time, options, budget);
+        timed.done(budget.samples_taken());
+        Ok((out.map_err(failure)?, timed.times()))
+    };
+    let result = blocking_for(&state, extras.timeout, "metric_repository", "query", run).await?;
+    Ok(respond(&text, result, extras, (time, 1)))
 }
 
 async fn query_range(State(state): State<AppState>, p: Params) -> Api<Response> {
@@ -191,12 +195,14 @@ async fn query_range(State(state): State<AppState>, p: Params) -> Api<Response> 
             "invalid parameter \"query\": invalid expression type {got:?} for range query, must be Scalar or instant Vector"
         )));
     }
-    let options = options(&p)?;
-    let extras = Extras::of(&p, (start, end), step)?;
+    let mut options = options(&p)?;
+    let extras = Extras::of(&p)?;
+    options.count_samples = extras.stats.is_some();
     let tenant = p.tenant.clone();
+    let (asked, first) = (Instant::now(), start);
     let (start, end) = (TimestampMs::from_millis(start), TimestampMs::from_millis(end));
     // Statistics are of an evaluation.
-    let may_reuse = !extras.stats && !p.no_store && p.get("nocache") != Some("1");
+    let may_reuse = extras.stats.is_none() && !p.no_store && p.get("nocache") != Some("1");
     let run = move |s: &AppState, budget: &Budget| {
         let query = RangeQuery {
             tenant: &tenant,
@@ -207,42 +213,40 @@ async fn query_range(State(state): State<AppState>, p: Params) -> Api<Response> 
             step_ms: step,
             options,
         };
-        let (out, reuse) = if may_reuse {
+        let mut timed = Timed::new(&*s.source, asked);
+        let out = if may_reuse {
             let now = s.now().to_millis();
-            let out = s.results.evaluate(&*s.source, &query, now, budget);
+            let out = s.results.evaluate(&timed, &query, now, budget);
             out.map(|(output, said, reuse)| ((output, said), reuse))
         } else {
-            query.evaluate(&*s.source, (start, end), budget).map(|out| (out, Reuse::Never))
-        }
-        .map_err(failure)?;
+            query.evaluate(&timed, (start, end), budget).map(|out| (out, Reuse::Never))
+        };
+        timed.done(budget.samples_taken());
+        let (out, reuse) = out.map_err(failure)?;
         let t = s.ingest.telemetry();
         t.results_cache.with_label_values(&[reuse.as_str()]).inc();
         let (bytes, _) = s.results.bytes();
         let usage = t.limit_usage.with_label_values(&["results_cache_bytes"]);
         usage.set(i64::try_from(bytes).unwrap_or(i64::MAX));
-        Ok((text, (out, budget.samples_taken())))
+        Ok((text, (out, timed.times())))
     };
     let (text, result) =
         blocking_for(&state, extras.timeout, "metric_repository", "query_range", run).await?;
-    Ok(respond(&text, result, extras))
+    Ok(respond(&text, result, extras, (first, step)))
 }
 
 /// What a request wants beside the result.
 struct Extras {
     /// Series past which the result is cut; 0 means none.
     limit: usize,
-    stats: bool,
+    stats: Option<Stats>,
     timeout: Option<Duration>,
-    /// Every step's time, for statistics.
-    per_step: Option<(i64, i64, i64)>,
-    began: Instant,
 }
 
 impl Extras {
-    fn of(p: &Params, (start, end): (i64, i64), step: i64) -> Api<Self> {
+    fn of(p: &Params) -> Api<Self> {
         let limit = p.number("limit", 0).map_err(ApiError::bad)?;
-        let stats = p.get("stats");
-        let per_step = (stats == Some("all")).then_some((start, end, step.max(1)));
+        let stats = p.get("stats").map(|s| if s == "all" { Stats::PerStep } else { Stats::Totals });
         let timeout = match p.get("timeout") {
             None => None,
             Some(text) => {
@@ -255,7 +259,7 @@ impl Extras {
                 Some(Duration::from_millis(ms))
             }
         };
-        Ok(Self { limit, stats: stats.is_some(), timeout, per_step, began: Instant::now() })
+        Ok(Self { limit, stats, timeout })
     }
 
     /// Cuts a result; returns whether anything was left out.
@@ -275,31 +279,24 @@ impl Extras {
         }
         true
     }
-
-    /// Timings and samples; those of single phases are not told apart.
-    fn stats(&self, samples: i64) -> serde_json::Value {
-        let total = self.began.elapsed().as_secs_f64();
-        let mut of_samples = json!({"totalQueryableSamples": samples, "peakSamples": samples});
-        if let (Some((start, end, step)), Some(o)) = (self.per_step, of_samples.as_object_mut()) {
-            let steps = ((end - start) / step + 1).max(1);
-            let each = |i: i64| json!([(start + i * step) as f64 / 1000.0, samples / steps]);
-            o.insert("totalQueryableSamplesPerStep".into(), (0..steps).map(each).collect());
-        }
-        json!({
-            "timings": {"evalTotalTime": total, "resultSortTime": 0, "queryPreparationTime": 0, "innerEvalTime": total, "execQueueTime": 0, "execTotalTime": total},
-            "samples": of_samples,
-        })
-    }
 }
 
-type Answer = ((Output, Annotations), i64);
+type Answer = ((Output, Annotations), Times);
 
-fn respond(query: &str, ((mut output, annotations), samples): Answer, extras: Extras) -> Response {
+fn respond(
+    query: &str,
+    ((mut output, annotations), times): Answer,
+    extras: Extras,
+    steps: (i64, i64),
+) -> Response {
     let is_cut = extras.cut(&mut output);
     let mut body = String::from(r#"{"status":"success","data":"#);
     write_output(&mut body, &output);
-    if extras.stats && body.pop().is_some() {
-        let _ = write!(body, ",\"stats\":{}}}", extras.stats(samples));
+    if let Some(wanted) = extras.stats
+        && body.pop().is_some()
+    {
+        let stats = times.stats(wanted, &annotations.samples, steps);
+        let _ = write!(body, ",\"stats\":{stats}}}");
     }
     let (mut warnings, infos) = annotations.print(query);
     if is_cut {
