@@ -80,6 +80,9 @@ pub(crate) struct Files {
     searched: Option<Instant>,
     /// What was searched for.
     known: Vec<Target>,
+    /// Where files are that closed or were read in this round and the one before, whose lines are
+    /// not stored yet: later than the positions.
+    unsaved: [BTreeMap<String, Position>; 2],
     /// The file that the next round begins with: busy ones must not keep others waiting.
     turn: usize,
 }
@@ -92,6 +95,20 @@ struct Round {
     reached: Vec<(String, Position)>,
     /// How long the files must be left alone.
     pause: Duration,
+}
+
+impl Round {
+    /// Stores what was read, then notes how far the files are; returns false when it was stopped before.
+    async fn store(self, shipper: &Shipper, positions: &Mutex<Positions>) -> bool {
+        if !shipper.ship(self.batch).await {
+            return false;
+        }
+        let mut p = positions.lock().unwrap_or_else(PoisonError::into_inner);
+        for (path, position) in self.reached {
+            p.set(&path, position);
+        }
+        true
+    }
 }
 
 fn is_compressed(path: &Path, job: &Job) -> bool {
@@ -199,38 +216,41 @@ impl Files {
             last_ns: 0,
             searched: None,
             known: Vec::new(),
+            unsaved: Default::default(),
             turn: 0,
         }
     }
 
     /// Follows the files until it is stopped.
     pub(crate) async fn run(mut self) {
-        let shipper = self.shipper.clone();
+        let (shipper, positions) = (self.shipper.clone(), self.positions.clone());
+        let mut before = Round::default();
         loop {
-            let step = tokio::task::spawn_blocking(move || {
-                let round = self.round();
-                (self, round)
-            });
-            let Ok((files, round)) = step.await else { return };
+            // A round is read while the one before is being stored.
+            let pause = before.pause;
+            let reading = async {
+                shipper.pause(pause).await;
+                let read = move || {
+                    let round = self.round();
+                    (self, round)
+                };
+                tokio::task::spawn_blocking(read).await
+            };
+            let (stored, read) = tokio::join!(before.store(&shipper, &positions), reading);
+            let Ok((files, round)) = read else { return };
+            if !stored {
+                return;
+            }
             self = files;
-            let is_idle = round.bytes == 0;
-            if !shipper.ship(round.batch).await {
-                return;
-            }
-            let positions = self.positions.clone();
-            {
-                let mut p = positions.lock().unwrap_or_else(PoisonError::into_inner);
-                for (path, position) in round.reached {
-                    p.set(&path, position);
-                }
-            }
-            shipper.pause(round.pause).await;
             if shipper.stop.is_cancelled() {
+                let _ = round.store(&shipper, &positions).await;
                 return;
             }
+            let is_idle = round.bytes == 0 && round.batch.is_empty();
+            before = round;
             if is_idle {
                 tokio::select! {
-                    () = shipper.stop.cancelled() => return,
+                    () = shipper.stop.cancelled() => {}
                     () = tokio::time::sleep(LOOK) => {}
                 }
             }
@@ -263,8 +283,10 @@ impl Files {
                 let own = t.labels.iter().filter(|(n, _)| *n != "filename");
                 Labels::from_pairs(own) != target.labels
             };
-            if self.open.get(&path).is_some_and(relabelled) {
-                self.open.remove(&path);
+            if self.open.get(&path).is_some_and(relabelled)
+                && let Some(tail) = self.open.remove(&path)
+            {
+                self.note(&path, tail.position());
             }
             if self.open.contains_key(&path) {
                 continue;
@@ -279,15 +301,31 @@ impl Files {
         self.shipper.counts.files.store(open, Relaxed);
     }
 
+    /// Notes where a file is that is opened again before this is stored.
+    fn note(&mut self, path: &Path, position: Position) {
+        let [now, _] = &mut self.unsaved;
+        now.insert(path.display().to_string(), position);
+    }
+
     fn begin(&mut self, path: &Path, target: &Target) -> std::io::Result<Tail> {
         let name = path.display().to_string();
-        let known = {
-            let p = self.positions.lock().unwrap_or_else(PoisonError::into_inner);
-            p.get(&name).cloned().unwrap_or_default()
-        };
         let meta = std::fs::metadata(path)?;
+        // It came back before it was read to its end.
+        let is_back = |t: &Tail| t.path == path && t.identity == identity(&meta);
+        if let Some(at) = self.leaving.iter().position(is_back) {
+            let tail = self.leaving.swap_remove(at);
+            self.note(path, tail.position());
+        }
+        let known = match self.unsaved.iter().find_map(|u| u.get(&name)) {
+            Some(p) => p.clone(),
+            None => {
+                let p = self.positions.lock().unwrap_or_else(PoisonError::into_inner);
+                p.get(&name).cloned().unwrap_or_default()
+            }
+        };
         let is_same = known.identity.is_empty() || known.identity == identity(&meta);
-        if !is_same && known.offset > 0 {
+        let is_read = self.leaving.iter().any(|t| t.identity == known.identity);
+        if !is_same && known.offset > 0 && !is_read {
             // It was rotated while nobody looked: its end is read first, if it is still there.
             let folder = path.parent().unwrap_or(Path::new("/"));
             let siblings = std::fs::read_dir(folder).into_iter().flatten().flatten();
@@ -307,6 +345,8 @@ impl Files {
     }
 
     fn round(&mut self) -> Round {
+        let [now, before] = &mut self.unsaved;
+        *before = std::mem::take(now);
         let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let is_news = targets != self.known;
         self.known = targets;
@@ -317,9 +357,15 @@ impl Files {
         let mut round = Round::default();
         let mut leaving = std::mem::take(&mut self.leaving);
         leaving.retain_mut(|t| {
-            self.read(t, now, &mut round);
+            t.at_end = false;
+            while !t.at_end && round.bytes < BATCH_BYTES {
+                self.read(t, now, &mut round);
+            }
             if t.at_end {
                 self.finish(t, now, &mut round);
+                if !self.open.contains_key(&t.path) {
+                    round.reached.push((t.path.display().to_string(), t.position()));
+                }
             }
             !t.at_end
         });
@@ -329,13 +375,25 @@ impl Files {
         let mut all: Vec<_> = open.iter_mut().collect();
         let count = all.len().max(1);
         all.rotate_left(self.turn % count);
-        for (path, t) in all {
-            if round.bytes >= BATCH_BYTES {
-                break;
+        // One chunk of each in turn, until there is enough or nothing new.
+        let mut looked = 0;
+        let mut is_new = true;
+        while is_new && round.bytes < BATCH_BYTES {
+            is_new = false;
+            for (i, (_, t)) in all.iter_mut().enumerate() {
+                if round.bytes >= BATCH_BYTES {
+                    break;
+                }
+                if i >= looked {
+                    t.look();
+                    looked = i + 1;
+                }
+                self.read(t, now, &mut round);
+                is_new |= !t.at_end;
             }
-            self.turn = (self.turn + 1) % count;
-            t.look();
-            self.read(t, now, &mut round);
+        }
+        self.turn = (self.turn + looked) % count;
+        for (path, t) in all.into_iter().take(looked) {
             t.pipeline.flush(now, false, &mut |e| put(&mut round.batch, e));
             round.pause = round.pause.max(t.pipeline.pause(now));
             if t.is_gone && t.at_end {
@@ -353,6 +411,8 @@ impl Files {
             round.reached.push((path.display().to_string(), Position::default()));
         }
         self.open = open;
+        let [now, _] = &mut self.unsaved;
+        now.extend(round.reached.iter().cloned());
         round
     }
 
