@@ -239,10 +239,28 @@ impl Histogram {
     /// count fell, or the layout became finer.
     pub fn is_reset_after(&self, previous: &Self) -> bool {
         match self.reset_hint {
-            ResetHint::Reset => return true,
-            ResetHint::NoReset => return false,
-            ResetHint::Unknown | ResetHint::Gauge => {}
+            ResetHint::Reset => true,
+            ResetHint::NoReset => false,
+            ResetHint::Unknown | ResetHint::Gauge => self.is_below(previous),
         }
+    }
+
+    /// Returns what is known of a counter's reset between `previous` and this sample when it is stored: where
+    /// the layout is another, nothing.
+    pub fn hint_after(&self, previous: &Self) -> ResetHint {
+        if self.schema != previous.schema
+            || self.zero_threshold != previous.zero_threshold
+            || self.custom_bounds != previous.custom_bounds
+        {
+            ResetHint::Unknown
+        } else if self.is_below(previous) {
+            ResetHint::Reset
+        } else {
+            ResetHint::NoReset
+        }
+    }
+
+    fn is_below(&self, previous: &Self) -> bool {
         if self.count < previous.count || self.schema > previous.schema {
             return true;
         }

@@ -151,10 +151,16 @@ impl ResultsCache {
         };
         let known = self.known(source, query, &key);
         let overlap = known.as_ref().and_then(|(kept, last)| {
-            let overlap = (kept.first.max(start), (*last).min(end));
-            (overlap.0 <= overlap.1).then_some((kept, overlap))
+            let (from, to) = (kept.first.max(start), (*last).min(end));
+            if from > to {
+                return None;
+            }
+            let series = within(&kept.series, (from, to));
+            // Whether something is said of names can be told by the results alone.
+            let is_told = !series.is_empty() || kept.annotations.infos.is_empty();
+            is_told.then_some((kept, series, (from, to)))
         });
-        let Some((kept, (from, to))) = overlap else {
+        let Some((kept, mut series, (from, to))) = overlap else {
             let (output, said) = query.evaluate(source, (query.start, query.end), budget)?;
             if let Output::Matrix(series) = &output {
                 let answer = Kept {
@@ -169,7 +175,6 @@ impl ResultsCache {
             return Ok((output, said, Reuse::Nothing));
         };
         let mut said = Annotations::default();
-        let mut series = within(&kept.series, (from, to));
         budget.take(0, series.iter().map(size_bytes).sum())?;
         if !series.is_empty() {
             said.extend(kept.annotations.clone());
@@ -465,6 +470,14 @@ mod tests {
         assert_eq!(ask(&source, sum, 38, 38), Reuse::All);
         assert_eq!(ask(&source, sum, 38, 40), Reuse::Part);
         assert_eq!(ask(&source, sum, 38, 40), Reuse::All);
+        // A name is told of wherever it has samples, also where they give no result.
+        for (at, v) in [(30, 1.0), (35, 1.0), (36, 2.0)] {
+            source.write(1, at * minute, v);
+        }
+        assert_eq!(ask(&source, "increase(b[3m])", 28, 38), Reuse::Nothing);
+        assert_eq!(ask(&source, "increase(b[3m])", 29, 31), Reuse::Nothing);
+        assert_eq!(ask(&source, "increase(b[3m])", 35, 38), Reuse::Nothing);
+        assert_eq!(ask(&source, "increase(b[3m])", 36, 37), Reuse::All);
         source.delete(0, 0, minute);
         assert_eq!(ask(&source, sum, 38, 40), Reuse::Nothing);
         // What looks elsewhere is never kept.

@@ -3,9 +3,10 @@
 use crate::ast::{AggregateOp, Grouping, Pos};
 use crate::eval::annotations::of_sum;
 use crate::eval::format::format_histogram;
+use crate::eval::range_functions::MIXED_BUCKETS;
 use crate::eval::vector_functions::is_valid_name;
 use crate::eval::{Column, Evaluated, Evaluator, Slot, Value, execution, format_float};
-use obs_model::{Histogram, Labels, SampleValue, is_metadata};
+use obs_model::{CUSTOM_BUCKETS_SCHEMA, Histogram, Labels, SampleValue, is_metadata};
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -326,11 +327,20 @@ impl Evaluator<'_> {
             let adds = matches!(op, AggregateOp::Sum | AggregateOp::Avg);
             if adds && members.iter().any(has_histogram) {
                 for step in 0..self.steps.count {
-                    let histograms = members.iter().filter_map(|c| match c.values.get(step) {
-                        Some(Some(SampleValue::Histogram(h))) => Some(&**h),
+                    let named = members.iter().filter_map(|c| match c.values.get(step) {
+                        Some(Some(SampleValue::Histogram(h))) => {
+                            Some((c.labels.metric_name(), &**h))
+                        }
                         _ => None,
                     });
-                    of_sum(histograms, pos, self.annotations);
+                    of_sum(named.clone().map(|(_, h)| h), pos, self.annotations);
+                    let is_custom = |h: &Histogram| h.schema == CUSTOM_BUCKETS_SCHEMA;
+                    let mut kinds = named.map(|(name, h)| (name, is_custom(h)));
+                    if let Some((_, first)) = kinds.next()
+                        && let Some((name, _)) = kinds.find(|(_, kind)| *kind != first)
+                    {
+                        self.annotations.warn(format!("{MIXED_BUCKETS} {name:?}"), pos);
+                    }
                 }
             }
             let mut slots = vec![Group::default(); self.steps.count];

@@ -141,6 +141,8 @@ pub(crate) struct Evaluator<'a> {
     /// Start and end of the whole query, for `@ start()` and `@ end()`.
     pub(crate) bounds: (i64, i64),
     pub(crate) frame: Frame,
+    /// Whether only counts and sums of native histograms are looked at.
+    pub(crate) skips_buckets: bool,
 }
 
 /// Evaluates an expression at one instant.
@@ -168,6 +170,7 @@ pub fn evaluate_instant(
         steps,
         bounds: (steps.start, steps.start),
         frame,
+        skips_buckets: false,
     };
     let sample = |value| Sample { timestamp: time, value };
     let output = if expr.value_type() == crate::ast::ValueType::Matrix {
@@ -215,6 +218,7 @@ pub fn evaluate_range(
         steps,
         bounds: (start.millis(), end.millis()),
         frame,
+        skips_buckets: false,
     };
     let columns = match ev.eval(expr)? {
         Value::Scalar(v) => {
@@ -294,7 +298,17 @@ impl Evaluator<'_> {
                 let columns = self.vector(inner)?;
                 self.aggregate(*op, param, grouping, columns, inner.pos()).map(Value::Vector)
             }
-            Expr::Call { function, args, pos } => self.call(function.name, args, *pos),
+            Expr::Call { function, args, pos } => {
+                let skips_buckets = match function.name {
+                    "histogram_count" | "histogram_sum" | "histogram_avg" => true,
+                    "histogram_quantile" | "histogram_quantiles" | "histogram_fraction" => false,
+                    _ => self.skips_buckets,
+                };
+                let outside = std::mem::replace(&mut self.skips_buckets, skips_buckets);
+                let value = self.call(function.name, args, *pos);
+                self.skips_buckets = outside;
+                value
+            }
             Expr::Matrix { .. } | Expr::Subquery { .. } => {
                 execution("range vector cannot be evaluated on its own")
             }

@@ -542,7 +542,11 @@ impl Evaluator<'_> {
                 let text = format!("this native histogram metric is not a gauge: {metric:?}");
                 found.push((true, text));
             }
-            if list.windows(2).any(|w| matches!(w, [a, b] if is_mismatch(a, b))) {
+            // Of two samples nothing is subtracted if the counter was reset between them.
+            let subtracts = |a: &Histogram, b: &Histogram| name != "irate" || !b.is_reset_after(a);
+            let differs =
+                |w: &[&Histogram]| matches!(w, [a, b] if is_mismatch(a, b) && subtracts(a, b));
+            if list.windows(2).any(differs) {
                 found.push((false, reconciled("subtraction")));
             }
             Ok::<_, std::convert::Infallible>(())

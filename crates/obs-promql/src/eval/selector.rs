@@ -8,6 +8,7 @@ use obs_model::{
     Budget, ColumnSeries, Floats, Histogram, Labels, ResetHint, Sample, SampleValue, Samples,
     SelectError, Series, SeriesSelection, TimestampMs, is_stale,
 };
+use std::sync::Arc;
 
 /// Series with the samples that the windows of all steps may need, and the windows.
 pub(crate) struct RangeVector {
@@ -131,6 +132,16 @@ impl RangeVector {
     }
 }
 
+/// Returns a histogram that counts up.
+fn counter(s: &Sample) -> Option<&Arc<Histogram>> {
+    match &s.value {
+        SampleValue::Histogram(h) if !s.value.is_stale() && h.reset_hint != ResetHint::Gauge => {
+            Some(h)
+        }
+        _ => None,
+    }
+}
+
 /// Returns for how many samples one counts.
 fn weight(value: &SampleValue) -> u64 {
     match value {
@@ -216,7 +227,53 @@ impl Evaluator<'_> {
             start: TimestampMs::from_millis(start),
             end: TimestampMs::from_millis(end),
         };
-        Ok(self.source.select_columns(self.tenant, &selection, self.budget)?)
+        let mut series = self.source.select_columns(self.tenant, &selection, self.budget)?;
+        if self.skips_buckets && series.iter().any(|s| matches!(s.samples, Samples::Mixed(_))) {
+            self.hint_resets(&selection, &mut series)?;
+        }
+        Ok(series)
+    }
+
+    /// Tells of each native histogram whether its counter was reset since the one before, as Prometheus
+    /// does where it reads counts and sums alone. What stands before the samples is looked for within the look-back.
+    fn hint_resets(
+        &self,
+        selection: &SeriesSelection<'_>,
+        series: &mut [ColumnSeries],
+    ) -> Evaluated<()> {
+        let earlier = SeriesSelection {
+            matchers: selection.matchers,
+            start: TimestampMs::from_millis(selection.start.millis() - self.options.lookback_ms),
+            end: TimestampMs::from_millis(selection.start.millis() - 1),
+        };
+        let earlier = self.source.select_columns(self.tenant, &earlier, self.budget)?;
+        for s in series {
+            let Samples::Mixed(list) = &mut s.samples else { continue };
+            let place = earlier.binary_search_by(|e| e.labels.cmp(&s.labels));
+            let mut before = match place.ok().and_then(|i| earlier.get(i)).map(|e| &e.samples) {
+                Some(Samples::Mixed(list)) => list.last().and_then(counter).cloned(),
+                _ => None,
+            };
+            for sample in list {
+                let Some(h) = counter(sample) else {
+                    before = None;
+                    continue;
+                };
+                let hint = match (h.reset_hint, &before) {
+                    (ResetHint::Reset, _) => ResetHint::Reset,
+                    (_, None) => ResetHint::Unknown,
+                    (_, Some(before)) => h.hint_after(before),
+                };
+                let told = if h.reset_hint == hint {
+                    h.clone()
+                } else {
+                    Arc::new(Histogram { reset_hint: hint, ..(**h).clone() })
+                };
+                before = Some(told.clone());
+                sample.value = SampleValue::Histogram(told);
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn selector(&mut self, selector: &Selector) -> Evaluated<Vec<Column>> {
