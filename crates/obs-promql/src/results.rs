@@ -162,7 +162,9 @@ impl ResultsCache {
         });
         let Some((kept, mut series, (from, to))) = overlap else {
             let (output, said) = query.evaluate(source, (query.start, query.end), budget)?;
-            if let Output::Matrix(series) = &output {
+            if let Output::Matrix(series) = &output
+                && self.may_keep(series, &said, budget)
+            {
                 let answer = Kept {
                     moment,
                     first: start,
@@ -170,7 +172,7 @@ impl ResultsCache {
                     series: within(series, (start, settled)),
                     annotations: said.clone(),
                 };
-                self.keep(key, answer, budget);
+                self.keep(key, answer);
             }
             return Ok((output, said, Reuse::Nothing));
         };
@@ -193,7 +195,7 @@ impl ResultsCache {
                 series = if first < from { joined(part, series) } else { joined(series, part) };
             }
         }
-        if reuse == Reuse::Part {
+        if reuse == Reuse::Part && self.may_keep(&series, &said, budget) {
             // Who looks at a range looks at what is around it next.
             let span = end - start;
             let first = kept.first.max(start - span).min(start);
@@ -210,7 +212,7 @@ impl ResultsCache {
                 series: joined(joined(before, now), after),
                 annotations: said.clone(),
             };
-            self.keep(key, answer, budget);
+            self.keep(key, answer);
         }
         Ok((Output::Matrix(series), said, reuse))
     }
@@ -233,18 +235,28 @@ impl ResultsCache {
         (last >= kept.first).then_some((kept, last))
     }
 
-    /// Keeps an answer, unless something of it was missing, or something was said of it that need
-    /// not hold for other ranges.
-    fn keep(&self, key: Key, answer: Kept, budget: &Budget) {
+    /// Returns the bytes that one answer may take: it must not drive out all others.
+    fn answer_bytes_max(&self) -> usize {
+        usize::try_from(self.bytes().1 / 4).unwrap_or(usize::MAX)
+    }
+
+    /// Returns whether an answer is worth a copy: it is not too large, nothing of it was missing, and
+    /// nothing was said of it that need not hold for other ranges.
+    fn may_keep(&self, series: &[Series], said: &Annotations, budget: &Budget) -> bool {
+        let bytes: usize = series.iter().map(size_bytes).sum();
+        bytes <= self.answer_bytes_max() && said.is_of_names() && budget.missing().is_empty()
+    }
+
+    /// Keeps an answer that may be kept, unless what was kept before makes it too large.
+    fn keep(&self, key: Key, answer: Kept) {
         /// Of an entry without series.
         const ENTRY_BYTES: usize = 256;
         let series: usize = answer.series.iter().map(size_bytes).sum();
-        let bytes = (ENTRY_BYTES + key.text.len() + series) as u64;
+        let bytes = ENTRY_BYTES + key.text.len() + series;
+        let is_small = bytes <= self.answer_bytes_max();
         let mut kept = self.kept();
-        // One answer must not drive out all others.
-        let is_small = bytes <= kept.bytes_max() / 4;
-        if is_small && answer.annotations.is_of_names() && budget.missing().is_empty() {
-            kept.put(key, Arc::new(answer), bytes);
+        if is_small {
+            kept.put(key, Arc::new(answer), bytes as u64);
         }
         self.share.set(usize::try_from(kept.bytes()).unwrap_or(usize::MAX));
     }

@@ -72,12 +72,12 @@ struct Shard {
 }
 
 /// A request on disk.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug)]
 struct Waiting {
     number: u64,
     path: PathBuf,
     bytes: u64,
-    is_v2: bool,
+    message: Message,
 }
 
 const ENDINGS: [(Message, &str); 2] = [(Message::V1, ".request"), (Message::V2, ".request2")];
@@ -94,10 +94,10 @@ fn waiting(folder: &Path) -> Vec<Waiting> {
             let (message, number) = ENDINGS.iter().find_map(of)?;
             let number = number.parse().ok()?;
             let bytes = f.metadata().ok()?.len();
-            Some(Waiting { number, path, bytes, is_v2: message == Message::V2 })
+            Some(Waiting { number, path, bytes, message })
         })
         .collect();
-    out.sort_unstable();
+    out.sort_unstable_by_key(|w| w.number);
     out
 }
 
@@ -159,15 +159,14 @@ enum Sent {
     Later(String, Option<Duration>),
 }
 
-async fn post(client: &HttpClient, config: &Config, is_v2: bool, body: Vec<u8>) -> Sent {
+async fn post(client: &HttpClient, config: &Config, message: Message, body: Vec<u8>) -> Sent {
     let request = match client.post(&config.url).await {
         Ok(r) => r,
         Err(e) => return Sent::Later(e, None),
     };
-    let (content_type, version) = if is_v2 {
-        ("application/x-protobuf;proto=io.prometheus.write.v2.Request", "2.0.0")
-    } else {
-        ("application/x-protobuf", "0.1.0")
+    let (content_type, version) = match message {
+        Message::V1 => ("application/x-protobuf", "0.1.0"),
+        Message::V2 => ("application/x-protobuf;proto=io.prometheus.write.v2.Request", "2.0.0"),
     };
     let mut request = request
         .header("Content-Encoding", "snappy")
@@ -275,7 +274,12 @@ impl Remote {
         const KNOWN_MAX: usize = 20_000;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         for m in metadata {
-            if known.len() < KNOWN_MAX || known.contains_key(&m.name) {
+            // Every scrape tells it again.
+            let is_new = match known.get(&m.name) {
+                Some(before) => before != m,
+                None => known.len() < KNOWN_MAX,
+            };
+            if is_new {
                 known.insert(m.name.clone(), m.clone());
             }
         }
@@ -368,7 +372,7 @@ impl Remote {
                 let count = u64::from_le_bytes(*count);
                 let sent = tokio::select! {
                     () = stop.cancelled() => return,
-                    sent = post(client, &self.config, f.is_v2, body.to_vec()) => sent,
+                    sent = post(client, &self.config, f.message, body.to_vec()) => sent,
                 };
                 match sent {
                     Sent::Done => {
