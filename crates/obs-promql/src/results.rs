@@ -351,79 +351,38 @@ fn is_of_past(expr: &Expr) -> bool {
 mod tests {
     use super::*;
     use crate::parse;
-    use obs_model::{Changes, Labels, MetricMetadata, SelectError, SeriesSelection};
+    use obs_model::Labels;
     use obs_testkit::MemoryStore;
     use proptest::prelude::*;
-    use std::collections::BTreeMap;
 
-    /// A store that says what changed.
-    #[derive(Default)]
-    struct Watched {
-        store: MemoryStore,
-        changes: Changes,
+    /// Returns the samples of a series, which is made if it is not there.
+    fn series(store: &mut MemoryStore, n: usize) -> &mut Vec<Sample> {
+        let all = &mut store.series;
+        while all.len() <= n {
+            let name = ["a_total", "b"][all.len() % 2];
+            let i = all.len().to_string();
+            let labels = Labels::from_pairs([("__name__", name), ("i", &i)]);
+            all.push(Series { labels, samples: Vec::new() });
+        }
+        &mut all[n].samples
     }
 
-    impl Watched {
-        fn series(&mut self, n: usize) -> &mut Vec<Sample> {
-            let all = &mut self.store.series;
-            while all.len() <= n {
-                let name = ["a_total", "b"][all.len() % 2];
-                let i = all.len().to_string();
-                let labels = Labels::from_pairs([("__name__", name), ("i", &i)]);
-                all.push(Series { labels, samples: Vec::new() });
-            }
-            &mut all[n].samples
-        }
-
-        fn write(&mut self, n: usize, time: i64, value: f64) {
-            let samples = self.series(n);
-            samples.retain(|s| s.timestamp.millis() != time);
-            let at = samples.partition_point(|s| s.timestamp.millis() < time);
-            samples.insert(at, Sample::float(time, value));
-            self.changes.note(&TenantId::default(), TimestampMs::from_millis(time));
-        }
-
-        fn delete(&mut self, n: usize, from: i64, to: i64) {
-            self.series(n).retain(|s| !(from..=to).contains(&s.timestamp.millis()));
-            self.changes.note(&TenantId::default(), TimestampMs::from_millis(from));
-        }
+    fn write(store: &mut MemoryStore, n: usize, time: i64, value: f64) {
+        let samples = series(store, n);
+        samples.retain(|s| s.timestamp.millis() != time);
+        let at = samples.partition_point(|s| s.timestamp.millis() < time);
+        samples.insert(at, Sample::float(time, value));
+        store.changes.note(&TenantId::default(), TimestampMs::from_millis(time));
     }
 
-    impl SelectSeries for Watched {
-        fn select(
-            &self,
-            tenant: &TenantId,
-            selection: &SeriesSelection<'_>,
-            budget: &Budget,
-        ) -> Result<Vec<Series>, SelectError> {
-            self.store.select(tenant, selection, budget)
-        }
-
-        fn label_sets(
-            &self,
-            tenant: &TenantId,
-            selection: &SeriesSelection<'_>,
-            budget: &Budget,
-        ) -> Result<Vec<Labels>, SelectError> {
-            self.store.label_sets(tenant, selection, budget)
-        }
-
-        fn metadata(&self, _: &TenantId) -> BTreeMap<String, MetricMetadata> {
-            BTreeMap::new()
-        }
-
-        fn watch(&self, tenant: &TenantId, until: TimestampMs) -> Option<Moment> {
-            Some(self.changes.watch(tenant, until))
-        }
-
-        fn changed_since(&self, tenant: &TenantId, moment: Moment) -> Option<TimestampMs> {
-            self.changes.since(tenant, moment)
-        }
+    fn delete(store: &mut MemoryStore, n: usize, from: i64, to: i64) {
+        series(store, n).retain(|s| !(from..=to).contains(&s.timestamp.millis()));
+        store.changes.note(&TenantId::default(), TimestampMs::from_millis(from));
     }
 
     /// Asks a query of the cache; it must give what an evaluation gives.
     fn ask(
-        (cache, source): (&ResultsCache, &Watched),
+        (cache, source): (&ResultsCache, &MemoryStore),
         text: &str,
         (start, end, step_ms): (i64, i64, i64),
         now: i64,
@@ -454,13 +413,13 @@ mod tests {
 
     #[test]
     fn steps_are_evaluated_once_until_something_changes() {
-        let mut source = Watched::default();
+        let mut source = MemoryStore::default();
         for t in 0..200 {
-            source.write(0, t * 15_000, t as f64);
+            write(&mut source, 0, t * 15_000, t as f64);
         }
         let cache = cache(1 << 20);
         let minute = 60_000;
-        let ask = |source: &Watched, text: &str, from: i64, to: i64| {
+        let ask = |source: &MemoryStore, text: &str, from: i64, to: i64| {
             ask((&cache, source), text, (from * minute, to * minute, minute), 40 * minute)
         };
         let sum = "sum(rate(a_total[5m]))";
@@ -478,19 +437,19 @@ mod tests {
         assert_eq!(ask(&source, sum, 38, 40), Reuse::All);
         assert_eq!(ask(&source, sum, 38, 42), Reuse::Part);
         // A late sample: what is before it holds.
-        source.write(0, 39 * minute, 7.0);
+        write(&mut source, 0, 39 * minute, 7.0);
         assert_eq!(ask(&source, sum, 38, 38), Reuse::All);
         assert_eq!(ask(&source, sum, 38, 40), Reuse::Part);
         assert_eq!(ask(&source, sum, 38, 40), Reuse::All);
         // A name is told of wherever it has samples, also where they give no result.
         for (at, v) in [(30, 1.0), (35, 1.0), (36, 2.0)] {
-            source.write(1, at * minute, v);
+            write(&mut source, 1, at * minute, v);
         }
         assert_eq!(ask(&source, "increase(b[3m])", 28, 38), Reuse::Nothing);
         assert_eq!(ask(&source, "increase(b[3m])", 29, 31), Reuse::Nothing);
         assert_eq!(ask(&source, "increase(b[3m])", 35, 38), Reuse::Nothing);
         assert_eq!(ask(&source, "increase(b[3m])", 36, 37), Reuse::All);
-        source.delete(0, 0, minute);
+        delete(&mut source, 0, 0, minute);
         assert_eq!(ask(&source, sum, 38, 40), Reuse::Nothing);
         // What looks elsewhere is never kept.
         for text in [
@@ -509,9 +468,9 @@ mod tests {
 
     #[test]
     fn memory_is_bounded() {
-        let mut source = Watched::default();
+        let mut source = MemoryStore::default();
         for t in 0..200 {
-            source.write(0, t * 15_000, t as f64);
+            write(&mut source, 0, t * 15_000, t as f64);
         }
         let pool = Arc::new(MemoryPool::unlimited());
         let cache = ResultsCache::new(100_000, &pool);
@@ -574,7 +533,7 @@ mod tests {
             ], 1..120),
             only in 0_usize..QUERIES.len(),
         ) {
-            let mut source = Watched::default();
+            let mut source = MemoryStore::default();
             let cache = cache(1 << 20);
             let mut now = 0;
             for act in acts {
@@ -582,10 +541,10 @@ mod tests {
                     // Most of what is written is new.
                     Act::Write(n, t, v) if n % 2 == 0 => {
                         now += t / 30;
-                        source.write(n, now, v);
+                        write(&mut source, n, now, v);
                     }
-                    Act::Write(n, t, v) => source.write(n, t, v),
-                    Act::Delete(n, from, to) => source.delete(n, from, to),
+                    Act::Write(n, t, v) => write(&mut source, n, t, v),
+                    Act::Delete(n, from, to) => delete(&mut source, n, from, to),
                     Act::Ask(q, s, e, step) => {
                         // One query more often than others.
                         let q = if q % 2 == 0 { only } else { q };

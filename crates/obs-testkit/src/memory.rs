@@ -13,6 +13,8 @@ pub struct MemoryStore {
     pub logs: Vec<Arc<LogRecord>>,
     pub spans: Vec<Arc<Span>>,
     pub calls: Vec<Arc<LlmCall>>,
+    /// Whoever changes samples that somebody may watch notes it here.
+    pub changes: Arc<Changes>,
 }
 
 impl SelectSeries for MemoryStore {
@@ -46,6 +48,14 @@ impl SelectSeries for MemoryStore {
 
     fn metadata(&self, _: &TenantId) -> BTreeMap<String, MetricMetadata> {
         BTreeMap::new()
+    }
+
+    fn watch(&self, tenant: &TenantId, until: TimestampMs) -> Option<Moment> {
+        Some(self.changes.watch(tenant, until))
+    }
+
+    fn changed_since(&self, tenant: &TenantId, moment: Moment) -> Option<TimestampMs> {
+        self.changes.since(tenant, moment)
     }
 }
 
