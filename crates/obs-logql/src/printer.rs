@@ -239,7 +239,7 @@ fn operator(op: BinaryOp, bool_modifier: bool, m: &Matching) -> String {
 fn argument(e: &Expr) -> Option<String> {
     match e {
         Expr::Number(n, _) => Some(number(*n)),
-        Expr::String(s, _) => Some(quoted(s)),
+        Expr::String(s, _) => Some(quoted(&s.text)),
         _ => None,
     }
 }

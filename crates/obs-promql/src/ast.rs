@@ -1,6 +1,8 @@
 //! The syntax tree.
 
+use crate::printer::quoted;
 use obs_model::Matcher;
+use std::fmt::Write;
 
 /// Byte range of a node in the query text; for error positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -27,6 +29,52 @@ impl ValueType {
             Self::Matrix => "range vector",
             Self::String => "string",
         }
+    }
+}
+
+/// A text in quotes. Escapes can write bytes that are not UTF-8, which no label has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Literal {
+    /// The text, with replacement characters for what is not UTF-8.
+    pub text: String,
+    /// The bytes, where they are not UTF-8.
+    bytes: Option<Vec<u8>>,
+}
+
+impl From<String> for Literal {
+    fn from(text: String) -> Self {
+        Self { text, bytes: None }
+    }
+}
+
+impl Literal {
+    pub(crate) fn from_bytes(bytes: Vec<u8>) -> Self {
+        match String::from_utf8(bytes) {
+            Ok(text) => Self { text, bytes: None },
+            Err(e) => {
+                let text = String::from_utf8_lossy(e.as_bytes()).into_owned();
+                Self { text, bytes: Some(e.into_bytes()) }
+            }
+        }
+    }
+
+    /// Returns whether this can be a label's name: any UTF-8 that is not empty.
+    pub(crate) fn is_label_name(&self) -> bool {
+        self.bytes.is_none() && !self.text.is_empty()
+    }
+
+    /// Returns the text in double quotes, escaped as Go escapes it.
+    pub(crate) fn quoted(&self) -> String {
+        let Some(bytes) = &self.bytes else { return quoted(&self.text) };
+        let mut out = String::from("\"");
+        for chunk in bytes.utf8_chunks() {
+            out.push_str(quoted(chunk.valid()).trim_matches('"'));
+            for b in chunk.invalid() {
+                let _ = write!(out, "\\x{b:02x}");
+            }
+        }
+        out.push('"');
+        out
     }
 }
 
@@ -275,7 +323,7 @@ pub struct Grouping {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Expr {
     Number(f64, Pos),
-    String(String, Pos),
+    String(Literal, Pos),
     Selector(Selector),
     /// A selector with a range in milliseconds.
     Matrix {

@@ -1,6 +1,6 @@
 //! Tokens of PromQL.
 
-use crate::ast::Pos;
+use crate::ast::{Literal, Pos};
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Token {
@@ -9,7 +9,7 @@ pub(crate) enum Token {
     Number(f64),
     /// Milliseconds.
     Duration(i64),
-    String(String),
+    String(Literal),
     /// Operator or punctuation.
     Op(&'static str),
     Eof,
@@ -117,20 +117,22 @@ fn number_or_duration(rest: &str, at: &mut usize) -> Result<Token, LexError> {
 }
 
 /// Reads a quoted string with Go's escapes; returns it and its length in the text.
-fn string(rest: &str, at: usize) -> Result<(String, usize), LexError> {
+fn string(rest: &str, at: usize) -> Result<(Literal, usize), LexError> {
     let fail = |message: &str| LexError { at, message: message.to_owned() };
+    let unknown = || fail("unknown escape sequence in string");
     let mut chars = rest.char_indices();
     let quote = chars.next().map_or('"', |(_, c)| c);
-    let mut out = String::new();
+    let mut out = Vec::new();
+    let mut utf8 = [0; 4];
     while let Some((i, c)) = chars.next() {
         if c == quote {
-            return Ok((out, i + 1));
+            return Ok((Literal::from_bytes(out), i + 1));
         }
         if quote == '`' || c != '\\' {
             if c == '\n' && quote != '`' {
                 return Err(fail("unterminated quoted string"));
             }
-            out.push(c);
+            out.extend_from_slice(c.encode_utf8(&mut utf8).as_bytes());
             continue;
         }
         let Some((_, escape)) = chars.next() else { break };
@@ -141,14 +143,17 @@ fn string(rest: &str, at: usize) -> Result<(String, usize), LexError> {
             }
             u32::from_str_radix(&digits, radix).ok()
         };
-        // A byte past ASCII is no character: it shows as the replacement character, as it would
-        // anywhere else, and no name with it is valid.
-        let byte = |n: u32| match n {
-            0..0x80 => char::from_u32(n),
-            0x80..0x100 => Some(char::REPLACEMENT_CHARACTER),
-            _ => None,
-        };
         let unescaped = match escape {
+            // These name a byte, and several of them may be one character.
+            'x' | '0'..='7' => {
+                let byte = match escape {
+                    'x' => number("", 2, 16),
+                    first => number(&first.to_string(), 2, 8),
+                };
+                let byte = byte.and_then(|n| u8::try_from(n).ok());
+                out.push(byte.ok_or_else(unknown)?);
+                continue;
+            }
             'a' => Some('\u{7}'),
             'b' => Some('\u{8}'),
             'f' => Some('\u{c}'),
@@ -157,14 +162,13 @@ fn string(rest: &str, at: usize) -> Result<(String, usize), LexError> {
             't' => Some('\t'),
             'v' => Some('\u{b}'),
             '\\' => Some('\\'),
-            'x' => number("", 2, 16).and_then(byte),
             'u' => number("", 4, 16).and_then(char::from_u32),
             'U' => number("", 8, 16).and_then(char::from_u32),
-            '0'..='7' => number(&escape.to_string(), 2, 8).and_then(byte),
             q if q == quote => Some(q),
             _ => None,
         };
-        out.push(unescaped.ok_or_else(|| fail("unknown escape sequence in string"))?);
+        let c = unescaped.ok_or_else(unknown)?;
+        out.extend_from_slice(c.encode_utf8(&mut utf8).as_bytes());
     }
     Err(fail("unterminated quoted string"))
 }

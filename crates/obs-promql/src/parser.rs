@@ -470,7 +470,15 @@ impl Parser<'_> {
         while !self.eat(")") {
             match self.next() {
                 Token::Ident(name) if !name.contains(':') => out.push(name),
-                Token::String(name) if !name.is_empty() => out.push(name),
+                Token::String(name) => {
+                    if !name.is_label_name() {
+                        self.at -= 1;
+                        let at = self.pos().start;
+                        let text = format!("invalid label name for grouping: {}", name.quoted());
+                        return self.fail(at, text);
+                    }
+                    out.push(name.text);
+                }
                 _ => {
                     self.at -= 1;
                     return Err(self.unexpected("grouping opts, expected label"));
@@ -495,7 +503,7 @@ impl Parser<'_> {
                 let at = self.pos().start;
                 let (label, quoted) = match self.next() {
                     Token::Ident(l) if !l.contains(':') => (l, false),
-                    Token::String(l) => (l, true),
+                    Token::String(l) => (l.text, true),
                     _ => {
                         self.at -= 1;
                         return Err(self.unexpected("label matching"));
@@ -527,7 +535,7 @@ impl Parser<'_> {
                     self.at -= 1;
                     return Err(self.unexpected("label matching, expected string"));
                 };
-                let m = Matcher::new(label, op, value)
+                let m = Matcher::new(label, op, value.text)
                     .map_err(|e| LexError { at, message: e.to_string() })?;
                 if named
                     && m.name == METRIC_NAME

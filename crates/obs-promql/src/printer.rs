@@ -191,7 +191,7 @@ impl Display for Expr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Number(n, _) => f.write_str(&format_general(*n)),
-            Self::String(s, _) => f.write_str(&quoted(s)),
+            Self::String(s, _) => f.write_str(&s.quoted()),
             Self::Selector(s) => write!(f, "{}{}", series(s), selector_modifiers(s)),
             Self::Matrix { selector: s, range_ms, range_expr, .. } => {
                 let range = duration(*range_ms, range_expr.as_ref());
@@ -266,6 +266,9 @@ mod tests {
                 "rate(a{b='c',d!~\"e|f\"}[5m] offset 90s)",
                 "rate(a{b=\"c\",d!~\"e|f\"}[5m] offset 1m30s)",
             ),
+            (r"a{b='\xe4\xbd\xa0'}", "a{b=\"你\"}"),
+            (r"count_values('\xc5\x9cé', a)", r#"count_values("Ŝé", a)"#),
+            (r"count_values('\xc5é', a)", r#"count_values("\xc5é", a)"#),
             ("sum(a)by(b,c)", "sum by (b, c) (a)"),
             ("topk without(x) (3,a)", "topk without (x) (3, a)"),
             ("a/on(b)group_left(c)d", "a / on (b) group_left (c) d"),

@@ -71,9 +71,9 @@ fn run(name: &str, text: &str) {
         match command.kind {
             CommandKind::Clear => store = MemoryStore::default(),
             CommandKind::Load(series) => store.series.extend(series),
-            CommandKind::EvalFail { at_ms, query } => {
-                let failed = match parse(&query) {
-                    Err(_) => true,
+            CommandKind::EvalFail { at_ms, query, text } => {
+                let error = match parse(&query) {
+                    Err(e) => e.to_string(),
                     Ok(e) => evaluate_instant(
                         &store,
                         &tenant,
@@ -82,9 +82,10 @@ fn run(name: &str, text: &str) {
                         QueryOptions::default(),
                         &budget(),
                     )
-                    .is_err(),
+                    .err()
+                    .map_or_else(|| panic!("{place}: {query} must fail"), |e| e.to_string()),
                 };
-                assert!(failed, "{place}: {query} must fail");
+                assert!(error.contains(&text), "{place}: {query}: {error}");
             }
             CommandKind::Eval { start_ms, end_ms, step_ms, is_range, query, expect } => {
                 let expr = parse(&query).unwrap_or_else(|e| panic!("{place}: {e}"));

@@ -8,9 +8,11 @@
 //! eval_range 0 2m 1m metric
 //!   metric{label="x"} 0 1 2
 //! eval_fail 0 rate(metric)
+//!   expected type range vector in call to function "rate"
 //! clear
 //! ```
 //! A `#` starts a comment line. Result lines are compared as sets; `_` is a missing step.
+//! The line under a failure is a part of its text; without one any text will do.
 
 use obs_model::{Labels, STALE_NAN_BITS, Sample, Series};
 
@@ -37,6 +39,8 @@ pub enum CommandKind {
     EvalFail {
         at_ms: i64,
         query: String,
+        /// What the error's text contains.
+        text: String,
     },
 }
 
@@ -149,9 +153,11 @@ pub fn parse(text: &str) -> Vec<Command> {
                 };
                 CommandKind::Load(body.iter().map(series).collect())
             }
-            ["eval_fail", t, query] => {
-                CommandKind::EvalFail { at_ms: duration_ms(t), query: (*query).to_owned() }
-            }
+            ["eval_fail", t, query] => CommandKind::EvalFail {
+                at_ms: duration_ms(t),
+                query: (*query).to_owned(),
+                text: body.join("\n"),
+            },
             ["eval", t, query] => {
                 let t = duration_ms(t);
                 CommandKind::Eval {

@@ -197,11 +197,11 @@ impl Parser {
                     self.expect(",")?;
                     let from = self.start();
                     let text = self.string()?;
-                    args.push(Expr::String(text, self.pos_from(from)));
+                    args.push(Expr::String(text.into(), self.pos_from(from)));
                 }
                 self.expect(")")?;
                 if let Some(Expr::String(regex, _)) = args.last()
-                    && let Err(e) = obs_model::go_regex(regex)
+                    && let Err(e) = obs_model::go_regex(&regex.text)
                 {
                     return Err(Fault::nowhere(format!("invalid regex in label_replace: {e}")));
                 }

@@ -1,10 +1,9 @@
 //! Aggregation operators.
 
-use crate::ast::{AggregateOp, Grouping, Pos};
+use crate::ast::{AggregateOp, Grouping, Literal, Pos};
 use crate::eval::annotations::of_sum;
 use crate::eval::format::format_histogram;
 use crate::eval::range_functions::MIXED_BUCKETS;
-use crate::eval::vector_functions::is_valid_name;
 use crate::eval::{Column, Evaluated, Evaluator, Slot, Value, execution, format_float};
 use obs_model::{CUSTOM_BUCKETS_SCHEMA, Histogram, Labels, SampleValue, is_metadata};
 use std::cmp::Ordering;
@@ -461,11 +460,11 @@ impl Evaluator<'_> {
 
     fn count_values(
         &self,
-        label: &str,
+        label: &Literal,
         groups: Vec<(Labels, Vec<Column>)>,
     ) -> Evaluated<Vec<Column>> {
-        if !is_valid_name(label) {
-            return execution(format!("invalid label name {label:?}"));
+        if !label.is_label_name() {
+            return execution(format!("invalid label name {}", label.quoted()));
         }
         let mut out: Vec<Column> = Vec::new();
         // Groups whose labels meet through the label that is set count together.
@@ -481,7 +480,7 @@ impl Evaluator<'_> {
                         Some(Some(SampleValue::Histogram(h))) => format_histogram(h),
                         _ => continue,
                     };
-                    let labels = labels.with(label, &text);
+                    let labels = labels.with(&label.text, &text);
                     let at = *index.entry(labels.clone()).or_insert_with(|| {
                         out.push(Column { labels, values: vec![None; self.steps.count] });
                         out.len() - 1

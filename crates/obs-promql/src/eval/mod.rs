@@ -20,7 +20,7 @@ pub use annotations::Annotations;
 pub use format::format_float;
 pub(crate) use format::format_general;
 
-use crate::ast::{At, Expr, Selector};
+use crate::ast::{At, Expr, Literal, Selector};
 use crate::duration_expr::{Frame, resolve};
 use obs_model::{
     Budget, Labels, Sample, SampleValue, SelectError, SelectSeries, Series, TenantId, TimestampMs,
@@ -105,7 +105,7 @@ impl Column {
 pub(crate) enum Value {
     Scalar(Vec<f64>),
     Vector(Vec<Column>),
-    String(String),
+    String(Literal),
 }
 
 /// Evaluation times: `start + i * step` for `i < count`. Milliseconds.
@@ -180,7 +180,7 @@ pub fn evaluate_instant(
             Value::Scalar(v) => {
                 Output::Scalar(sample(SampleValue::Float(v.first().copied().unwrap_or(f64::NAN))))
             }
-            Value::String(s) => Output::String(time, s),
+            Value::String(s) => Output::String(time, s.text),
             Value::Vector(columns) => {
                 let row = |c: Column| Some((c.labels, sample(c.values.into_iter().next()??)));
                 Output::Vector(columns.into_iter().filter_map(row).collect())
@@ -331,7 +331,7 @@ impl Evaluator<'_> {
         }
     }
 
-    pub(crate) fn string(&mut self, expr: Option<&Expr>) -> Evaluated<String> {
+    pub(crate) fn string(&mut self, expr: Option<&Expr>) -> Evaluated<Literal> {
         match expr.map(|e| self.eval(e)).transpose()? {
             Some(Value::String(s)) => Ok(s),
             _ => execution("expected a string"),

@@ -1,6 +1,6 @@
 //! Functions of instant vectors and scalars, and the dispatch of all function calls.
 
-use crate::ast::{Expr, Pos};
+use crate::ast::{Expr, Literal, Pos};
 use crate::eval::{
     Column, Evaluated, Evaluator, Slot, Value, execution, histograms, merge_same_labels,
 };
@@ -20,9 +20,11 @@ pub(crate) fn absent_labels(matchers: &[Matcher]) -> Labels {
     Labels::from_pairs(matchers.iter().filter(plain).map(|m| (&m.name, &m.value)))
 }
 
-/// Returns whether a text can be a label's name: any that is text and not empty.
-pub(crate) fn is_valid_name(name: &str) -> bool {
-    !name.is_empty() && !name.contains(char::REPLACEMENT_CHARACTER)
+fn check_label(role: &str, function: &str, name: &Literal) -> Evaluated<()> {
+    if name.is_label_name() {
+        return Ok(());
+    }
+    execution(format!("invalid {role} label name in {function}(): {}", name.text))
 }
 
 /// Broken-down UTC time of a Unix timestamp in seconds.
@@ -332,7 +334,7 @@ impl Evaluator<'_> {
             args.iter().skip(1).map(|a| self.string(Some(a))).collect::<Evaluated<Vec<_>>>()?;
         let mut columns = self.vector(arg)?;
         columns.sort_by(|a, b| {
-            let by_name = |n: &String| natural_order(a.labels.get(n), b.labels.get(n));
+            let by_name = |n: &Literal| natural_order(a.labels.get(&n.text), b.labels.get(&n.text));
             let order = names.iter().map(by_name).find(|o| o.is_ne());
             let order = order.unwrap_or_else(|| a.labels.cmp(&b.labels));
             if descending { order.reverse() } else { order }
@@ -342,7 +344,7 @@ impl Evaluator<'_> {
 
     /// One series a quantile, told apart by a label.
     fn histogram_quantiles(&mut self, arg: &Expr, args: &[Expr]) -> Evaluated<Vec<Column>> {
-        let label = self.string(args.get(1))?;
+        let label = self.string(args.get(1))?.text;
         let columns = self.vector(arg)?;
         let mut out = Vec::new();
         for q in args.iter().skip(2) {
@@ -393,36 +395,36 @@ impl Evaluator<'_> {
     }
 
     fn label_replace(&mut self, arg: &Expr, args: &[Expr]) -> Evaluated<Vec<Column>> {
-        let (target, replacement) = (self.string(args.get(1))?, self.string(args.get(2))?);
-        let (source, pattern) = (self.string(args.get(3))?, self.string(args.get(4))?);
+        let (target, replacement) = (self.string(args.get(1))?, self.string(args.get(2))?.text);
+        let (source, pattern) = (self.string(args.get(3))?.text, self.string(args.get(4))?.text);
         let regex = regex::Regex::new(&format!("^(?s:{pattern})$"));
         let Ok(regex) = regex else {
             return execution(format!("invalid regular expression in label_replace(): {pattern}"));
         };
-        if !is_valid_name(&target) {
-            return execution(format!(
-                "invalid destination label name in label_replace(): {target}"
-            ));
-        }
+        check_label("destination", "label_replace", &target)?;
         let mut columns = self.vector(arg)?;
         for c in &mut columns {
             if let Some(captures) = regex.captures(c.labels.get(&source)) {
                 let mut value = String::new();
                 captures.expand(&replacement, &mut value);
-                c.labels = c.labels.with(&target, &value);
+                c.labels = c.labels.with(&target.text, &value);
             }
         }
         merge_same_labels(columns)
     }
 
     fn label_join(&mut self, arg: &Expr, args: &[Expr]) -> Evaluated<Vec<Column>> {
-        let (target, separator) = (self.string(args.get(1))?, self.string(args.get(2))?);
+        let (target, separator) = (self.string(args.get(1))?, self.string(args.get(2))?.text);
         let sources =
             args.iter().skip(3).map(|a| self.string(Some(a))).collect::<Evaluated<Vec<_>>>()?;
+        for source in &sources {
+            check_label("source", "label_join", source)?;
+        }
+        check_label("destination", "label_join", &target)?;
         let mut columns = self.vector(arg)?;
         for c in &mut columns {
-            let parts: Vec<&str> = sources.iter().map(|s| c.labels.get(s)).collect();
-            c.labels = c.labels.with(&target, &parts.join(&separator));
+            let parts: Vec<&str> = sources.iter().map(|s| c.labels.get(&s.text)).collect();
+            c.labels = c.labels.with(&target.text, &parts.join(&separator));
         }
         merge_same_labels(columns)
     }

@@ -81,7 +81,7 @@ const fn type_name(t: ValueType) -> &'static str {
 fn tree(e: &Expr) -> Value {
     match e {
         Expr::Number(n, _) => json!({"type": "numberLiteral", "val": format_float(*n)}),
-        Expr::String(s, _) => json!({"type": "stringLiteral", "val": s}),
+        Expr::String(s, _) => json!({"type": "stringLiteral", "val": s.text}),
         Expr::Selector(s) => Value::Object(selector("vectorSelector", s)),
         Expr::Matrix { selector: s, range_ms, .. } => {
             let mut out = selector("matrixSelector", s);
