@@ -681,3 +681,52 @@ def test_results_that_are_kept_are_those_of_an_evaluation(tmp_path):
             assert json.load(answer)["data"]["result"] == []
     finally:
         server.stop()
+
+
+def test_parts_of_promql_are_switched_and_steps_are_those_of_the_rules(tmp_path):
+    """`features` and `lookback_delta`, read again on reload; a subquery's step is the evaluation interval."""
+    (tmp_path / "prometheus.yml").write_text("global: {evaluation_interval: 15s}\n")
+    rule = "{groups: [{name: g, interval: 1s, rules: [{record: late, expr: 'limitk(1, a)'}]}]}"
+    (tmp_path / "rules.yml").write_text(rule)
+    config = "prometheus: {config_file: prometheus.yml, rule_files: [rules.yml], lookback_delta: LOOK, features: FEATURES}\n"
+
+    def settings(look, features):
+        (tmp_path / "o.yaml").write_text(config.replace("LOOK", look).replace("FEATURES", features))
+
+    def ask(text, time):
+        try:
+            got = server.get("/api/v1/query", listener="prometheus", query=text, time=time)
+            return sorted((r["metric"].get("of"), r["value"][1]) for r in got["data"]["result"])
+        except urllib.error.HTTPError as e:
+            return e.code, json.loads(e.read())["error"]
+
+    settings("2m", "{promql-experimental-functions: false}")
+    server = Server(tmp_path / "data", "--config", str(tmp_path / "o.yaml"), "--enable-feature", "promql-delayed-name-removal,otlp-deltatocumulative")
+    try:
+        now = int(time.time())
+        point = {"timeUnixNano": str((now - 150) * 10**9), "asInt": "7"}
+        metrics = [{"name": name, "gauge": {"dataPoints": [point]}} for name in ("a", "b")]
+        body = json.dumps({"resourceMetrics": [{"scopeMetrics": [{"metrics": metrics}]}]}).encode()
+        assert server.post("/api/v1/otlp/v1/metrics", body, "prometheus")[0] == 200
+        replaced = 'label_replace(-{__name__=~"a|b"}, "of", "$1", "__name__", "(.+)")'
+        assert ask(replaced, now - 100) == [("a", "-7"), ("b", "-7")]
+        refused = (400, 'invalid parameter "query": 1:1: parse error: limitk() is experimental and must be enabled with --enable-feature=promql-experimental-functions')
+        assert ask("limitk(1, a)", now - 100) == refused
+        assert ask("a", now - 31) == [(None, "7")] and ask("a", now - 29) == []
+        # The two minutes in which a sample counts hold eight steps of fifteen seconds.
+        assert ask("count_over_time(a[3m:])", now) == [(None, "8")]
+        flags = server.get("/api/v1/status/flags", listener="prometheus")["data"]
+        assert flags["query.lookback-delta"] == "2m" and "promql-experimental-functions" not in flags["enable-feature"]
+        failed = lambda: server.get("/api/v1/rules", listener="prometheus")["data"]["groups"][0]["rules"][0]
+        assert "limitk() is experimental" in wait_for(lambda: failed().get("lastError"))
+        settings("5m", "{}")
+        assert server.post("/-/reload", b"", "prometheus")[0] == 200
+        assert ask("limitk(1, a)", now) == [(None, "7")]
+        assert server.get("/api/v1/status/flags", listener="prometheus")["data"]["query.lookback-delta"] == "5m"
+        wait_for(lambda: failed()["health"] == "ok")
+        settings("5m", "{promql-other: true}")
+        with pytest.raises(urllib.error.HTTPError) as e:
+            urllib.request.urlopen(f"http://{server.endpoints['prometheus']}/-/reload", data=b"")
+        assert "promql-duration-expr" in e.value.read().decode()
+    finally:
+        server.stop()

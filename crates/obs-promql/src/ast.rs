@@ -462,6 +462,28 @@ functions! {
 }
 
 impl Function {
+    /// Returns whether Prometheus has the function behind `promql-experimental-functions`.
+    pub fn is_experimental(&self) -> bool {
+        const NAMES: [&str; 15] = [
+            "double_exponential_smoothing",
+            "end",
+            "first_over_time",
+            "histogram_quantiles",
+            "info",
+            "mad_over_time",
+            "range",
+            "sort_by_label",
+            "sort_by_label_desc",
+            "start",
+            "step",
+            "ts_of_first_over_time",
+            "ts_of_last_over_time",
+            "ts_of_max_over_time",
+            "ts_of_min_over_time",
+        ];
+        NAMES.contains(&self.name)
+    }
+
     pub fn find(name: &str) -> Option<&'static Self> {
         FUNCTIONS.iter().find(|f| f.name == name)
     }

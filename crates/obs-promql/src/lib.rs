@@ -7,6 +7,7 @@
 //! kept and continued by [`ResultsCache`]. Read [`ast`] next.
 
 pub mod ast;
+mod dialect;
 pub mod duration;
 mod duration_expr;
 mod eval;
@@ -15,6 +16,7 @@ mod parser;
 mod printer;
 mod results;
 
+pub use dialect::{Dialect, Features, Settings};
 pub use eval::{
     Annotations, EvalError, Output, QueryOptions, evaluate_instant, evaluate_range, format_float,
 };

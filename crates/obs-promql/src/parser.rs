@@ -7,6 +7,7 @@ use crate::ast::{
     AggregateOp, At, BinaryOp, Cardinality, DurationExpr, Expr, Extension, Function, Grouping,
     Matching, Pos, Selector, VARIADIC, ValueType,
 };
+use crate::dialect::Features;
 use crate::lexer::{LexError, Token, lex};
 use obs_model::{METRIC_NAME, MatchOp, Matcher};
 use words::describe;
@@ -30,6 +31,11 @@ pub struct ParseError {
 /// # Errors
 /// With position and reason when the text is not supported PromQL.
 pub fn parse(text: &str) -> Result<Expr, ParseError> {
+    parse_with(text, Features::default())
+}
+
+/// Like [`parse`], where parts of the language may be switched off.
+pub(crate) fn parse_with(text: &str, features: Features) -> Result<Expr, ParseError> {
     let fail = |at: usize, message: String| {
         let before = text.get(..at).unwrap_or(text);
         let line = before.matches('\n').count() + 1;
@@ -40,7 +46,7 @@ pub fn parse(text: &str) -> Result<Expr, ParseError> {
         return Err(fail(0, format!("query is longer than {TEXT_BYTES_MAX} bytes")));
     }
     let tokens = lex(text).map_err(|e| fail(e.at, e.message))?;
-    let mut p = Parser { text, tokens, at: 0, depth: 0, any_matchers: false };
+    let mut p = Parser { text, tokens, at: 0, depth: 0, any_matchers: false, features };
     let run = |p: &mut Parser<'_>| {
         if *p.peek() == Token::Eof {
             return Err(LexError { at: 0, message: "no expression found in input".into() });
@@ -58,6 +64,7 @@ struct Parser<'a> {
     depth: usize,
     /// Whether a selector may match everything.
     any_matchers: bool,
+    features: Features,
 }
 
 type Parsed<T> = Result<T, LexError>;
@@ -225,6 +232,9 @@ impl Parser<'_> {
         {
             let (left, right) = (lower != "fill_right", lower != "fill_left");
             let at = self.pos().start;
+            if !self.features.fill_modifiers {
+                return self.fail(at, "binop fill modifiers are experimental and not enabled");
+            }
             self.at += 2;
             let negative = self.eat("-");
             if !negative {
@@ -370,6 +380,9 @@ impl Parser<'_> {
     }
 
     fn call(&mut self, function: &'static Function, pos: Pos) -> Parsed<Expr> {
+        if function.is_experimental() && !self.features.experimental_functions {
+            return self.fail(pos.start, format!("function {:?} is not enabled", function.name));
+        }
         // `info` takes any label matchers, also those that match nothing.
         let is_info = std::mem::replace(&mut self.any_matchers, function.name == "info");
         let args = self.arguments()?;
@@ -441,6 +454,12 @@ impl Parser<'_> {
     }
 
     fn aggregate(&mut self, op: AggregateOp, pos: Pos) -> Parsed<Expr> {
+        if matches!(op, AggregateOp::Limitk | AggregateOp::LimitRatio)
+            && !self.features.experimental_functions
+        {
+            let text = "is experimental and must be enabled with --enable-feature=promql-experimental-functions";
+            return self.fail(pos.start, format!("{}() {text}", op.as_str()));
+        }
         let before = self.grouping()?;
         let mut args = self.arguments()?;
         let after = if before.is_none() { self.grouping()? } else { None };
@@ -600,6 +619,9 @@ impl Parser<'_> {
     fn extend(&self, e: &mut Expr, extension: Extension) -> Parsed<()> {
         let at = e.pos().start;
         let word = if extension == Extension::Anchored { "anchored" } else { "smoothed" };
+        if !self.features.extended_range_selectors {
+            return self.fail(at, format!("{word} modifier is experimental and not enabled"));
+        }
         match e {
             Expr::Selector(s) | Expr::Matrix { selector: s, .. } => match s.extension {
                 Some(other) if other != extension => {

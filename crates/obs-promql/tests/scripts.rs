@@ -65,6 +65,8 @@ fn run(name: &str, text: &str) {
     let mut store = MemoryStore::default();
     let tenant = TenantId::default();
     let ms = TimestampMs::from_millis;
+    let delay_name_removal = name == "delayed_names.test";
+    let options = QueryOptions { delay_name_removal, ..QueryOptions::default() };
     let budget = || Budget::new(1_000_000, 1 << 30);
     for command in script::parse(text) {
         let place = format!("{name}:{}", command.line);
@@ -74,16 +76,9 @@ fn run(name: &str, text: &str) {
             CommandKind::EvalFail { at_ms, query, text } => {
                 let error = match parse(&query) {
                     Err(e) => e.to_string(),
-                    Ok(e) => evaluate_instant(
-                        &store,
-                        &tenant,
-                        &e,
-                        ms(at_ms),
-                        QueryOptions::default(),
-                        &budget(),
-                    )
-                    .err()
-                    .map_or_else(|| panic!("{place}: {query} must fail"), |e| e.to_string()),
+                    Ok(e) => evaluate_instant(&store, &tenant, &e, ms(at_ms), options, &budget())
+                        .err()
+                        .map_or_else(|| panic!("{place}: {query} must fail"), |e| e.to_string()),
                 };
                 assert!(error.contains(&text), "{place}: {query}: {error}");
             }
@@ -94,7 +89,6 @@ fn run(name: &str, text: &str) {
                     .map(|(l, v)| (if l.is_empty() { "{}".into() } else { l }, v))
                     .collect();
                 let times: Vec<i64> = (start_ms..=end_ms).step_by(step_ms as usize).collect();
-                let options = QueryOptions::default();
                 let out = if is_range {
                     evaluate_range(
                         &store,

@@ -97,6 +97,8 @@ struct RawSample {
 /// Series of a test, in memory.
 #[derive(Debug, Default)]
 struct Memory {
+    /// Step of subqueries that name none.
+    step_ms: i64,
     series: RwLock<BTreeMap<Labels, BTreeMap<i64, SampleValue>>>,
 }
 
@@ -155,23 +157,21 @@ impl Engine for Memory {
         let Some(expr) = &query.expr else {
             return Err("only PromQL rules can be tested".into());
         };
-        rows_of(self, expr, at_ms)
+        self.rows(expr, at_ms)
     }
 }
 
-fn rows_of(
-    source: &dyn SelectSeries,
-    expr: &obs_promql::ast::Expr,
-    at_ms: i64,
-) -> Result<Rows, String> {
-    let budget = Budget::new(50_000_000, 1 << 30);
-    let at = TimestampMs::from_millis(at_ms);
-    let options = QueryOptions::default();
-    let out = evaluate_instant(source, &TenantId::default(), expr, at, options, &budget);
-    match out.map_err(|e| e.to_string())?.0 {
-        Output::Scalar(s) => Ok(vec![(Labels::default(), s.value)]),
-        Output::Vector(rows) => Ok(rows.into_iter().map(|(l, s)| (l, s.value)).collect()),
-        _ => Err("rule result is not a vector or scalar".into()),
+impl Memory {
+    fn rows(&self, expr: &obs_promql::ast::Expr, at_ms: i64) -> Result<Rows, String> {
+        let budget = Budget::new(50_000_000, 1 << 30);
+        let at = TimestampMs::from_millis(at_ms);
+        let options = QueryOptions { default_step_ms: self.step_ms, ..QueryOptions::default() };
+        let out = evaluate_instant(self, &TenantId::default(), expr, at, options, &budget);
+        match out.map_err(|e| e.to_string())?.0 {
+            Output::Scalar(s) => Ok(vec![(Labels::default(), s.value)]),
+            Output::Vector(rows) => Ok(rows.into_iter().map(|(l, s)| (l, s.value)).collect()),
+            _ => Err("rule result is not a vector or scalar".into()),
+        }
     }
 }
 
@@ -271,7 +271,7 @@ fn one(
         },
     };
     let step = time(t.interval.as_deref(), interval)?.max(1);
-    let memory = Memory::default();
+    let memory = Memory { step_ms: interval, ..Memory::default() };
     for s in &t.input_series {
         let labels = series_text::labels(&s.series)?;
         let values = series_text::values(&s.values).map_err(|e| format!("{}: {e}", s.series))?;
@@ -391,7 +391,7 @@ fn check_expr(
     let head = format!("    expr: {:?}, time: {},", t.expr, format_ms(when));
     let run = obs_promql::parse(&t.expr)
         .map_err(|e| e.to_string())
-        .and_then(|e| rows_of(memory, &e, start + when));
+        .and_then(|e| memory.rows(&e, start + when));
     let mut got: Vec<(Labels, SampleValue)> = match run {
         Ok(rows) => rows,
         Err(e) => return fail(format!("{head} err: {e}")),
@@ -448,7 +448,7 @@ pub(crate) fn simulate(
     until: i64,
     record: Option<&str>,
 ) -> Simulated {
-    let memory = Memory::default();
+    let memory = Memory { step_ms: 60_000, ..Memory::default() };
     for (name, values) in series {
         let labels = series_text::labels(name).unwrap();
         let values = series_text::values(values).unwrap();
@@ -474,7 +474,7 @@ pub(crate) fn simulate(
     }
     if let Some(name) = record {
         let expr = obs_promql::parse(&format!("{{__name__={name:?}}}")).unwrap();
-        for (l, v) in rows_of(&memory, &expr, until).unwrap() {
+        for (l, v) in memory.rows(&expr, until).unwrap() {
             let SampleValue::Float(f) = v else { continue };
             out.series.insert(l.to_string(), f);
         }

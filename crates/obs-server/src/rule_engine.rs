@@ -3,7 +3,7 @@
 use obs_model::{
     Budget, Labels, LabelsBuilder, METRIC_NAME, MemoryPool, SampleValue, TenantId, TimestampMs,
 };
-use obs_promql::{Output, QueryOptions, evaluate_instant};
+use obs_promql::{Dialect, Output, evaluate_instant};
 use obs_rules::{Engine, Language, Query, Rows};
 use obs_sql::{Source, SqlLimits};
 use std::fmt;
@@ -12,6 +12,8 @@ use std::time::Duration;
 
 /// Evaluates queries of one tenant within the bounds of other queries.
 pub struct RuleEngine {
+    /// How PromQL is read and evaluated.
+    pub promql: Dialect,
     pub source: Arc<dyn Source>,
     pub tenant: TenantId,
     pub memory: Arc<MemoryPool>,
@@ -64,9 +66,9 @@ impl Engine for RuleEngine {
         let (source, tenant) = (&*self.source, &self.tenant);
         match query.language {
             Language::PromQl => {
-                let Some(expr) = &query.expr else { return Err("query was not parsed".into()) };
-                let options = QueryOptions::default();
-                let out = evaluate_instant(source, tenant, expr, at, options, &budget);
+                let expr = self.promql.parse(&query.text).map_err(|e| e.to_string())?;
+                let options = self.promql.options();
+                let out = evaluate_instant(source, tenant, &expr, at, options, &budget);
                 rows(out.map_err(|e| e.to_string())?.0)
             }
             Language::LogQl => {

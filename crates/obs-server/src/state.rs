@@ -98,6 +98,8 @@ pub struct Workers {
     pub alertmanagers: obs_collect::alertmanagers::Alertmanagers,
     /// How OTLP metrics become series.
     pub naming: LiveNaming,
+    /// How PromQL is read and evaluated.
+    pub promql: obs_promql::Dialect,
 }
 
 type Clock = Arc<dyn Fn() -> TimestampNs + Send + Sync>;

@@ -71,6 +71,9 @@ pub(crate) struct ServeArgs {
     /// Generate the telemetry of a small LLM platform.
     #[arg(long)]
     pub(crate) demo: bool,
+    /// Switch parts of PromQL on, by Prometheus' names, comma-separated.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub(crate) enable_feature: Vec<String>,
     /// Let POST /-/quit end the server.
     #[arg(long)]
     pub(crate) enable_lifecycle: bool,

@@ -14,12 +14,14 @@ use obs_ingest::Ingest;
 use obs_model::{Append, AppendFuture, Labels, TenantId, WriteBatch};
 use obs_notify::Dispatcher;
 use obs_process::Processing;
+use obs_promql::{Dialect, Features};
 use obs_rules::driver::{Environment, Manager};
 use obs_rules::file::RuleGroup;
 use obs_rules::group::Options;
 use obs_rules::{Engine, packs};
 use obs_server::Workers;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -34,6 +36,10 @@ pub(crate) struct RawPrometheus {
     /// Files of objectives.
     slo_files: Vec<String>,
     external_url: Option<String>,
+    /// How far back an instant selector looks for a sample.
+    lookback_delta: Option<String>,
+    /// Parts of PromQL, by the names of Prometheus' `--enable-feature`.
+    features: BTreeMap<String, bool>,
 }
 
 /// One name or several.
@@ -52,6 +58,8 @@ pub(crate) struct Settings {
     slo_files: Vec<String>,
     external_url: Option<String>,
     packs: Vec<String>,
+    /// The step of subqueries is prometheus.yml's.
+    pub(crate) promql: obs_promql::Settings,
     /// Folder of the configuration that names the files.
     base: PathBuf,
 }
@@ -76,12 +84,28 @@ impl Settings {
                 ));
             }
         }
+        let mut promql = obs_promql::Settings::default();
+        if let Some(text) = &raw.lookback_delta {
+            let ms = obs_promql::duration::parse_ms(text).filter(|ms| *ms > 0);
+            promql.lookback_ms = ms.ok_or_else(|| {
+                format!("prometheus.lookback_delta: {text:?} is no duration; write 5m")
+            })?;
+        }
+        for (name, on) in &raw.features {
+            if !promql.features.set(name, *on) {
+                let known = Features::NAMES.join(", ");
+                return Err(format!(
+                    "prometheus.features: there is no {name:?}, there are {known}"
+                ));
+            }
+        }
         Ok(Self {
             config_file: raw.config_file.map(|f| base.join(f)),
             rule_files: raw.rule_files,
             slo_files: raw.slo_files,
             external_url: raw.external_url,
             packs,
+            promql,
             base: base.to_owned(),
         })
     }
@@ -92,6 +116,7 @@ pub(crate) struct Loaded {
     config: PrometheusConfig,
     groups: Vec<(String, Vec<RuleGroup>)>,
     options: Options,
+    promql: obs_promql::Settings,
 }
 
 /// Reads a prometheus.yml with its variables replaced.
@@ -128,6 +153,16 @@ pub(crate) fn read_slos(file: &Path) -> Result<obs_rules::file::RuleFile, Config
 }
 
 impl Settings {
+    /// Switches features on by the names of Prometheus' command line; what is no part of PromQL has
+    /// no effect here, and Prometheus starts with names that it does not know too.
+    pub(crate) fn enable(&mut self, names: &[String]) {
+        for name in names {
+            if !self.promql.features.set(name, true) {
+                tracing::warn!("--enable-feature: {name:?} is no part of PromQL");
+            }
+        }
+    }
+
     /// Returns prometheus.yml as it is, if there is one.
     pub(crate) fn text(&self) -> Option<String> {
         std::fs::read_to_string(self.config_file.as_ref()?).ok()
@@ -181,7 +216,8 @@ impl Settings {
             query_offset_ms: ms(config.global.rule_query_offset.0),
             resend_ms: 60_000,
         };
-        Ok(Loaded { config, groups, options })
+        let promql = obs_promql::Settings { default_step_ms: options.interval_ms, ..self.promql };
+        Ok(Loaded { config, groups, options, promql })
     }
 }
 
@@ -332,6 +368,7 @@ impl Running {
         engine: Arc<dyn Engine>,
         data: &Path,
         alerting: Dispatcher,
+        promql: Dialect,
     ) -> Self {
         let tenant = TenantId::default();
         let processing = processing.clone();
@@ -352,7 +389,7 @@ impl Running {
         });
         let tailing = Tailing::new(ingest, data);
         let naming = LiveNaming::default();
-        let workers = Workers { scrape, rules: Arc::new(rules), alertmanagers, naming };
+        let workers = Workers { scrape, rules: Arc::new(rules), alertmanagers, naming, promql };
         Self { workers, notifier, fan_out, tailing, alerting, processing }
     }
 
@@ -361,6 +398,7 @@ impl Running {
         self.tailing.apply(tail)?;
         self.notifier.update(&loaded.config, &loaded.options.external_url)?;
         self.fan_out.update(&loaded.config)?;
+        self.workers.promql.set(loaded.promql);
         self.workers.naming.set(loaded.config.otlp.naming());
         self.workers.scrape.update(loaded.config)?;
         self.workers.rules.update(&loaded.groups, &loaded.options);

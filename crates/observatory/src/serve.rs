@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result};
 use obs_ingest::{DriftAsk, Drifts, Ingest, PurseError, Purses, Telemetry};
 use obs_model::{Append as _, AppendError, MemoryPool, TenantId, TimestampNs, WriteBatch};
 use obs_process::Processing;
+use obs_promql::Dialect;
 use obs_server::state::Parts;
 use obs_server::{
     AdminApi, AppState, Listener, RuleEngine, Transport, router, run_written_rules,
@@ -83,16 +84,19 @@ pub(crate) fn run(a: &ServeArgs) -> Result<ExitCode> {
         .map(|l| config::listen_flag(l))
         .collect::<Result<Vec<_>, _>>()
         .map_err(UsageError)?;
-    let load =
-        || config::load(a.config.as_deref(), a.data.as_deref(), &flags, &config::environment);
+    let (file, data, listen) = (a.config.clone(), a.data.clone(), flags);
+    let features = a.enable_feature.clone();
+    let load = move || {
+        let mut config =
+            config::load(file.as_deref(), data.as_deref(), &listen, &config::environment)?;
+        config.prometheus.enable(&features);
+        Ok(config)
+    };
     let config = load()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("failed to start the runtime")?;
-    let (file, data, listen) = (a.config.clone(), a.data.clone(), flags.clone());
-    let again =
-        move || config::load(file.as_deref(), data.as_deref(), &listen, &config::environment);
     // Decoding takes milliseconds a request, a query more: on the threads that read requests, all
     // others would wait.
     let work = tokio::runtime::Builder::new_multi_thread()
@@ -104,7 +108,7 @@ pub(crate) fn run(a: &ServeArgs) -> Result<ExitCode> {
     let options = ServeOptions {
         demo: a.demo,
         quit_over_http: a.enable_lifecycle,
-        again: Arc::new(again),
+        again: Arc::new(load),
         work: work.handle().clone(),
     };
     runtime.block_on(serve(config, options))?;
@@ -155,7 +159,9 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
     let shared = config.control.open();
     let alerting = alerting::start(config.alerting.load()?, control.clone(), shared, &page_url);
     let alerting = alerting.map_err(UsageError)?;
+    let promql = Dialect::default();
     let engine = RuleEngine {
+        promql: promql.clone(),
         source: Arc::new(store.clone()),
         tenant: TenantId::default(),
         memory: config.store.memory.clone(),
@@ -166,7 +172,8 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
     };
     let processing = Processing::default();
     let engine = Arc::new(engine);
-    let running = Running::new(&ingest, &processing, fan_out, engine, &dir, alerting.clone());
+    let running =
+        Running::new(&ingest, &processing, fan_out, engine, &dir, alerting.clone(), promql);
     let LoadedCollector { collector, tail: tail_of_collector, scrape } = config.collector.load()?;
     let loaded = config.prometheus.load(&external_url, scrape)?;
     let tail = config.tailing.load()?;
@@ -316,7 +323,6 @@ fn flags_of(config: &Config, options: &ServeOptions) -> Vec<(String, String)> {
     };
     [
         ("config.file", file.map_or_else(String::new, |f| f.display().to_string())),
-        ("query.lookback-delta", "5m".into()),
         ("query.max-concurrency", server.query_concurrency.to_string()),
         ("query.max-samples", server.query_samples_max.to_string()),
         ("query.timeout", format!("{}s", server.query_timeout.as_secs())),

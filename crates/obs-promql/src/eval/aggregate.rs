@@ -261,6 +261,11 @@ fn place(labels: &Labels) -> f64 {
     xxhash_rust::xxh3::xxh3_64(&bytes) as f64 / u64::MAX as f64
 }
 
+/// Whether a group's name goes at the end: that of one member is enough.
+fn drops_name(members: &[Column]) -> bool {
+    members.iter().any(|c| c.drops_name)
+}
+
 fn group_labels(labels: &Labels, g: &Grouping) -> Labels {
     let listed = |n: &str| g.labels.iter().any(|l| l == n);
     if g.without { labels.filter(|n| !is_metadata(n) && !listed(n)) } else { labels.filter(listed) }
@@ -319,8 +324,9 @@ impl Evaluator<'_> {
     ) -> Vec<Column> {
         let mut out = Vec::with_capacity(groups.len());
         for (labels, members) in groups {
+            let drops_name = drops_name(&members);
             if let Some(values) = sum_floats(op, &members, self.steps.count) {
-                out.push(Column { labels, values });
+                out.push(Column { labels, values, drops_name });
                 continue;
             }
             let adds = matches!(op, AggregateOp::Sum | AggregateOp::Avg);
@@ -356,7 +362,8 @@ impl Evaluator<'_> {
                     Pos::default(),
                 );
             }
-            out.push(Column { labels, values: slots.into_iter().map(|g| g.finish(op)).collect() });
+            let values = slots.into_iter().map(|g| g.finish(op)).collect();
+            out.push(Column { labels, values, drops_name });
         }
         out.retain(|c| c.values.iter().any(Option::is_some));
         out
@@ -386,6 +393,7 @@ impl Evaluator<'_> {
             .into_iter()
             .map(|(labels, members)| Column {
                 labels,
+                drops_name: drops_name(&members),
                 values: q.iter().enumerate().map(|(i, q)| value(&members, i, *q)).collect(),
             })
             .filter(|c| c.values.iter().any(Option::is_some))
@@ -426,7 +434,7 @@ impl Evaluator<'_> {
             let mut columns: Vec<Option<Column>> = members
                 .into_iter()
                 .zip(kept)
-                .map(|(c, values)| Some(Column { labels: c.labels, values }))
+                .map(|(c, values)| Some(Column { values, ..c }))
                 .collect();
             // An instant query lists the group by rank.
             if self.steps.count == 1 {
@@ -470,7 +478,7 @@ impl Evaluator<'_> {
         // Groups whose labels meet through the label that is set count together.
         let mut index: HashMap<Labels, usize> = HashMap::new();
         for (labels, members) in groups {
-            let first = out.len();
+            let (first, drops_name) = (out.len(), drops_name(&members));
             for c in &members {
                 for step in 0..self.steps.count {
                     let text = match c.values.get(step) {
@@ -482,7 +490,8 @@ impl Evaluator<'_> {
                     };
                     let labels = labels.with(&label.text, &text);
                     let at = *index.entry(labels.clone()).or_insert_with(|| {
-                        out.push(Column { labels, values: vec![None; self.steps.count] });
+                        let values = vec![None; self.steps.count];
+                        out.push(Column { labels, values, drops_name });
                         out.len() - 1
                     });
                     if let Some(slot) = out.get_mut(at).and_then(|c| c.values.get_mut(step)) {

@@ -164,9 +164,9 @@ impl Evaluator<'_> {
         pos: Pos,
     ) -> Evaluated<Value> {
         let mut out = Vec::with_capacity(columns.len());
-        for c in columns {
+        for mut c in columns {
             let mut values = Vec::with_capacity(c.values.len());
-            for (slot, s) in c.values.into_iter().zip(scalar) {
+            for (slot, s) in std::mem::take(&mut c.values).into_iter().zip(scalar) {
                 let s = SampleValue::Float(*s);
                 values.push(slot.and_then(|v| {
                     let (l, r) = if swapped { (&s, &v) } else { (&v, &s) };
@@ -175,12 +175,11 @@ impl Evaluator<'_> {
                     Some(if op.is_comparison() && !bool_modifier { v } else { result })
                 }));
             }
-            let labels = if (op.is_comparison() && !bool_modifier) || op.is_trim() {
-                c.labels
-            } else {
-                c.labels.without_name()
-            };
-            out.push(Column { labels, values });
+            c.values = values;
+            if !((op.is_comparison() && !bool_modifier) || op.is_trim()) {
+                c.drop_name(self.options);
+            }
+            out.push(c);
         }
         super::merge_same_labels(out).map(Value::Vector)
     }
@@ -233,6 +232,7 @@ impl Evaluator<'_> {
                     // The same series may come from the left at some steps and the right at others.
                     match out.iter_mut().find(|o| o.labels == c.labels) {
                         Some(o) => {
+                            o.drops_name |= c.drops_name;
                             for (slot, new) in o.values.iter_mut().zip(c.values) {
                                 *slot = slot.take().or(new);
                             }
@@ -263,6 +263,11 @@ impl Evaluator<'_> {
             ones.entry(signature(&c.labels, matching)).or_default().push(c);
         }
         let mut joined = Joined { index: HashMap::new(), columns: Vec::new() };
+        let is_filter = op.is_comparison() && !bool_modifier;
+        // With `bool` the name may stay until the query ends; arithmetic drops it at once.
+        let stays = op.is_comparison() && self.options.delay_name_removal;
+        let keeps_name = is_filter || op.is_trim() || stays;
+        let drops_name = stays && bool_modifier;
         // Which (group, step) has a sample on the "many" side.
         let mut matched: HashMap<Labels, Vec<bool>> = HashMap::new();
         // As in Prometheus: with `group_right` the sides are swapped before they are filled.
@@ -299,9 +304,10 @@ impl Evaluator<'_> {
                     );
                 }
                 let Some(result) = self.slot(op, l, r, bool_modifier, pos) else { continue };
-                let result = if op.is_comparison() && !bool_modifier { l.clone() } else { result };
-                let labels = result_labels(op, bool_modifier, matching, &m.labels, partner);
-                joined.put(&key, labels, step, result, steps)?;
+                let result = if is_filter { l.clone() } else { result };
+                let labels = result_labels(keeps_name, matching, &m.labels, partner);
+                let drops_name = drops_name || (keeps_name && m.drops_name);
+                joined.put(&key, (labels, drops_name), step, result, steps)?;
             }
         }
         let Some(fill) = fill_many.map(SampleValue::Float) else { return Ok(joined.columns) };
@@ -314,10 +320,9 @@ impl Evaluator<'_> {
                     };
                     let (l, r) = if swapped { (other, &fill) } else { (&fill, other) };
                     let Some(result) = self.slot(op, l, r, bool_modifier, pos) else { continue };
-                    let result =
-                        if op.is_comparison() && !bool_modifier { l.clone() } else { result };
-                    let labels = result_labels(op, bool_modifier, matching, &key, &c.labels);
-                    joined.put(&key, labels, step, result, steps)?;
+                    let result = if is_filter { l.clone() } else { result };
+                    let labels = result_labels(keeps_name, matching, &key, &c.labels);
+                    joined.put(&key, (labels, drops_name), step, result, steps)?;
                 }
             }
         }
@@ -336,13 +341,13 @@ impl Joined {
     fn put(
         &mut self,
         key: &Labels,
-        labels: Labels,
+        (labels, drops_name): (Labels, bool),
         step: usize,
         v: SampleValue,
         steps: usize,
     ) -> Evaluated<()> {
         let (index, group) = self.index.entry(labels.clone()).or_insert_with(|| {
-            self.columns.push(Column { labels, values: vec![None; steps] });
+            self.columns.push(Column { labels, values: vec![None; steps], drops_name });
             (self.columns.len() - 1, key.clone())
         });
         if let Some(place) = self.columns.get_mut(*index).and_then(|c| c.values.get_mut(step)) {
@@ -421,14 +426,7 @@ fn set_signature(labels: &Labels, matching: &Matching) -> Labels {
     }
 }
 
-fn result_labels(
-    op: BinaryOp,
-    bool_modifier: bool,
-    matching: &Matching,
-    many: &Labels,
-    one: &Labels,
-) -> Labels {
-    let keeps_name = (op.is_comparison() && !bool_modifier) || op.is_trim();
+fn result_labels(keeps_name: bool, matching: &Matching, many: &Labels, one: &Labels) -> Labels {
     let base = if keeps_name { many.clone() } else { many.without_name() };
     if matching.cardinality == Cardinality::OneToOne {
         let listed = |n: &str| matching.labels.iter().any(|l| l == n);

@@ -257,7 +257,7 @@ impl Evaluator<'_> {
                     None => {}
                 }
             }
-            out.push(Column { labels: c.labels, values: natives });
+            out.push(Column::new(c.labels, natives));
         }
         let natives: HashMap<Labels, usize> =
             out.iter().enumerate().map(|(i, c)| (c.labels.clone(), i)).collect();
@@ -278,9 +278,9 @@ impl Evaluator<'_> {
                 let some = !buckets.is_empty();
                 values.push(some.then(|| SampleValue::Float(classic(step, &mut buckets))));
             }
-            out.push(Column { labels, values });
+            out.push(Column::new(labels, values));
         }
-        out.iter_mut().for_each(|c| c.labels = c.labels.without_name());
+        out.iter_mut().for_each(|c| c.drop_name(self.options));
         super::merge_same_labels(out)
     }
 

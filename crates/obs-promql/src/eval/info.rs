@@ -74,7 +74,8 @@ impl Evaluator<'_> {
                 let Some(labels) = labels else { continue };
                 let column = out.entry(labels).or_insert_with_key(|labels| {
                     budget += c.values.len() * 24;
-                    Column { labels: labels.clone(), values: vec![None; c.values.len()] }
+                    let values = vec![None; c.values.len()];
+                    Column { labels: labels.clone(), values, drops_name: c.drops_name }
                 });
                 if let Some(slot) = column.values.get_mut(step) {
                     if slot.is_some() {

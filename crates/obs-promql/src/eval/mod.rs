@@ -35,6 +35,9 @@ pub struct QueryOptions {
     pub default_step_ms: i64,
     /// A division by zero gives NaN, as in LogQL; PromQL gives infinity.
     pub zero_division_is_nan: bool,
+    /// Metric names are dropped at the end of the query, not where an operation changes the value
+    /// (Prometheus: `promql-delayed-name-removal`).
+    pub delay_name_removal: bool,
     /// Whether [`Annotations::samples`] is wanted, which costs a pass over all samples.
     pub count_samples: bool,
 }
@@ -45,6 +48,7 @@ impl Default for QueryOptions {
             lookback_ms: 300_000,
             default_step_ms: 60_000,
             zero_division_is_nan: false,
+            delay_name_removal: false,
             count_samples: false,
         }
     }
@@ -84,9 +88,24 @@ pub(crate) type Slot = Option<SampleValue>;
 pub(crate) struct Column {
     pub(crate) labels: Labels,
     pub(crate) values: Vec<Slot>,
+    /// Whether the metric's name goes at the end of the query.
+    pub(crate) drops_name: bool,
 }
 
 impl Column {
+    pub(crate) const fn new(labels: Labels, values: Vec<Slot>) -> Self {
+        Self { labels, values, drops_name: false }
+    }
+
+    /// Drops the metric's name now, or when the query ends.
+    pub(crate) fn drop_name(&mut self, options: QueryOptions) {
+        if options.delay_name_removal {
+            self.drops_name = true;
+        } else {
+            self.labels = self.labels.without_name();
+        }
+    }
+
     /// Returns the float at a step, if there is one.
     pub(crate) fn float(&self, step: usize) -> Option<f64> {
         match self.values.get(step) {
@@ -176,7 +195,7 @@ pub fn evaluate_instant(
     let output = if expr.value_type() == crate::ast::ValueType::Matrix {
         Output::Matrix(ev.instant_matrix(expr)?)
     } else {
-        match ev.eval(expr)? {
+        match ev.whole(expr)? {
             Value::Scalar(v) => {
                 Output::Scalar(sample(SampleValue::Float(v.first().copied().unwrap_or(f64::NAN))))
             }
@@ -220,10 +239,10 @@ pub fn evaluate_range(
         frame,
         skips_buckets: false,
     };
-    let columns = match ev.eval(expr)? {
+    let columns = match ev.whole(expr)? {
         Value::Scalar(v) => {
             let values = v.into_iter().map(|f| Some(SampleValue::Float(f))).collect();
-            vec![Column { labels: Labels::default(), values }]
+            vec![Column::new(Labels::default(), values)]
         }
         Value::Vector(columns) => columns,
         Value::String(_) => {
@@ -275,6 +294,19 @@ pub(crate) fn constant(expr: &Expr) -> Option<f64> {
 }
 
 impl Evaluator<'_> {
+    /// Evaluates a whole query: names that were to go do so.
+    fn whole(&mut self, expr: &Expr) -> Evaluated<Value> {
+        match self.eval(expr)? {
+            Value::Vector(mut columns) if columns.iter().any(|c| c.drops_name) => {
+                for c in columns.iter_mut().filter(|c| c.drops_name) {
+                    c.labels = c.labels.without_name();
+                }
+                merge_same_labels(columns).map(Value::Vector)
+            }
+            value => Ok(value),
+        }
+    }
+
     pub(crate) fn eval(&mut self, expr: &Expr) -> Evaluated<Value> {
         self.budget.check()?;
         match expr {
@@ -350,9 +382,10 @@ impl Evaluator<'_> {
                         SampleValue::Histogram(h.into())
                     }
                 };
-                let columns = columns.into_iter().map(|c| Column {
-                    labels: c.labels.without_name(),
-                    values: c.values.into_iter().map(|s| s.map(flip)).collect(),
+                let columns = columns.into_iter().map(|mut c| {
+                    c.drop_name(self.options);
+                    c.values = c.values.into_iter().map(|s| s.map(flip)).collect();
+                    c
                 });
                 Value::Vector(merge_same_labels(columns.collect())?)
             }
@@ -416,6 +449,7 @@ pub(crate) fn merge_same_labels(columns: Vec<Column>) -> Evaluated<Vec<Column>> 
                 out.push(column);
             }
             Some(first) => {
+                first.drops_name |= column.drops_name;
                 for (slot, new) in first.values.iter_mut().zip(column.values) {
                     if slot.is_some() && new.is_some() {
                         return execution("vector cannot contain metrics with the same labelset");

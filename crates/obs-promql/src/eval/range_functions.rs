@@ -365,7 +365,7 @@ impl Evaluator<'_> {
         let mut columns = self.windows(name, &mut ranges, &params, range_arg)?;
         if !matches!(name, "last_over_time" | "first_over_time") {
             for c in &mut columns {
-                c.labels = c.labels.without_name();
+                c.drop_name(self.options);
             }
         }
         merge_same_labels(columns)
@@ -381,11 +381,13 @@ impl Evaluator<'_> {
         let kind = rates::Kind::of(name).filter(|_| ranges.extension.is_none());
         self.budget
             .take(0, ranges.series.len().saturating_mul(self.steps.count).saturating_mul(24))?;
-        let mut columns: Vec<Column> = ranges
-            .series
-            .iter()
-            .map(|s| Column { labels: s.labels.clone(), values: Vec::new() })
-            .collect();
+        let mut columns: Vec<Column> =
+            ranges.series.iter().map(|s| Column::new(s.labels.clone(), Vec::new())).collect();
+        for i in &ranges.nameless {
+            if let Some(c) = columns.get_mut(*i) {
+                c.drops_name = true;
+            }
+        }
         let done = match kind {
             Some(kind) => self.float_rates(ranges, kind, &mut columns)?,
             None => vec![false; ranges.series.len()],
@@ -643,7 +645,7 @@ impl Evaluator<'_> {
         let values: Vec<Slot> =
             present.into_iter().map(|p| (!p).then_some(SampleValue::Float(1.0))).collect();
         Ok(if values.iter().any(Option::is_some) {
-            vec![Column { labels, values }]
+            vec![Column::new(labels, values)]
         } else {
             Vec::new()
         })

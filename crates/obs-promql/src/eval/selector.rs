@@ -24,6 +24,8 @@ pub(crate) struct RangeVector {
     pub(crate) reach: (i64, i64),
     /// Samples that the steps of a subquery looked at, if that is counted.
     inner: Option<u64>,
+    /// Places of series of a subquery whose names go at the end of the query.
+    pub(crate) nameless: Vec<usize>,
 }
 
 /// How far an extended selector looks before and after.
@@ -51,7 +53,16 @@ impl RangeVector {
             series.push(Series { labels: s.labels, samples });
             columns.push(floats);
         }
-        Self { series, columns, range_ms, ends, extension, reach, inner: None }
+        Self {
+            series,
+            columns,
+            range_ms,
+            ends,
+            extension,
+            reach,
+            inner: None,
+            nameless: Vec::new(),
+        }
     }
 
     /// Returns how many samples the windows of each step hold.
@@ -215,7 +226,7 @@ impl Evaluator<'_> {
             };
             let values: Vec<_> = times.iter().map(value).collect();
             if values.iter().any(Option::is_some) {
-                out.push((Column { labels: s.labels, values }, times.clone()));
+                out.push((Column::new(s.labels, values), times.clone()));
             }
         }
         Ok(out)
@@ -330,7 +341,7 @@ impl Evaluator<'_> {
                     latest(&references, lookback, time, value)
                 }
             };
-            let column = Column { labels: s.labels, values };
+            let column = Column::new(s.labels, values);
             if column.values.iter().any(Option::is_some) {
                 out.push((column, times));
             }
@@ -395,7 +406,7 @@ impl Evaluator<'_> {
                     Value::Vector(v) => v,
                     Value::Scalar(v) => {
                         let values = v.into_iter().map(|f| Some(SampleValue::Float(f))).collect();
-                        vec![Column { labels: Labels::default(), values }]
+                        vec![Column::new(Labels::default(), values)]
                     }
                     Value::String(_) => return execution("subquery over a string"),
                 };
@@ -411,13 +422,15 @@ impl Evaluator<'_> {
                     };
                     Some(Sample { timestamp: TimestampMs::from_millis(t), value })
                 };
+                let nameless = columns.iter().enumerate().filter(|(_, c)| c.drops_name);
+                let nameless = nameless.map(|(i, _)| i).collect();
                 let series = columns.into_iter().map(|c| {
                     let samples = steps.times().zip(c.values).filter_map(point);
                     let samples = samples.collect::<Vec<_>>().into();
                     ColumnSeries { labels: c.labels, samples }
                 });
                 let ranges = RangeVector::new(series.collect(), (*range_ms, ends), (None, (0, 0)));
-                Ok(RangeVector { inner: Some(inner), ..ranges })
+                Ok(RangeVector { inner: Some(inner), nameless, ..ranges })
             }
             _ => execution("expected a range vector"),
         }

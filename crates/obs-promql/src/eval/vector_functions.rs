@@ -113,21 +113,6 @@ fn math(name: &str, f: f64) -> Option<f64> {
     })
 }
 
-/// Maps the floats of each column (histograms vanish) and drops the metric name.
-fn map_floats(columns: Vec<Column>, f: impl Fn(usize, f64) -> Slot) -> Evaluated<Vec<Column>> {
-    let map = |c: Column| {
-        let value = |(i, slot): (usize, &Slot)| match slot {
-            Some(SampleValue::Float(v)) => f(i, *v),
-            _ => None,
-        };
-        Column {
-            labels: c.labels.without_name(),
-            values: c.values.iter().enumerate().map(value).collect(),
-        }
-    };
-    merge_same_labels(columns.into_iter().map(map).collect())
-}
-
 /// Compares texts with the numbers in them by value: `a2` before `a10`.
 fn natural_order(a: &str, b: &str) -> Ordering {
     let (mut a, mut b) = (a, b);
@@ -156,6 +141,33 @@ fn natural_order(a: &str, b: &str) -> Ordering {
 }
 
 impl Evaluator<'_> {
+    /// Maps the floats of each column (histograms vanish) and drops the metric name.
+    fn map_floats(
+        &self,
+        columns: Vec<Column>,
+        f: impl Fn(usize, f64) -> Slot,
+    ) -> Evaluated<Vec<Column>> {
+        self.map_values(columns, |i, value| match value {
+            SampleValue::Float(v) => f(i, *v),
+            SampleValue::Histogram(_) => None,
+        })
+    }
+
+    /// Maps the samples of each column and drops the metric name.
+    fn map_values(
+        &self,
+        mut columns: Vec<Column>,
+        f: impl Fn(usize, &SampleValue) -> Slot,
+    ) -> Evaluated<Vec<Column>> {
+        for c in &mut columns {
+            for (i, slot) in c.values.iter_mut().enumerate() {
+                *slot = slot.as_ref().and_then(|v| f(i, v));
+            }
+            c.drop_name(self.options);
+        }
+        merge_same_labels(columns)
+    }
+
     pub(crate) fn call(&mut self, name: &str, args: &[Expr], pos: Pos) -> Evaluated<Value> {
         let float = |f: f64| Some(SampleValue::Float(f));
         let first = args.first();
@@ -180,7 +192,7 @@ impl Evaluator<'_> {
             ("pi", _) => Ok(Value::Scalar(vec![std::f64::consts::PI; self.steps.count])),
             ("vector", Some(arg)) => {
                 let values = self.scalar(arg)?.into_iter().map(float).collect();
-                Ok(Value::Vector(vec![Column { labels: Labels::default(), values }]))
+                Ok(Value::Vector(vec![Column::new(Labels::default(), values)]))
             }
             ("scalar", Some(arg)) => {
                 let columns = self.vector(arg)?;
@@ -231,12 +243,12 @@ impl Evaluator<'_> {
             ) => {
                 let columns = match first {
                     Some(arg) => self.vector(arg)?,
-                    None => vec![Column {
-                        labels: Labels::default(),
-                        values: self.steps.times().map(|t| float(t as f64 / 1000.0)).collect(),
-                    }],
+                    None => {
+                        let times = self.steps.times().map(|t| float(t as f64 / 1000.0));
+                        vec![Column::new(Labels::default(), times.collect())]
+                    }
                 };
-                map_floats(columns, |_, f| float(date_part(name, f))).map(Value::Vector)
+                self.map_floats(columns, |_, f| float(date_part(name, f))).map(Value::Vector)
             }
             (_, Some(arg)) => self.of_vector(name, arg, args).map(Value::Vector),
             (_, None) => execution(format!("function {name} needs an argument")),
@@ -261,12 +273,12 @@ impl Evaluator<'_> {
                     _ => Labels::default(),
                 };
                 Ok(if values.iter().any(Option::is_some) {
-                    vec![Column { labels, values }]
+                    vec![Column::new(labels, values)]
                 } else {
                     Vec::new()
                 })
             }
-            "clamp" => map_floats(columns, |i, f| {
+            "clamp" => self.map_floats(columns, |i, f| {
                 let (min, max) = (param(0, i, f64::NAN), param(1, i, f64::NAN));
                 if max < min {
                     None
@@ -276,21 +288,21 @@ impl Evaluator<'_> {
                     float(f.min(max).max(min))
                 }
             }),
-            "clamp_min" => map_floats(columns, |i, f| {
+            "clamp_min" => self.map_floats(columns, |i, f| {
                 float(if f.is_nan() || param(0, i, 0.0).is_nan() {
                     f64::NAN
                 } else {
                     f.max(param(0, i, 0.0))
                 })
             }),
-            "clamp_max" => map_floats(columns, |i, f| {
+            "clamp_max" => self.map_floats(columns, |i, f| {
                 float(if f.is_nan() || param(0, i, 0.0).is_nan() {
                     f64::NAN
                 } else {
                     f.min(param(0, i, 0.0))
                 })
             }),
-            "round" => map_floats(columns, |i, f| {
+            "round" => self.map_floats(columns, |i, f| {
                 let inverse = 1.0 / param(0, i, 1.0);
                 float((f * inverse + 0.5).floor() / inverse)
             }),
@@ -307,20 +319,11 @@ impl Evaluator<'_> {
                 Ok(columns)
             }
             "histogram_count" | "histogram_sum" | "histogram_avg" | "histogram_stddev"
-            | "histogram_stdvar" => {
-                let map = |c: Column| {
-                    let value = |v: &Slot| match v {
-                        Some(SampleValue::Histogram(h)) => float(histograms::part(name, h)),
-                        _ => None,
-                    };
-                    Column {
-                        labels: c.labels.without_name(),
-                        values: c.values.iter().map(value).collect(),
-                    }
-                };
-                merge_same_labels(columns.into_iter().map(map).collect())
-            }
-            _ => map_floats(columns, |_, f| math(name, f).and_then(float)),
+            | "histogram_stdvar" => self.map_values(columns, |_, value| match value {
+                SampleValue::Histogram(h) => float(histograms::part(name, h)),
+                SampleValue::Float(_) => None,
+            }),
+            _ => self.map_floats(columns, |_, f| math(name, f).and_then(float)),
         }
     }
 
@@ -365,33 +368,20 @@ impl Evaluator<'_> {
     /// Of a plain selector the time of the sample itself, of anything else the evaluation time.
     fn timestamp(&mut self, arg: &Expr) -> Evaluated<Vec<Column>> {
         let seconds = |ms: i64| Some(SampleValue::Float(ms as f64 / 1000.0));
-        let columns = if let Expr::Selector(s) = arg.unwrap_parens() {
-            let rows = self.selector_samples(s)?;
-            let column = |(c, times): (Column, Vec<i64>)| Column {
-                labels: c.labels.without_name(),
-                values: c
-                    .values
-                    .iter()
-                    .zip(times)
-                    .map(|(v, t)| v.as_ref().and_then(|_| seconds(t)))
-                    .collect(),
-            };
-            rows.into_iter().map(column).collect()
-        } else {
+        let Expr::Selector(s) = arg.unwrap_parens() else {
             let columns = self.vector(arg)?;
             let times: Vec<i64> = self.steps.times().collect();
-            let column = |c: Column| Column {
-                labels: c.labels.without_name(),
-                values: c
-                    .values
-                    .iter()
-                    .zip(&times)
-                    .map(|(v, t)| v.as_ref().and_then(|_| seconds(*t)))
-                    .collect(),
-            };
-            columns.into_iter().map(column).collect()
+            return self.map_values(columns, |i, _| seconds(*times.get(i)?));
         };
-        merge_same_labels(columns)
+        let rows = self.selector_samples(s)?;
+        let column = |(mut c, times): (Column, Vec<i64>)| {
+            for (slot, t) in c.values.iter_mut().zip(times) {
+                *slot = slot.take().and_then(|_| seconds(t));
+            }
+            c.drop_name(self.options);
+            c
+        };
+        merge_same_labels(rows.into_iter().map(column).collect())
     }
 
     fn label_replace(&mut self, arg: &Expr, args: &[Expr]) -> Evaluated<Vec<Column>> {
@@ -408,6 +398,7 @@ impl Evaluator<'_> {
                 let mut value = String::new();
                 captures.expand(&replacement, &mut value);
                 c.labels = c.labels.with(&target.text, &value);
+                c.drops_name &= target.text != METRIC_NAME;
             }
         }
         merge_same_labels(columns)
@@ -425,6 +416,7 @@ impl Evaluator<'_> {
         for c in &mut columns {
             let parts: Vec<&str> = sources.iter().map(|s| c.labels.get(&s.text)).collect();
             c.labels = c.labels.with(&target.text, &parts.join(&separator));
+            c.drops_name &= target.text != METRIC_NAME;
         }
         merge_same_labels(columns)
     }

@@ -96,6 +96,14 @@ impl Parser<'_> {
 
     /// Returns milliseconds now, or the expression if they depend on the query.
     pub(super) fn settle(&self, e: DurationExpr, at: usize) -> Parsed<(i64, Option<DurationExpr>)> {
+        let is_plain = match &e {
+            DurationExpr::Seconds(_) => true,
+            DurationExpr::Negate(inner) => matches!(**inner, DurationExpr::Seconds(_)),
+            _ => false,
+        };
+        if !is_plain && !self.features.duration_expressions {
+            return self.fail(at, "experimental duration expression is not enabled");
+        }
         match e.constant() {
             Some(Ok(ms)) => Ok((ms, None)),
             Some(Err(text)) => self.fail(at, text),

@@ -15,7 +15,7 @@ use http::{HeaderMap, StatusCode};
 use obs_model::{Labels, Matcher, SampleValue, Series, TimestampMs, TimestampNs};
 use obs_notify::receivers::Outcome;
 use obs_notify::{Config, Finding, Listed, NewAlert, Silence, SilenceMatcher};
-use obs_promql::{Output, QueryOptions, evaluate_range};
+use obs_promql::{Output, evaluate_range};
 use obs_rules::alert::{Alerts, Found, State as AlertState};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -384,7 +384,7 @@ async fn backtest(State(state): State<AppState>, headers: HeaderMap, bytes: Byte
     };
     let now = state.now().to_millis().millis();
     let asked = (|| {
-        let expr = obs_promql::parse(&b.expr).map_err(|e| e.to_string())?;
+        let expr = state.workers.promql.parse(&b.expr).map_err(|e| e.to_string())?;
         let (end, day) = (instant(&b.end, now)?, 86_400_000);
         let start = instant(&b.start, end - day)?;
         if start >= end {
@@ -406,7 +406,7 @@ async fn backtest(State(state): State<AppState>, headers: HeaderMap, bytes: Byte
     };
     let done = blocking(&state, "metric_repository", "backtest", move |s, budget| {
         let at = TimestampMs::from_millis;
-        let options = QueryOptions::default();
+        let options = s.workers.promql.options();
         let out = evaluate_range(
             &*s.source,
             &tenant,

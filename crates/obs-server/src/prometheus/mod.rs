@@ -115,15 +115,18 @@ fn time_param(p: &Params, name: &str) -> Api<Option<i64>> {
     p.get(name).map(parse).transpose()
 }
 
-fn parsed(p: &Params) -> Api<(String, Expr)> {
+fn parsed(state: &AppState, p: &Params) -> Api<(String, Expr)> {
     let text = p.get("query").unwrap_or_default();
-    let expr =
-        parse(text).map_err(|e| ApiError::bad(format!("invalid parameter \"query\": {e}")))?;
+    let expr = state
+        .workers
+        .promql
+        .parse(text)
+        .map_err(|e| ApiError::bad(format!("invalid parameter \"query\": {e}")))?;
     Ok((text.to_owned(), expr))
 }
 
-fn options(p: &Params) -> Api<QueryOptions> {
-    let mut o = QueryOptions::default();
+fn options(state: &AppState, p: &Params) -> Api<QueryOptions> {
+    let mut o = state.workers.promql.options();
     if let Some(text) = p.get("lookback_delta") {
         o.lookback_ms = step_ms(text).filter(|ms| *ms > 0).ok_or_else(|| {
             ApiError::bad(format!("error parsing lookback delta duration: {text:?}"))
@@ -140,8 +143,8 @@ fn failure(e: EvalError) -> QueryFailure {
 }
 
 async fn query(State(state): State<AppState>, p: Params) -> Api<Response> {
-    let (text, expr) = parsed(&p)?;
-    let mut options = options(&p)?;
+    let (text, expr) = parsed(&state, &p)?;
+    let mut options = options(&state, &p)?;
     let time = time_param(&p, "time")?.unwrap_or_else(|| state.now().to_millis().millis());
     let extras = Extras::of(&p)?;
     options.count_samples = extras.stats.is_some();
@@ -185,7 +188,7 @@ async fn query_range(State(state): State<AppState>, p: Params) -> Api<Response> 
             "exceeded maximum resolution of 11,000 points per timeseries. Try decreasing the query resolution (?step=XX)",
         ));
     }
-    let (text, expr) = parsed(&p)?;
+    let (text, expr) = parsed(&state, &p)?;
     if !matches!(
         expr.value_type(),
         obs_promql::ast::ValueType::Scalar | obs_promql::ast::ValueType::Vector
@@ -195,7 +198,7 @@ async fn query_range(State(state): State<AppState>, p: Params) -> Api<Response> 
             "invalid parameter \"query\": invalid expression type {got:?} for range query, must be Scalar or instant Vector"
         )));
     }
-    let mut options = options(&p)?;
+    let mut options = options(&state, &p)?;
     let extras = Extras::of(&p)?;
     options.count_samples = extras.stats.is_some();
     let tenant = p.tenant.clone();

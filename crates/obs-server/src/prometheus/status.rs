@@ -259,8 +259,14 @@ pub(super) async fn target_metadata(State(state): State<AppState>, p: Params) ->
 }
 
 pub(super) async fn flags(State(state): State<AppState>) -> Response {
-    let map: BTreeMap<&str, &str> =
+    let mut map: BTreeMap<&str, &str> =
         state.flags.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+    // These follow the configuration.
+    let promql = state.workers.promql.settings();
+    let features = promql.features.enabled().join(",");
+    let lookback = obs_promql::duration::format_ms(promql.lookback_ms);
+    map.insert("enable-feature", &features);
+    map.insert("query.lookback-delta", &lookback);
     success(map)
 }
 
@@ -352,7 +358,7 @@ pub(super) async fn quit(State(state): State<AppState>) -> Response {
 }
 
 pub(super) async fn exemplars(State(state): State<AppState>, p: Params) -> Api<Response> {
-    let (_, expr) = super::parsed(&p)?;
+    let (_, expr) = super::parsed(&state, &p)?;
     let start = super::time_param(&p, "start")?.unwrap_or(i64::MIN);
     let end = super::time_param(&p, "end")?.unwrap_or(i64::MAX);
     if end < start {

@@ -2,19 +2,21 @@
 
 use super::{Api, success};
 use crate::params::Params;
+use crate::state::AppState;
+use axum::extract::State;
 use axum::response::Response;
 use obs_model::{MatchOp, Matcher};
 use obs_promql::ast::{At, Cardinality, Expr, Extension, Matching, Selector, VARIADIC, ValueType};
 use obs_promql::{format_float, pretty};
 use serde_json::{Value, json};
 
-pub(super) async fn format_query(p: Params) -> Api<Response> {
-    let (_, expr) = super::parsed(&p)?;
+pub(super) async fn format_query(State(state): State<AppState>, p: Params) -> Api<Response> {
+    let (_, expr) = super::parsed(&state, &p)?;
     Ok(success(pretty(&expr)))
 }
 
-pub(super) async fn parse_query(p: Params) -> Api<Response> {
-    let (_, expr) = super::parsed(&p)?;
+pub(super) async fn parse_query(State(state): State<AppState>, p: Params) -> Api<Response> {
+    let (_, expr) = super::parsed(&state, &p)?;
     Ok(success(tree(&expr)))
 }
 
