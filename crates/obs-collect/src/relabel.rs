@@ -68,9 +68,6 @@ impl PartialEq for Rule {
     }
 }
 
-/// Most bytes that a compiled pattern may take.
-const REGEX_BYTES_MAX: usize = 1 << 20;
-
 impl TryFrom<Raw> for Rule {
     type Error = String;
 
@@ -118,9 +115,7 @@ impl TryFrom<Raw> for Rule {
             return Err(format!("{word} action requires only 'regex', and no other fields"));
         }
         let pattern = r.regex.unwrap_or_else(|| "(.*)".into());
-        let regex = regex::RegexBuilder::new(&format!("^(?s:{pattern})$"))
-            .size_limit(REGEX_BYTES_MAX)
-            .build()
+        let regex = obs_model::anchored_regex(&pattern)
             .map_err(|e| format!("invalid regex {pattern:?}: {e}"))?;
         Ok(Self {
             source_labels: r.source_labels.unwrap_or_default(),

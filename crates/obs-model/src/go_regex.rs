@@ -3,14 +3,42 @@
 use regex::Regex;
 
 /// Compiled size past which a pattern is refused, in bytes.
-pub(crate) const REGEX_BYTES_MAX: usize = 1 << 20;
+const REGEX_BYTES_MAX: usize = 1 << 20;
 
 /// Compiles an unanchored pattern in RE2's syntax.
 ///
 /// # Errors
 /// When it is no regular expression or too large.
 pub fn go_regex(pattern: &str) -> Result<Regex, regex::Error> {
-    regex::RegexBuilder::new(&translate(pattern)).size_limit(REGEX_BYTES_MAX).build()
+    compile(&translate(pattern))
+}
+
+/// Compiles a pattern in RE2's syntax that a whole text must match, as Prometheus anchors those of
+/// matchers, relabelling and `label_replace`: a dot matches a line break too.
+///
+/// # Errors
+/// When it is no regular expression or too large.
+pub fn anchored_regex(pattern: &str) -> Result<Regex, regex::Error> {
+    compile(&format!("^(?s:{})$", translate(pattern)))
+}
+
+fn compile(translated: &str) -> Result<Regex, regex::Error> {
+    regex::RegexBuilder::new(translated).size_limit(REGEX_BYTES_MAX).build()
+}
+
+/// Returns a class of ASCII characters, which is what RE2 means by these escapes.
+const fn ascii_class(escaped: char, in_class: bool) -> Option<&'static str> {
+    Some(match escaped {
+        'd' => "[0-9]",
+        'D' => "[^0-9]",
+        'w' => "[0-9A-Za-z_]",
+        'W' => "[^0-9A-Za-z_]",
+        's' => "[\\t\\n\\f\\r ]",
+        'S' => "[^\\t\\n\\f\\r ]",
+        'b' if !in_class => "(?-u:\\b)",
+        'B' if !in_class => "(?-u:\\B)",
+        _ => return None,
+    })
 }
 
 /// Returns whether a text that follows `{` makes it a repetition: `3}`, `3,}`, `3,5}`.
@@ -22,8 +50,8 @@ fn is_repetition(rest: &str) -> bool {
 }
 
 /// Rewrites what the two dialects read differently: RE2 takes a brace that repeats nothing for
-/// itself, quotes with `\Q…\E`, and knows no nested classes, set operators or word-edge escapes.
-pub(crate) fn translate(pattern: &str) -> String {
+/// itself, quotes with `\Q…\E`, takes `\d`, `\w`, `\s` and `\b` for ASCII, and knows no nested classes, set operators or word-edge escapes.
+fn translate(pattern: &str) -> String {
     let mut out = String::with_capacity(pattern.len() + 8);
     let mut rest = pattern;
     let mut in_class = false;
@@ -51,7 +79,10 @@ pub(crate) fn translate(pattern: &str) -> String {
                         out.push('}');
                         rest = tail;
                     }
-                    _ => out.extend(['\\', escaped]),
+                    _ => match ascii_class(escaped, in_class) {
+                        Some(class) => out.push_str(class),
+                        None => out.extend(['\\', escaped]),
+                    },
                 }
             }
             '[' if in_class => {
@@ -112,6 +143,19 @@ mod tests {
             (r"^\p{Greek}+$", "αβγ", true),
             (r"^[\p{Lu}\x{4f60}]+$", "A你", true),
             (r"\PL", "a", false),
+            (r"^\d+$", "٣", false),
+            (r"^[\d.]+$", "1.5", true),
+            (r"^[^\d]$", "٣", true),
+            (r"^\D$", "٣", true),
+            (r"^\w+$", "né", false),
+            (r"^[\w-.]+$", "a-b_1.", true),
+            (r"^[\W]$", "é", true),
+            (r"^\s$", "\u{a0}", false),
+            (r"^a[\s]b\sc$", "a b\tc", true),
+            (r"^\S$", "\u{a0}", true),
+            (r"\bx", "éx", true),
+            (r"n\B.", "né", false),
+            (r"n\B.", "nn", true),
         ] {
             assert_eq!(go_regex(pattern).unwrap().is_match(text), want, "{pattern}");
         }

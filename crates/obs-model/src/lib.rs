@@ -29,7 +29,7 @@ pub use attributes::{AttributeValue, Attributes, Resource, Scope};
 pub use changes::{Changes, Moment};
 pub use column::{ColumnSeries, Floats, Samples, SharedSlice, Times};
 pub use control::{KeepState, StateChange, StateError, StateFuture};
-pub use go_regex::go_regex;
+pub use go_regex::{anchored_regex, go_regex};
 pub use histogram::{CUSTOM_BUCKETS_SCHEMA, Histogram, HistogramBucket, ResetHint};
 pub use ids::{SpanId, TenantId, TenantIdError, TraceId, unhex};
 pub use labels::{Labels, LabelsBuilder, LabelsIter, METRIC_NAME, is_metadata};

@@ -1,7 +1,7 @@
 //! Label matchers with Prometheus' semantics: fully anchored, absent equals empty.
 
 use crate::Labels;
-use crate::go_regex::{REGEX_BYTES_MAX, translate};
+use crate::go_regex::anchored_regex;
 use regex::Regex;
 use std::fmt;
 
@@ -45,10 +45,7 @@ impl Matcher {
         let regex = match op {
             MatchOp::Equal | MatchOp::NotEqual => None,
             MatchOp::Regex | MatchOp::NotRegex => Some(
-                // `s` as in Prometheus: `.` matches a newline too.
-                regex::RegexBuilder::new(&format!("^(?s:{})$", translate(&value)))
-                    .size_limit(REGEX_BYTES_MAX)
-                    .build()
+                anchored_regex(&value)
                     .map_err(|e| MatcherError { pattern: value.clone(), reason: e.to_string() })?,
             ),
         };

@@ -247,10 +247,7 @@ fn title(s: &str) -> String {
 }
 
 fn regex_of(pattern: &str) -> Result<regex::Regex, String> {
-    regex::RegexBuilder::new(pattern)
-        .size_limit(1 << 20)
-        .build()
-        .map_err(|e| format!("error parsing regexp: {e}"))
+    obs_model::go_regex(pattern).map_err(|e| format!("error parsing regexp: {e}"))
 }
 
 fn samples(v: &Value) -> Result<Vec<Value>, String> {

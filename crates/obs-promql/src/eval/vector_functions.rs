@@ -387,8 +387,7 @@ impl Evaluator<'_> {
     fn label_replace(&mut self, arg: &Expr, args: &[Expr]) -> Evaluated<Vec<Column>> {
         let (target, replacement) = (self.string(args.get(1))?, self.string(args.get(2))?.text);
         let (source, pattern) = (self.string(args.get(3))?.text, self.string(args.get(4))?.text);
-        let regex = regex::Regex::new(&format!("^(?s:{pattern})$"));
-        let Ok(regex) = regex else {
+        let Ok(regex) = obs_model::anchored_regex(&pattern) else {
             return execution(format!("invalid regular expression in label_replace(): {pattern}"));
         };
         check_label("destination", "label_replace", &target)?;
