@@ -358,18 +358,22 @@ pub(crate) fn run(
     // The series of the stream before, which mostly is the stream of the next record too.
     let mut last: Option<(Labels, usize)> = None;
     let mut take = |record: &LogRecord, rows: LogRows<'_>| {
+        if rows.times.is_empty() {
+            return ControlFlow::Continue(false);
+        }
         let mut entry = Entry::new(record, wanted.as_deref());
         if names_ids {
             entry = entry.with_ids(record);
         }
         let line = pipeline.run(&record.line, record.timestamp, &mut entry);
-        let Some(line) = line else { return ControlFlow::Continue(()) };
+        let Some(line) = line else { return ControlFlow::Continue(false) };
         let value = match &r.unwrap {
             None if is_bytes => line.len() as f64,
             None => 1.0,
             Some(u) => match unwrap(u, &mut entry) {
                 Some(v) => v,
-                None => return ControlFlow::Continue(()),
+                // The number of another may be one.
+                None => return ControlFlow::Continue(true),
             },
         };
         if entry.has_error() && !errors_are_results {
@@ -407,12 +411,12 @@ pub(crate) fn run(
         if let Some(g) = gathered.get_mut(at) {
             g.add(&mut windows, offset_ns, rows, value);
         }
-        ControlFlow::Continue(())
+        ControlFlow::Continue(true)
     };
     let ordered = r.expr.stages.iter().any(|s| matches!(s, Stage::Distinct(_)));
     if ordered {
         source.select_logs(tenant, &selection, budget, &mut |r| {
-            take(r, LogRows::one(&r.timestamp.nanos()))
+            take(r, LogRows::one(&r.timestamp.nanos())).map_continue(|_| ())
         })?;
     } else {
         let skips_parsers = wanted.as_ref().is_some_and(Vec::is_empty);
@@ -435,7 +439,9 @@ pub(crate) fn run(
             is_value: !is_sum,
             of: &of,
         });
-        let members = LineMembers { wants: &wants, number, runs: &read.runs };
+        let filters = |s: &Stage| matches!(s, Stage::Line(_) | Stage::Label(_));
+        let may_refuse = r.expr.stages.iter().any(filters);
+        let members = LineMembers { wants: &wants, number, runs: &read.runs, may_refuse };
         let members = read.is_by_member.then_some(members);
         let members = members.filter(|_| !is_bytes);
         let scan = LogScan { accept: &accept, line, ids: names_ids, members };

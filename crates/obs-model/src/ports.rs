@@ -319,6 +319,8 @@ pub struct LineMembers<'a> {
     /// What else is looked for in lines: members that may hold one of these are wanted too, and so is
     /// all of a line that is no object or may hold one elsewhere.
     pub runs: &'a [LineRun],
+    /// Whether the visitor may not want some of what it is shown; it is asked early then.
+    pub may_refuse: bool,
 }
 
 /// A run of ASCII letters and digits in what is looked for in lines, which holds nothing that parts the
@@ -355,17 +357,31 @@ pub struct LogRows<'a> {
     pub times: &'a [i64],
     /// The number of each, if numbers are wanted and not to be read in the line.
     pub values: &'a [f64],
+    /// How many more there are that are left out, as the visitor did not want one like them.
+    pub left_out: usize,
 }
 
 impl<'a> LogRows<'a> {
     /// A record that stands for itself.
     pub const fn one(time: &'a i64) -> Self {
-        Self { times: std::slice::from_ref(time), values: &[] }
+        Self::at(std::slice::from_ref(time))
+    }
+
+    /// Records of which only the times are told apart.
+    pub const fn at(times: &'a [i64]) -> Self {
+        Self { times, values: &[], left_out: 0 }
+    }
+
+    /// Returns how many records these are, with those that are left out.
+    pub const fn count(&self) -> usize {
+        self.times.len() + self.left_out
     }
 }
 
-/// What the visitor of a counting scan says: go on or stop.
-pub type VisitScan<'a> = &'a mut dyn FnMut(&LogRecord, LogRows<'_>) -> ControlFlow<()>;
+/// What the visitor of a counting scan says: stop, or whether records that differ from this one in
+/// their times and numbers alone are wanted too. The scan may leave them out where they are not, and
+/// say how many.
+pub type VisitScan<'a> = &'a mut dyn FnMut(&LogRecord, LogRows<'_>) -> ControlFlow<(), bool>;
 
 impl std::fmt::Debug for LogScan<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -422,7 +438,7 @@ pub trait SelectLogs: Send + Sync {
             if !(scan.accept)(&r.stream) {
                 return ControlFlow::Continue(());
             }
-            visit(r, LogRows::one(&r.timestamp.nanos()))
+            visit(r, LogRows::one(&r.timestamp.nanos())).map_continue(|_| ())
         })
     }
 

@@ -457,7 +457,7 @@ impl Store {
                 budget.check()?;
                 let mut seen = 0;
                 let mut one = |r: &LogRecord, rows: LogRows<'_>| {
-                    seen += rows.times.len();
+                    seen += rows.count();
                     Ok(visit(r, rows))
                 };
                 let block = LogBlock { columns, bytes };
@@ -466,7 +466,7 @@ impl Store {
                         let is_wanted = !hidden.hides(&r) && (scan.accept)(&r.stream);
                         let time = r.timestamp.nanos();
                         if is_wanted {
-                            one(&r, LogRows::one(&time))
+                            one(&r, LogRows::one(&time)).map(|flow| flow.map_continue(|_| ()))
                         } else {
                             Ok(ControlFlow::Continue(()))
                         }
@@ -549,7 +549,7 @@ impl SelectLogs for Store {
             if !(scan.accept)(&r.stream) {
                 return ControlFlow::Continue(());
             }
-            visit(r, LogRows::one(&r.timestamp.nanos()))
+            visit(r, LogRows::one(&r.timestamp.nanos())).map_continue(|_| ())
         };
         for range in plan.together {
             let flow = self.each_window(&snapshot, selection, range, budget, &mut accepted)?;

@@ -447,7 +447,7 @@ async fn deleted_log_lines_are_hidden_at_once_and_stay_so() {
         let scan = LogScan { accept: &|_| true, line: false, ids: false, members: None };
         let done = store.scan_logs(&t, &selection, scan, &budget, &mut |_, rows| {
             scanned.extend_from_slice(rows.times);
-            ControlFlow::Continue(())
+            ControlFlow::Continue(true)
         });
         done.unwrap();
         scanned.sort_unstable();
@@ -639,7 +639,7 @@ async fn a_scan_finds_what_a_select_finds_each_once() {
                         let scanned =
                             store.scan_logs(&tenant, &selection, scan, &budget, &mut |r, _| {
                                 got.push(told(r));
-                                ControlFlow::Continue(())
+                                ControlFlow::Continue(true)
                             });
                         scanned.unwrap();
                         let mut want: Vec<_> = want

@@ -123,7 +123,7 @@ proptest! {
         let accept = |s: &Labels| s.get("app") != "db";
         let wants = |k: &str, _: bool| wanted.contains(&k);
         let number_of = key.map(|key| NumberMember { key, holds: &holds, is_value: measures == 2, of: &of });
-        let members = Some(LineMembers { wants: &wants, number: number_of, runs: &[] });
+        let members = Some(LineMembers { wants: &wants, number: number_of, runs: &[], may_refuse: false });
         let scan = LogScan { accept: &accept, line: true, ids: false, members };
         // The second time from what the first unpacked.
         for _ in 0..2 {
@@ -153,7 +153,7 @@ proptest! {
                     let what = if r.line.is_empty() { Seen::NoObject } else { what };
                     assert!(got.insert(*time, (app.clone(), what, v)).is_none(), "{original} twice");
                 }
-                ControlFlow::Continue(())
+                ControlFlow::Continue(true)
             }).unwrap();
             prop_assert_eq!(&got, &want);
         }
@@ -175,7 +175,7 @@ proptest! {
         let selection = LogSelection { needles: &needles, ..LogSelection::ALL };
         let runs = [LineRun { text: run.to_owned(), is_needed }];
         let wants = |k: &str, _: bool| wanted.contains(&k);
-        let members = Some(LineMembers { wants: &wants, number: None, runs: &runs });
+        let members = Some(LineMembers { wants: &wants, number: None, runs: &runs, may_refuse: true });
         let scan = LogScan { accept: &|_| true, line: true, ids: false, members };
         for _ in 0..2 {
             let budget = Budget::new(i64::MAX, i64::MAX);
@@ -188,10 +188,50 @@ proptest! {
                     assert_eq!(r.line.contains(run), original.contains(run), "{original} {}", r.line);
                     assert_eq!(seen(&r.line, &wanted, None), seen(original, &wanted, None), "{original}");
                 }
-                ControlFlow::Continue(())
+                ControlFlow::Continue(true)
             }).unwrap();
             for (line, times) in lines.iter().zip(got) {
                 prop_assert!(times == 1 || (times == 0 && is_needed && !line.contains(run)), "{}", line);
+            }
+        }
+    }
+
+    #[test]
+    fn what_the_visitor_does_not_want_is_left_out_and_counted(
+        levels in prop::sample::subsequence(vec!["error", "info", "warn"], 1..=3),
+        picked in prop::collection::vec((0..3_usize, 0..90_u32), 1..400),
+        odd in prop::option::of(line()),
+        wanted in prop::sample::subsequence(vec!["level", "ms"], 1..=2),
+    ) {
+        let plain = |(l, ms): &(usize, u32)| format!(r#"{{"level":"{}","ms":{ms},"msg":"a"}}"#, levels[l % levels.len()]);
+        let mut lines: Vec<String> = picked.iter().map(plain).collect();
+        lines.extend(odd);
+        let (store, _dir, _runtime) = stored(&lines);
+        let wants = |k: &str, _: bool| wanted.contains(&k);
+        let members = Some(LineMembers { wants: &wants, number: None, runs: &[], may_refuse: true });
+        let scan = LogScan { accept: &|_| true, line: true, ids: false, members };
+        // Errors, or odd milliseconds where levels are not looked at.
+        let admits = |line: &str| match seen(line, &wanted, None) {
+            Seen::Members(m) => match m.get("level") {
+                Some(level) => level == "error",
+                None => number(line, "ms").is_some_and(|ms| ms % 2.0 == 1.0),
+            },
+            _ => false,
+        };
+        for _ in 0..2 {
+            let budget = Budget::new(i64::MAX, i64::MAX);
+            let mut got = vec![0; lines.len()];
+            let mut count = 0;
+            store.scan_logs(&TenantId::default(), &LogSelection::ALL, scan, &budget, &mut |r, rows| {
+                count += rows.count();
+                for time in rows.times.iter().filter(|_| admits(&r.line)) {
+                    got[((time - START) / 1_000_000) as usize] += 1;
+                }
+                ControlFlow::Continue(admits(&r.line))
+            }).unwrap();
+            prop_assert_eq!(count, lines.len());
+            for (line, times) in lines.iter().zip(got) {
+                prop_assert_eq!(times, i32::from(admits(line)), "{}", line);
             }
         }
     }

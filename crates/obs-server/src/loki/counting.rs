@@ -60,7 +60,7 @@ impl SelectLogs for Counting<'_> {
     ) -> Result<(), SelectError> {
         let (mut lines, mut bytes) = (0, 0);
         let out = self.inner.scan_logs(tenant, selection, scan, budget, &mut |r, rows| {
-            let n = rows.times.len() as u64;
+            let n = rows.count() as u64;
             lines += n;
             bytes += n * r.line.len() as u64;
             visit(r, rows)

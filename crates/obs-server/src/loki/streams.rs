@@ -113,7 +113,7 @@ fn each_line(
         r.timestamp,
         r.line.len(),
     ) {
-        Ok(()) => ControlFlow::Continue(()),
+        Ok(()) => ControlFlow::Continue(true),
         Err(e) => {
             failed = Some(e);
             ControlFlow::Break(())

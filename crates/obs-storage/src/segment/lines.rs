@@ -243,32 +243,96 @@ pub(crate) struct Key {
 #[derive(Debug, Default)]
 pub(crate) struct Shapes {
     pub(crate) keys: Vec<Key>,
-    /// By template, the members of an object without faults (see [`members`]), with the number of
-    /// each one's key.
-    of: Vec<Option<Vec<(usize, Member)>>>,
+    /// By template, if it is an object without faults: see [`members`].
+    of: Vec<Option<Shape>>,
+    /// By template, whether any row has it.
+    pub(crate) is_used: Vec<bool>,
+}
+
+/// The column of a variable, and how many values of it stand before in the row.
+type Value = (usize, usize);
+
+/// The members of a template.
+#[derive(Debug)]
+pub(crate) struct Shape {
+    pub(crate) members: Vec<Member>,
+    /// Of each member what a scan asks first, apart from the rest as all of it is read.
+    pub(crate) heads: Vec<MemberHead>,
+    /// Whether letters or digits stand in members alone, and nothing behind a value could be taken
+    /// for a part of it.
+    pub(crate) is_all: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct MemberHead {
+    /// The number of the key.
+    pub(crate) key: u32,
+    /// As [`Member::has_inside`].
+    pub(crate) has_inside: bool,
+    /// Members of a block with the same number have the same text, and the same values in it.
+    pub(crate) alike: u32,
+}
+
+impl Shape {
+    fn new(t: &Template, members: Vec<Member>, heads: Vec<MemberHead>) -> Self {
+        let from = |at: usize| t.all.get(at..).unwrap_or_default();
+        let spaced = |m: &Member| {
+            m.is_literal && from(m.all.end).first().is_some_and(u8::is_ascii_whitespace)
+        };
+        let end = members.last().map_or(1, |m| m.all.end);
+        let is_all = from(end).trim_ascii() == b"}" && !members.iter().any(spaced);
+        Self { members, heads, is_all }
+    }
+
+    /// Returns the columns of values outside of quotes.
+    pub(crate) fn literals(&self, t: &Template) -> impl Iterator<Item = usize> {
+        let literal = self.members.iter().filter(|m| m.is_literal);
+        literal.map(|m| t.columns.get(m.holes.start).copied().unwrap_or(usize::MAX))
+    }
 }
 
 impl Shapes {
-    fn new(templates: &[Template]) -> Self {
-        let mut out = Self::default();
+    /// Reads templates, and their numbers of the rows.
+    fn new(templates: &[Template], ids: &[u32]) -> Self {
+        let mut out = Self { is_used: vec![false; templates.len()], ..Self::default() };
+        for id in ids {
+            if let Some(used) = out.is_used.get_mut(*id as usize) {
+                *used = true;
+            }
+        }
         let mut known: HashMap<&str, usize> = HashMap::default();
+        let mut alike: HashMap<(&[u8], Vec<Value>), u32> = HashMap::default();
         for t in templates {
-            let mut number = |m: Member| {
-                let text = std::str::from_utf8(t.all.get(m.key.clone())?).ok()?;
-                let number = *known.entry(text).or_insert_with(|| {
+            let mut head = |member: &Member| {
+                let text = std::str::from_utf8(t.all.get(member.key.clone())?).ok()?;
+                let key = *known.entry(text).or_insert_with(|| {
                     let is_plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
                     out.keys.push(Key { text: text.to_owned(), is_plain });
                     out.keys.len() - 1
                 });
-                Some((number, m))
+                let key = u32::try_from(key).ok()?;
+                let value = |hole: usize| -> Option<Value> {
+                    let (before, rest) = t.columns.split_at_checked(hole)?;
+                    let column = *rest.first()?;
+                    Some((column, before.iter().filter(|c| **c == column).count()))
+                };
+                let values = member.holes.clone().map(value).collect::<Option<_>>()?;
+                let next = u32::try_from(alike.len()).ok()?;
+                let text = t.all.get(member.all.clone())?;
+                let alike = *alike.entry((text, values)).or_insert(next);
+                Some(MemberHead { key, has_inside: member.has_inside, alike })
             };
-            out.of.push(members(&t.all).and_then(|all| all.into_iter().map(&mut number).collect()));
+            let shape = members(&t.all).and_then(|all| {
+                let heads = all.iter().map(&mut head).collect::<Option<_>>()?;
+                Some(Shape::new(t, all, heads))
+            });
+            out.of.push(shape);
         }
         out
     }
 
-    pub(crate) fn of(&self, template: usize) -> Option<&[(usize, Member)]> {
-        self.of.get(template)?.as_deref()
+    pub(crate) fn of(&self, template: usize) -> Option<&Shape> {
+        self.of.get(template)?.as_ref()
     }
 }
 
@@ -288,6 +352,8 @@ pub(crate) struct LineColumns {
     firsts: Vec<OnceLock<Vec<u32>>>,
     /// By column, whether its values stand outside of quotes in JSON.
     literals: Vec<OnceLock<bool>>,
+    /// Whether all values outside of quotes are such.
+    is_sound: OnceLock<bool>,
     shapes: OnceLock<Shapes>,
 }
 
@@ -344,8 +410,9 @@ impl LineColumns {
         let columns = places.iter().map(|_| OnceLock::new()).collect();
         let firsts = places.iter().map(|_| OnceLock::new()).collect();
         let literals = places.iter().map(|_| OnceLock::new()).collect();
+        let is_sound = OnceLock::new();
         let shapes = OnceLock::new();
-        Ok(Self { templates, ids, places, heads, columns, firsts, literals, shapes })
+        Ok(Self { templates, ids, places, heads, columns, firsts, literals, is_sound, shapes })
     }
 
     /// Returns the number of a row's template.
@@ -354,7 +421,7 @@ impl LineColumns {
     }
 
     pub(crate) fn shapes(&self) -> &Shapes {
-        self.shapes.get_or_init(|| Shapes::new(&self.templates))
+        self.shapes.get_or_init(|| Shapes::new(&self.templates, &self.ids))
     }
 
     /// Returns the number of columns.
@@ -396,12 +463,16 @@ impl<'a> Lines<'a> {
     }
 
     /// Returns where each row's first value of a column is; what has no value there stands at the
-    /// next row's.
-    fn firsts(&self, column: usize) -> Result<&'a [u32], SegmentError> {
+    /// next row's. `None` where every row has one.
+    fn firsts(&self, column: usize) -> Result<Option<&'a [u32]>, SegmentError> {
         let cell = self.all.firsts.get(column).ok_or(Malformed(column))?;
         let made = self.taken.once(cell, || {
             let count = |t: &Template| t.columns.iter().filter(|c| **c == column).count() as u32;
             let counts: Vec<u32> = self.all.templates.iter().map(count).collect();
+            let used = &self.all.shapes().is_used;
+            if counts.iter().zip(used).all(|(n, used)| *n == 1 || !used) {
+                return Ok(Vec::new());
+            }
             let mut at = 0_u32;
             let one = |id: &u32| {
                 let here = at;
@@ -410,7 +481,7 @@ impl<'a> Lines<'a> {
             };
             Ok(self.all.ids.iter().map(one).collect())
         })?;
-        Ok(made)
+        Ok((made.len() == self.all.ids.len()).then_some(made.as_slice()))
     }
 
     /// Returns whether all values of a column are what JSON has outside of quotes: numbers, as far
@@ -436,6 +507,22 @@ impl<'a> Lines<'a> {
             _ => false,
         };
         Ok(*cell.get_or_init(|| all))
+    }
+
+    /// Returns whether that is so of all values that stand outside of quotes in members of objects.
+    pub(crate) fn is_sound(&self) -> Result<bool, SegmentError> {
+        if let Some(known) = self.all.is_sound.get() {
+            return Ok(*known);
+        }
+        let shapes = self.all.shapes();
+        for (number, t) in self.all.templates.iter().enumerate() {
+            for column in shapes.of(number).into_iter().flat_map(|s| s.literals(t)) {
+                if !self.are_literals(column)? {
+                    return Ok(*self.all.is_sound.get_or_init(|| false));
+                }
+            }
+        }
+        Ok(*self.all.is_sound.get_or_init(|| true))
     }
 
     /// Returns whether a column has no values.
@@ -596,15 +683,22 @@ impl Sieve<'_, '_> {
 /// Where each row's value of a variable is in its column.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place<'a> {
-    firsts: &'a [u32],
+    /// `None` where every row has one value.
+    firsts: Option<&'a [u32]>,
     /// Values of the column that stand before it in the same row.
     earlier: usize,
 }
 
 impl Place<'_> {
+    /// Returns whether a row's value stands at the row's number.
+    pub(crate) const fn is_row(&self) -> bool {
+        self.firsts.is_none()
+    }
+
     #[inline]
     pub(crate) fn of(&self, row: usize) -> Option<usize> {
-        self.firsts.get(row).map(|first| *first as usize + self.earlier)
+        let Some(firsts) = self.firsts else { return Some(row) };
+        firsts.get(row).map(|first| *first as usize + self.earlier)
     }
 }
 

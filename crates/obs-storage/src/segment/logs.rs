@@ -457,7 +457,7 @@ impl<'a> LogBlock<'a> {
 
 /// Takes a record and the rows that it stands for.
 pub(crate) type VisitRows<'a> =
-    &'a mut dyn FnMut(&LogRecord, LogRows<'_>) -> Result<ControlFlow<()>, SegmentError>;
+    &'a mut dyn FnMut(&LogRecord, LogRows<'_>) -> Result<ControlFlow<(), bool>, SegmentError>;
 
 /// What comes with the lines of a block.
 #[derive(Debug)]
@@ -573,7 +573,8 @@ pub(crate) fn visit_rows(
         record.line.push_str(std::str::from_utf8(line).map_err(|_| Malformed(i))?);
         record.trace_id = traces.get(i).and_then(|t| TraceId::from_slice(t));
         record.span_id = spans.get(i).and_then(|s| SpanId::from_slice(s));
-        visit(&record, LogRows::one(&record.timestamp.nanos()))
+        let flow = visit(&record, LogRows::one(&record.timestamp.nanos()))?;
+        Ok(flow.map_continue(|_| ()))
     };
     let Some(lines) = lines else {
         for i in wanted.iter().enumerate().filter(|(_, w)| **w).map(|(i, _)| i) {

@@ -11,6 +11,7 @@ pub(crate) mod ids;
 pub(crate) mod kept;
 pub(crate) mod lines;
 pub(crate) mod log_groups;
+mod log_kinds;
 pub(crate) mod logs;
 pub(crate) mod members;
 pub(crate) mod parts;
