@@ -102,7 +102,38 @@ fn run_of(m: &LineMatch) -> Option<String> {
     (longest.len() >= WORTH).then(|| longest.to_owned())
 }
 
+/// Returns whether a regular expression matches a text whichever digits stand where it has digits.
+fn is_blind_to_digits(h: &Hir) -> bool {
+    match h.kind() {
+        // All digits are parts of words.
+        HirKind::Empty | HirKind::Look(_) => true,
+        HirKind::Literal(l) => !l.0.iter().any(u8::is_ascii_digit),
+        HirKind::Class(Class::Unicode(c)) => {
+            let of = |d: char| c.ranges().iter().any(|r| (r.start()..=r.end()).contains(&d));
+            ('0'..='9').all(|d| of(d) == of('0'))
+        }
+        HirKind::Class(Class::Bytes(c)) => {
+            let of = |d: u8| c.ranges().iter().any(|r| (r.start()..=r.end()).contains(&d));
+            (b'0'..=b'9').all(|d| of(d) == of(b'0'))
+        }
+        HirKind::Repetition(r) => is_blind_to_digits(&r.sub),
+        HirKind::Capture(c) => is_blind_to_digits(&c.sub),
+        HirKind::Concat(all) | HirKind::Alternation(all) => all.iter().all(is_blind_to_digits),
+    }
+}
+
 impl LineFilter {
+    /// Returns whether it passes the same lines whichever digits stand where they have digits.
+    pub(crate) fn is_blind_to_digits(&self) -> bool {
+        self.any.iter().all(|m| match m {
+            LineMatch::Contains(text) => !text.bytes().any(|b| b.is_ascii_digit()),
+            LineMatch::Regex(r, _) => {
+                regex_syntax::parse(r.as_str()).is_ok_and(|h| is_blind_to_digits(&h))
+            }
+            LineMatch::Pattern(_) | LineMatch::Ip(_) => false,
+        })
+    }
+
     /// Returns a run for each part of the filter: only lines with one of them in a member can pass,
     /// or be refused, for what they hold. `None` when more of a line counts.
     pub fn runs(&self) -> Option<Vec<LineRun>> {
@@ -374,6 +405,24 @@ pub(crate) fn range_index(matchers: &[Matcher]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_looks_at_digits_is_known() {
+        for (regex, want) in [
+            ("retry in [0-9]+ ms", true),
+            (r"took \d{2,}\b", true),
+            (r"\w+ [^a-z]x", true),
+            ("(a|.)*$", true),
+            ("took 1", false),
+            ("took [1-9]", false),
+            ("[^7]", false),
+            ("(a|b[0-8])+", false),
+        ] {
+            let regex = obs_model::go_regex(regex).unwrap();
+            let any = vec![LineMatch::Regex(regex.clone(), regex.as_str().to_owned())];
+            assert_eq!(LineFilter { negated: false, any }.is_blind_to_digits(), want, "{regex}");
+        }
+    }
 
     #[test]
     fn what_a_regex_requires_is_looked_for() {

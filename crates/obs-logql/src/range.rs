@@ -441,7 +441,10 @@ pub(crate) fn run(
         });
         let filters = |s: &Stage| matches!(s, Stage::Line(_) | Stage::Label(_));
         let may_refuse = r.expr.stages.iter().any(filters);
-        let members = LineMembers { wants: &wants, number, runs: &read.runs, may_refuse };
+        let is_blind = |s: &Stage| matches!(s, Stage::Line(f) if f.is_blind_to_digits());
+        let digits_alike = r.unwrap.is_none() && r.expr.stages.iter().all(is_blind);
+        let members =
+            LineMembers { wants: &wants, number, runs: &read.runs, digits_alike, may_refuse };
         let members = read.is_by_member.then_some(members);
         let members = members.filter(|_| !is_bytes);
         let scan = LogScan { accept: &accept, line, ids: names_ids, members };

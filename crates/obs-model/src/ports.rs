@@ -319,6 +319,8 @@ pub struct LineMembers<'a> {
     /// What else is looked for in lines: members that may hold one of these are wanted too, and so is
     /// all of a line that is no object or may hold one elsewhere.
     pub runs: &'a [LineRun],
+    /// Whether a line with other digits in the place of its digits is the same to the visitor.
+    pub digits_alike: bool,
     /// Whether the visitor may not want some of what it is shown; it is asked early then.
     pub may_refuse: bool,
 }

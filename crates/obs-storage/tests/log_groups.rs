@@ -123,7 +123,7 @@ proptest! {
         let accept = |s: &Labels| s.get("app") != "db";
         let wants = |k: &str, _: bool| wanted.contains(&k);
         let number_of = key.map(|key| NumberMember { key, holds: &holds, is_value: measures == 2, of: &of });
-        let members = Some(LineMembers { wants: &wants, number: number_of, runs: &[], may_refuse: false });
+        let members = Some(LineMembers { wants: &wants, number: number_of, runs: &[], digits_alike: false, may_refuse: false });
         let scan = LogScan { accept: &accept, line: true, ids: false, members };
         // The second time from what the first unpacked.
         for _ in 0..2 {
@@ -175,7 +175,7 @@ proptest! {
         let selection = LogSelection { needles: &needles, ..LogSelection::ALL };
         let runs = [LineRun { text: run.to_owned(), is_needed }];
         let wants = |k: &str, _: bool| wanted.contains(&k);
-        let members = Some(LineMembers { wants: &wants, number: None, runs: &runs, may_refuse: true });
+        let members = Some(LineMembers { wants: &wants, number: None, runs: &runs, digits_alike: false, may_refuse: true });
         let scan = LogScan { accept: &|_| true, line: true, ids: false, members };
         for _ in 0..2 {
             let budget = Budget::new(i64::MAX, i64::MAX);
@@ -208,7 +208,7 @@ proptest! {
         lines.extend(odd);
         let (store, _dir, _runtime) = stored(&lines);
         let wants = |k: &str, _: bool| wanted.contains(&k);
-        let members = Some(LineMembers { wants: &wants, number: None, runs: &[], may_refuse: true });
+        let members = Some(LineMembers { wants: &wants, number: None, runs: &[], digits_alike: false, may_refuse: true });
         let scan = LogScan { accept: &|_| true, line: true, ids: false, members };
         // Errors, or odd milliseconds where levels are not looked at.
         let admits = |line: &str| match seen(line, &wanted, None) {

@@ -420,6 +420,11 @@ impl LineColumns {
         self.ids.get(row).map(|id| *id as usize).ok_or(Malformed(row))
     }
 
+    /// Returns the numbers of rows' templates.
+    pub(crate) fn templates_of(&self, rows: Range<usize>) -> Result<&[u32], Malformed> {
+        self.ids.get(rows.clone()).ok_or(Malformed(rows.start))
+    }
+
     pub(crate) fn shapes(&self) -> &Shapes {
         self.shapes.get_or_init(|| Shapes::new(&self.templates, &self.ids))
     }

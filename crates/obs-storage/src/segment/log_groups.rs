@@ -203,8 +203,9 @@ impl Rows<'_> {
                 }
                 continue;
             }
-            for row in rows.clone() {
-                let of = kinds.of.get(lines.all.template_of(row)?);
+            let templates = lines.all.templates_of(rows.clone())?;
+            for (row, template) in rows.clone().zip(templates) {
+                let of = kinds.of.get(*template as usize);
                 let Some(number) = *of.ok_or(bad)? else { continue };
                 let (kind, numbers) = kinds.all.get(number).zip(numbers.get(number)).ok_or(bad)?;
                 let mut value = None;

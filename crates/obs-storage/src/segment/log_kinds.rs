@@ -3,7 +3,7 @@
 
 use crate::bin::Malformed;
 use crate::segment::SegmentError;
-use crate::segment::columns::{RowIds, Strings};
+use crate::segment::columns::{Form, RowIds, Strings};
 use crate::segment::lines::{HOLE, Key, Lines, MemberHead, Place, Template};
 use crate::segment::logs::LogColumns;
 use crate::segment::members::Member;
@@ -242,8 +242,29 @@ pub(crate) enum Codes<'a> {
         least: i64,
         count: u64,
     },
+    /// Numbers that are told apart by how many digits they are written with.
+    Digits {
+        values: &'a [i64],
+        form: Form,
+    },
     /// Each is taken for different from all others.
     Many,
+}
+
+/// More than there are codes of [`Codes::Digits`].
+const DIGITS: u64 = 64;
+
+/// Returns a number that is the same for values that are written alike but for which digits they have;
+/// `None` if there is none.
+fn digits_code(v: i64, form: Form) -> Option<u64> {
+    let digits = |n: u64| u64::from(n.checked_ilog10().unwrap_or(0)) + 1;
+    let (v, sign) = (v.unsigned_abs(), u64::from(v < 0));
+    let written = match form {
+        Form::Decimal => digits(v),
+        Form::Padded(width) => digits(v).max(width as u64),
+        Form::Point(places) => digits(v / 10_u64.checked_pow(u32::try_from(places).ok()?)?),
+    };
+    (written < DIGITS / 2).then_some(2 * written + sign)
 }
 
 /// Numbers of a column that are compared as such at most this apart.
@@ -251,9 +272,12 @@ const FEW: u64 = 4096;
 
 impl<'a> Codes<'a> {
     /// Returns `None` for a column whose values are derived from the row.
-    fn of(column: &'a Strings) -> Option<Self> {
+    fn of(column: &'a Strings, digits_alike: bool) -> Option<Self> {
         Some(match column {
             Strings::Empty | Strings::Const(_) => Self::One,
+            Strings::Number { values, form, .. } if digits_alike => {
+                Self::Digits { values, form: *form }
+            }
             Strings::Dict { entries, ids } => Self::Dict { ids, count: entries.len() as u64 },
             Strings::Number { values, .. } => {
                 let least = values.iter().min().copied().unwrap_or_default();
@@ -400,6 +424,12 @@ impl Kind<'_> {
                     let at = l.place.of(row).ok_or(bad)?;
                     (values.get(at).ok_or(bad)?.wrapping_sub(least) as u64, count)
                 }
+                Codes::Digits { values, form } => {
+                    let at = l.place.of(row).ok_or(bad)?;
+                    let code = digits_code(*values.get(at).ok_or(bad)?, form);
+                    let Some(code) = code else { return Ok(None) };
+                    (code, DIGITS)
+                }
                 Codes::Many => return Ok(None),
             };
             let next = key.checked_mul(count).and_then(|k| k.checked_add(code));
@@ -479,7 +509,7 @@ impl<'a> Kinds<'a> {
                 let column = lines.column(number)?;
                 let slot = codes.get_mut(number).ok_or(bad)?;
                 if slot.is_none() {
-                    *slot = Codes::of(column);
+                    *slot = Codes::of(column, scan.digits_alike);
                 }
                 let Some(codes) = *slot else { return Ok(None) };
                 looked.push(Looked { column, place: lines.place(t, *hole)?, codes });
