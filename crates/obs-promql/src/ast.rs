@@ -1,6 +1,6 @@
 //! The syntax tree.
 
-use crate::printer::quoted;
+use crate::printer::{push_escaped, quoted};
 use obs_model::Matcher;
 use std::fmt::Write;
 
@@ -68,7 +68,7 @@ impl Literal {
         let Some(bytes) = &self.bytes else { return quoted(&self.text) };
         let mut out = String::from("\"");
         for chunk in bytes.utf8_chunks() {
-            out.push_str(quoted(chunk.valid()).trim_matches('"'));
+            push_escaped(chunk.valid(), &mut out);
             for b in chunk.invalid() {
                 let _ = write!(out, "\\x{b:02x}");
             }

@@ -22,6 +22,13 @@ fn is_plain(name: &str, colons: bool) -> bool {
 pub(crate) fn quoted(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
+    push_escaped(text, &mut out);
+    out.push('"');
+    out
+}
+
+/// Writes what stands between the quotes.
+pub(crate) fn push_escaped(text: &str, out: &mut String) {
     for c in text.chars() {
         match c {
             '"' => out.push_str("\\\""),
@@ -39,8 +46,6 @@ pub(crate) fn quoted(text: &str) -> String {
             c => out.push(c),
         }
     }
-    out.push('"');
-    out
 }
 
 fn name(label: &str) -> String {
@@ -269,6 +274,7 @@ mod tests {
             (r"a{b='\xe4\xbd\xa0'}", "a{b=\"你\"}"),
             (r"count_values('\xc5\x9cé', a)", r#"count_values("Ŝé", a)"#),
             (r"count_values('\xc5é', a)", r#"count_values("\xc5é", a)"#),
+            (r#"count_values('"\xc5"\\\xff', a)"#, r#"count_values("\"\xc5\"\\\xff", a)"#),
             ("sum(a)by(b,c)", "sum by (b, c) (a)"),
             ("topk without(x) (3,a)", "topk without (x) (3, a)"),
             ("a/on(b)group_left(c)d", "a / on (b) group_left (c) d"),
