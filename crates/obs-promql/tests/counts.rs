@@ -60,3 +60,23 @@ fn samples_are_counted_by_step() {
         assert_eq!(out.1.samples, want, "{query}");
     }
 }
+
+#[test]
+fn a_subquery_of_many_steps_needs_memory_whatever_it_reads() {
+    // A million steps: of numbers alone, of one sample each, of samples that windows are made of.
+    for query in [
+        "sum_over_time(vector(1)[1000000s:1s])",
+        "max_over_time((vector(1) + vector(2))[1000000s:1s])",
+        "last_over_time(one[1000000s:1s])",
+    ] {
+        let expr = parse(query).unwrap();
+        let ask = |bytes| {
+            let (budget, options) = (Budget::new(i64::MAX, bytes), QueryOptions::default());
+            let at = TimestampMs::from_millis(1_000_000_000);
+            evaluate_instant(&store(), &TenantId::default(), &expr, at, options, &budget)
+        };
+        assert!(ask(1 << 30).is_ok(), "{query}");
+        let refused = ask(30 << 20).unwrap_err().to_string();
+        assert!(refused.contains("bytes of memory"), "{query}: {refused}");
+    }
+}

@@ -83,6 +83,9 @@ pub enum Output {
 
 pub(crate) type Slot = Option<SampleValue>;
 
+/// What a step of a series takes.
+pub(crate) const SLOT_BYTES: usize = size_of::<Slot>();
+
 /// One series' values at all steps.
 #[derive(Debug, Clone)]
 pub(crate) struct Column {
@@ -285,7 +288,7 @@ pub(crate) fn constant(expr: &Expr) -> Option<f64> {
         expr,
         TimestampMs::from_millis(0),
         QueryOptions::default(),
-        &Budget::new(1, 1),
+        &Budget::new(1, 1 << 20),
     );
     match out.ok()?.0 {
         Output::Scalar(Sample { value: SampleValue::Float(f), .. }) => Some(f),
@@ -309,6 +312,8 @@ impl Evaluator<'_> {
 
     pub(crate) fn eval(&mut self, expr: &Expr) -> Evaluated<Value> {
         self.budget.check()?;
+        // What a subquery makes of few samples, or of none, may be long too.
+        self.budget.take(0, self.steps.count.saturating_mul(SLOT_BYTES))?;
         match expr {
             Expr::Number(n, _) => Ok(Value::Scalar(vec![*n; self.steps.count])),
             Expr::String(s, _) => Ok(Value::String(s.clone())),

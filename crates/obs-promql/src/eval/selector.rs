@@ -410,6 +410,8 @@ impl Evaluator<'_> {
                     }
                     Value::String(_) => return execution("subquery over a string"),
                 };
+                let cells = columns.len().saturating_mul(count);
+                self.budget.take(0, cells.saturating_mul(size_of::<Sample>()))?;
                 let point = |(t, v): (i64, Option<SampleValue>)| {
                     let value = match v? {
                         // A sample may be there twice, and the one before it may not.
