@@ -1,9 +1,9 @@
 //! Runs groups on a clock: each at its interval, shifted so that not all start at once.
 
+use crate::Engine;
 use crate::alert::Alert;
 use crate::file::RuleGroup;
 use crate::group::{Group, Options};
-use crate::{Engine, Language, Query};
 use obs_model::{
     Append, Labels, METRIC_NAME, MatchOp, Matcher, Sample, TenantId, TimestampMs, WriteBatch,
 };
@@ -287,8 +287,7 @@ fn read_state(engine: &dyn Engine, labels: &Labels, now: i64) -> Option<(i64, i6
     let ask = |function: &str| {
         let expr =
             Expr::Call { function: Function::find(function)?, args: vec![range.clone()], pos };
-        let query = Query { language: Language::PromQl, text: String::new(), expr: Some(expr) };
-        let rows = engine.instant(&query, now).ok()?;
+        let rows = engine.promql(&expr, now).ok()?;
         // Other alerts may have these labels and more.
         let own = labels.without_name();
         rows.into_iter().find(|(l, _)| l.without_name() == own).map(|r| r.1)

@@ -364,6 +364,7 @@ impl RuleState {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use obs_promql::ast::Expr;
 
     /// Answers every query with one series.
     struct One;
@@ -371,6 +372,10 @@ mod tests {
     impl Engine for One {
         fn instant(&self, _: &Query, _: i64) -> Result<Rows, String> {
             Ok(vec![(Labels::from_pairs([("job", "a")]), SampleValue::Float(1.0))])
+        }
+
+        fn promql(&self, _: &Expr, _: i64) -> Result<Rows, String> {
+            unreachable!("tests say themselves what is restored")
         }
     }
 
@@ -441,6 +446,10 @@ mod tests {
                     (Labels::from_pairs([("__name__", n), ("a", "b")]), SampleValue::Float(1.0))
                 };
                 Ok(vec![row("x"), row("y")])
+            }
+
+            fn promql(&self, _: &Expr, _: i64) -> Result<Rows, String> {
+                unreachable!("nothing is restored")
             }
         }
         let run = |text: &str| {

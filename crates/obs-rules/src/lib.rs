@@ -46,4 +46,10 @@ pub trait Engine: Send + Sync {
     /// # Errors
     /// With the text that the rule shows as its last error.
     fn instant(&self, query: &Query, at_ms: i64) -> Result<Rows, String>;
+
+    /// Evaluates PromQL that no user wrote: all of the language is on.
+    ///
+    /// # Errors
+    /// As [`instant`](Self::instant).
+    fn promql(&self, expr: &Expr, at_ms: i64) -> Result<Rows, String>;
 }

@@ -157,12 +157,10 @@ impl Engine for Memory {
         let Some(expr) = &query.expr else {
             return Err("only PromQL rules can be tested".into());
         };
-        self.rows(expr, at_ms)
+        self.promql(expr, at_ms)
     }
-}
 
-impl Memory {
-    fn rows(&self, expr: &obs_promql::ast::Expr, at_ms: i64) -> Result<Rows, String> {
+    fn promql(&self, expr: &obs_promql::ast::Expr, at_ms: i64) -> Result<Rows, String> {
         let budget = Budget::new(50_000_000, 1 << 30);
         let at = TimestampMs::from_millis(at_ms);
         let options = QueryOptions { default_step_ms: self.step_ms, ..QueryOptions::default() };
@@ -391,7 +389,7 @@ fn check_expr(
     let head = format!("    expr: {:?}, time: {},", t.expr, format_ms(when));
     let run = obs_promql::parse(&t.expr)
         .map_err(|e| e.to_string())
-        .and_then(|e| memory.rows(&e, start + when));
+        .and_then(|e| memory.promql(&e, start + when));
     let mut got: Vec<(Labels, SampleValue)> = match run {
         Ok(rows) => rows,
         Err(e) => return fail(format!("{head} err: {e}")),
@@ -474,7 +472,7 @@ pub(crate) fn simulate(
     }
     if let Some(name) = record {
         let expr = obs_promql::parse(&format!("{{__name__={name:?}}}")).unwrap();
-        for (l, v) in memory.rows(&expr, until).unwrap() {
+        for (l, v) in memory.promql(&expr, until).unwrap() {
             let SampleValue::Float(f) = v else { continue };
             out.series.insert(l.to_string(), f);
         }

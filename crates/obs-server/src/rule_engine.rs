@@ -3,6 +3,7 @@
 use obs_model::{
     Budget, Labels, LabelsBuilder, METRIC_NAME, MemoryPool, SampleValue, TenantId, TimestampMs,
 };
+use obs_promql::ast::Expr;
 use obs_promql::{Dialect, Output, evaluate_instant};
 use obs_rules::{Engine, Language, Query, Rows};
 use obs_sql::{Source, SqlLimits};
@@ -57,21 +58,27 @@ fn rows(out: Output) -> Result<Rows, String> {
     }
 }
 
-impl Engine for RuleEngine {
-    fn instant(&self, query: &Query, at_ms: i64) -> Result<Rows, String> {
+impl RuleEngine {
+    /// Returns what a query may use, and what cancels it when it takes too long.
+    fn bounds(&self) -> (Arc<Budget>, Watch) {
         let budget =
             Arc::new(Budget::of_pool(self.samples_max, self.bytes_max, self.memory.clone()));
+        let watch = Watch::new(&self.runtime, self.timeout, budget.clone());
+        (budget, watch)
+    }
+}
+
+impl Engine for RuleEngine {
+    fn instant(&self, query: &Query, at_ms: i64) -> Result<Rows, String> {
         let at = TimestampMs::from_millis(at_ms);
-        let _watched = Watch::new(&self.runtime, self.timeout, budget.clone());
         let (source, tenant) = (&*self.source, &self.tenant);
         match query.language {
             Language::PromQl => {
                 let expr = self.promql.parse(&query.text).map_err(|e| e.to_string())?;
-                let options = self.promql.options();
-                let out = evaluate_instant(source, tenant, &expr, at, options, &budget);
-                rows(out.map_err(|e| e.to_string())?.0)
+                self.promql(&expr, at_ms)
             }
             Language::LogQl => {
+                let (budget, _watched) = self.bounds();
                 let parsed = obs_logql::parse(&query.text).map_err(|e| e.to_string())?;
                 let obs_logql::ast::Query::Metric(m) = parsed else {
                     return Err("a rule needs a metric query, not a log query".into());
@@ -81,11 +88,20 @@ impl Engine for RuleEngine {
             }
             Language::Sql => {
                 let source = self.source.clone();
+                let (budget, _watched) = self.bounds();
                 let run = obs_sql::query(source, tenant, &query.text, SqlLimits::default(), budget);
                 let out = self.runtime.block_on(run).map_err(|e| e.to_string())?;
                 out.rows.iter().map(sql_row).collect()
             }
         }
+    }
+
+    fn promql(&self, expr: &Expr, at_ms: i64) -> Result<Rows, String> {
+        let (budget, _watched) = self.bounds();
+        let at = TimestampMs::from_millis(at_ms);
+        let options = self.promql.options();
+        let out = evaluate_instant(&*self.source, &self.tenant, expr, at, options, &budget);
+        rows(out.map_err(|e| e.to_string())?.0)
     }
 }
 
