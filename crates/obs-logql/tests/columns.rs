@@ -49,6 +49,9 @@ const QUERIES: &[&str] = &[
     r#"sum(sum_over_time({app=~".+"} |= "level" | json | unwrap took | __error__="" [20s]))"#,
     r#"sum by (trace_id) (count_over_time({app="a"} | json [20s]))"#,
     r#"sum by (at) (count_over_time({app="a"} | json [20s]))"#,
+    r#"sum(count_over_time({app=~".+"} |~ "retry in [0-9]+ ms" [15s]))"#,
+    r#"sum by (tries) (count_over_time({app=~"b|c"} |= "retry" | json | tries > 3 [3s]))"#,
+    r#"sum by (tries, wait) (sum_over_time({app=~".+"} |= "retry" | json | unwrap wait [15s]))"#,
 ];
 
 /// A value, mostly of few kinds, so that columns are coded in every way.
@@ -77,8 +80,13 @@ fn line() -> impl Strategy<Value = String> {
             took % 100
         )
     });
+    // So few that their rows are listed.
+    let rare = (0_i32..200, 0_i32..9, 0_i32..30).prop_map(|(wait, tries, n)| {
+        format!("{{\"msg\":\"retry in {wait} ms\",\"tries\":{tries},\"wait\":{wait}.5,\"n\":{n}}}")
+    });
     prop_oneof![
         6 => regular,
+        1 => rare,
         4 => proptest::collection::vec(member, 0..5).prop_map(|m| format!("{{{}}}", m.join(","))),
         1 => Just("level=error took=7".to_owned()),
         1 => Just(" {\"took\": 9}".to_owned()),

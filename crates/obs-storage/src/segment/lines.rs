@@ -17,6 +17,7 @@ use crate::segment::columns::{
 };
 use crate::segment::kept::{LazyBlock, Measured, Taken};
 use crate::segment::members::{Member, members};
+use crate::segment::template_rows::TemplateRows;
 use foldhash::HashMap;
 use memchr::memmem::Finder;
 use std::hash::{DefaultHasher, Hasher};
@@ -220,7 +221,7 @@ fn put_column(e: &mut Encoder, c: &Column<'_>, rows: Context<'_>) {
     put_strings(e, &c.values, Context { times: &times, trace: &trace, span: &span });
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Template {
     /// Fixed text before each variable, and behind the last.
     texts: Vec<Range<usize>>,
@@ -245,8 +246,8 @@ pub(crate) struct Shapes {
     pub(crate) keys: Vec<Key>,
     /// By template, if it is an object without faults: see [`members`].
     of: Vec<Option<Shape>>,
-    /// By template, whether any row has it.
-    pub(crate) is_used: Vec<bool>,
+    /// By template, how many rows have it.
+    pub(crate) rows: Vec<u32>,
 }
 
 /// The column of a variable, and how many values of it stand before in the row.
@@ -294,10 +295,10 @@ impl Shape {
 impl Shapes {
     /// Reads templates, and their numbers of the rows.
     fn new(templates: &[Template], ids: &[u32]) -> Self {
-        let mut out = Self { is_used: vec![false; templates.len()], ..Self::default() };
+        let mut out = Self { rows: vec![0; templates.len()], ..Self::default() };
         for id in ids {
-            if let Some(used) = out.is_used.get_mut(*id as usize) {
-                *used = true;
+            if let Some(rows) = out.rows.get_mut(*id as usize) {
+                *rows += 1;
             }
         }
         let mut known: HashMap<&str, usize> = HashMap::default();
@@ -355,6 +356,7 @@ pub(crate) struct LineColumns {
     /// Whether all values outside of quotes are such.
     is_sound: OnceLock<bool>,
     shapes: OnceLock<Shapes>,
+    rows: OnceLock<TemplateRows>,
 }
 
 impl Measured for LineColumns {
@@ -410,9 +412,18 @@ impl LineColumns {
         let columns = places.iter().map(|_| OnceLock::new()).collect();
         let firsts = places.iter().map(|_| OnceLock::new()).collect();
         let literals = places.iter().map(|_| OnceLock::new()).collect();
-        let is_sound = OnceLock::new();
-        let shapes = OnceLock::new();
-        Ok(Self { templates, ids, places, heads, columns, firsts, literals, is_sound, shapes })
+        Ok(Self {
+            templates,
+            ids,
+            places,
+            heads,
+            columns,
+            firsts,
+            literals,
+            is_sound: OnceLock::new(),
+            shapes: OnceLock::new(),
+            rows: OnceLock::new(),
+        })
     }
 
     /// Returns the number of a row's template.
@@ -474,8 +485,8 @@ impl<'a> Lines<'a> {
         let made = self.taken.once(cell, || {
             let count = |t: &Template| t.columns.iter().filter(|c| **c == column).count() as u32;
             let counts: Vec<u32> = self.all.templates.iter().map(count).collect();
-            let used = &self.all.shapes().is_used;
-            if counts.iter().zip(used).all(|(n, used)| *n == 1 || !used) {
+            let rows = &self.all.shapes().rows;
+            if counts.iter().zip(rows).all(|(n, rows)| *n == 1 || *rows == 0) {
                 return Ok(Vec::new());
             }
             let mut at = 0_u32;
@@ -487,6 +498,14 @@ impl<'a> Lines<'a> {
             Ok(self.all.ids.iter().map(one).collect())
         })?;
         Ok((made.len() == self.all.ids.len()).then_some(made.as_slice()))
+    }
+
+    /// Returns which rows have which template.
+    pub(crate) fn template_rows(&self) -> Result<&'a TemplateRows, SegmentError> {
+        let LineColumns { templates, ids, .. } = self.all;
+        let rows = &self.all.shapes().rows;
+        self.taken
+            .once(&self.all.rows, || Ok(TemplateRows::new(templates, rows, ids, self.all.len())))
     }
 
     /// Returns whether all values of a column are what JSON has outside of quotes: numbers, as far

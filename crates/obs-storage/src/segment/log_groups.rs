@@ -8,7 +8,7 @@ use crate::bin::Malformed;
 use crate::segment::SegmentError;
 use crate::segment::columns::RowIds;
 use crate::segment::lines::Lines;
-use crate::segment::log_kinds::{Kind, Kinds, Piece, Told};
+use crate::segment::log_kinds::{Kind, Kinds, Numbers, Piece, RowOf, Told};
 use crate::segment::logs::{LogBlock, LogColumns, VisitRows};
 use crate::segment::rows::RowFilter;
 use foldhash::HashMap;
@@ -19,7 +19,7 @@ use std::ops::{ControlFlow, Range};
 struct Group {
     kind: usize,
     /// The first of them.
-    row: usize,
+    row: RowOf,
     /// What the visitor said to the first.
     is_wanted: bool,
     /// Of those behind the first, if they are wanted.
@@ -60,7 +60,7 @@ impl Groups {
     }
 
     /// Returns the group of a row, and whether the row is its first.
-    fn get(&mut self, kind: usize, key: u64, row: usize) -> Option<(&mut Group, bool)> {
+    fn get(&mut self, kind: usize, key: u64, row: RowOf) -> Option<(&mut Group, bool)> {
         let next = self.all.len();
         let slot = usize::try_from(key).ok().and_then(|k| self.few.get_mut(kind)?.get_mut(k));
         let at = match slot {
@@ -177,25 +177,32 @@ impl Rows<'_> {
         if kinds.all.is_empty() {
             return Ok(Some(ControlFlow::Continue(())));
         }
-        let mut out = Building::default();
-        let mut groups = Groups::default();
+        let mut counting = Counting {
+            times: &self.all.times,
+            kinds: &kinds,
+            scan,
+            numbers: Vec::new(),
+            groups: Groups::default(),
+            out: Building::default(),
+        };
+        // By kind, how many of the listed rows are behind.
+        let mut nth = vec![0; kinds.listed.len()];
         for (stream, rows) in &self.stretches {
             let stream = self.stream(*stream)?;
-            let counts = scan.number.is_some_and(|n| (n.of)(stream));
-            let numbers: Vec<_> = kinds.all.iter().map(|k| k.number(counts)).collect();
-            groups.clear(kinds.all.len());
-            out.begin(stream);
-            if let ([kind], [None], true) = (&*kinds.all, &*numbers, kinds.is_one)
+            counting.begin(stream);
+            if let ([kind], [None], true) = (&*kinds.all, &*counting.numbers, kinds.is_one)
                 && let Some(told) =
                     kind.told().filter(|t| scan.may_refuse || matches!(t, Told::ByNothing))
             {
+                let out = &mut counting.out;
                 let flow = match told {
                     Told::ByNothing => {
                         let times = self.all.times.get(rows.clone()).ok_or(bad)?;
-                        out.visit(kind, rows.start, LogRows::at(times), visit)?.map_continue(|_| ())
+                        let first = RowOf { row: rows.start, nth: 0 };
+                        out.visit(kind, first, LogRows::at(times), visit)?.map_continue(|_| ())
                     }
                     Told::ByText(ids, count) => {
-                        self.by_text(kind, (ids, count), rows.clone(), &mut out, visit)?
+                        self.by_text(kind, (ids, count), rows.clone(), out, visit)?
                     }
                 };
                 if flow.is_break() {
@@ -203,44 +210,33 @@ impl Rows<'_> {
                 }
                 continue;
             }
-            let templates = lines.all.templates_of(rows.clone())?;
-            for (row, template) in rows.clone().zip(templates) {
-                let of = kinds.of.get(*template as usize);
-                let Some(number) = *of.ok_or(bad)? else { continue };
-                let (kind, numbers) = kinds.all.get(number).zip(numbers.get(number)).ok_or(bad)?;
-                let mut value = None;
-                if let (Some((p, list)), Some(n)) = (numbers, scan.number) {
-                    let at = kind.looked.get(*p).and_then(|l| l.place.of(row)).ok_or(bad)?;
-                    let v = list.get(at).ok_or(bad)?;
-                    if !(n.holds)(v) {
-                        continue;
-                    }
-                    value = n.is_value.then_some(v);
-                }
-                let time = *self.all.times.get(row).ok_or(bad)?;
-                let one = LogRows { values: value.as_slice(), ..LogRows::one(&time) };
-                let Some(key) = kind.key(row, numbers.map(|(p, _)| p))? else {
-                    if out.visit(kind, row, one, visit)?.is_break() {
+            if kinds.listed.is_empty() {
+                let templates = lines.all.templates_of(rows.clone())?;
+                for (row, template) in rows.clone().zip(templates) {
+                    let of = kinds.of.get(*template as usize);
+                    let Some(number) = *of.ok_or(bad)? else { continue };
+                    if counting.row(number, RowOf { row, nth: 0 }, visit)?.is_break() {
                         return Ok(Some(ControlFlow::Break(())));
                     }
-                    continue;
-                };
-                let (group, is_first) = groups.get(number, key, row).ok_or(bad)?;
-                if !is_first || !scan.may_refuse {
-                    group.add(time, value);
-                    continue;
-                }
-                match out.visit(kind, row, one, visit)? {
-                    ControlFlow::Continue(is_wanted) => group.is_wanted = is_wanted,
-                    ControlFlow::Break(()) => return Ok(Some(ControlFlow::Break(()))),
                 }
             }
-            for g in &groups.all {
-                let kind = kinds.all.get(g.kind).ok_or(bad)?;
-                let rows = LogRows { times: &g.times, values: &g.values, left_out: g.left_out };
-                if rows.count() > 0 && out.visit(kind, g.row, rows, visit)?.is_break() {
-                    return Ok(Some(ControlFlow::Break(())));
+            for ((number, listed), nth) in kinds.listed.iter().enumerate().zip(&mut nth) {
+                while let Some(row) = listed.get(*nth).map(|row| *row as usize) {
+                    if row >= rows.end {
+                        break;
+                    }
+                    let row = RowOf { row, nth: *nth };
+                    *nth += 1;
+                    if row.row < rows.start {
+                        continue;
+                    }
+                    if counting.row(number, row, visit)?.is_break() {
+                        return Ok(Some(ControlFlow::Break(())));
+                    }
                 }
+            }
+            if counting.end(visit)?.is_break() {
+                return Ok(Some(ControlFlow::Break(())));
             }
         }
         Ok(Some(ControlFlow::Continue(())))
@@ -273,7 +269,7 @@ impl Rows<'_> {
                 times.push(*time);
                 continue;
             }
-            match out.visit(kind, row, LogRows::one(time), visit)? {
+            match out.visit(kind, RowOf { row, nth: 0 }, LogRows::one(time), visit)? {
                 ControlFlow::Continue(true) => *slot = Some((row, Vec::new())),
                 ControlFlow::Continue(false) => {
                     *is_unwanted.get_mut(id).ok_or(bad)? = true;
@@ -286,7 +282,75 @@ impl Rows<'_> {
         let wanted = wanted.map(|(row, times)| (*row, LogRows::at(times)));
         let others = (last_unwanted, LogRows { left_out, ..LogRows::at(&[]) });
         for (row, rows) in wanted.chain((left_out > 0).then_some(others)) {
-            if out.visit(kind, row, rows, visit)?.is_break() {
+            if out.visit(kind, RowOf { row, nth: 0 }, rows, visit)?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+}
+
+/// Puts the rows of one stream after another into groups.
+struct Counting<'a> {
+    times: &'a [i64],
+    kinds: &'a Kinds<'a>,
+    scan: &'a LineMembers<'a>,
+    /// By kind, of this stream: what counts as a number, and the numbers.
+    numbers: Vec<Option<(usize, &'a Numbers<'a>)>>,
+    groups: Groups,
+    out: Building,
+}
+
+impl Counting<'_> {
+    /// Goes on with rows of another stream.
+    fn begin(&mut self, stream: &Labels) {
+        let counts = self.scan.number.is_some_and(|n| (n.of)(stream));
+        self.numbers.clear();
+        self.numbers.extend(self.kinds.all.iter().map(|k| k.number(counts)));
+        self.groups.clear(self.kinds.all.len());
+        self.out.begin(stream);
+    }
+
+    /// Adds a row of a kind to its group, or visits it.
+    #[inline]
+    fn row(
+        &mut self,
+        number: usize,
+        row: RowOf,
+        visit: VisitRows<'_>,
+    ) -> Result<ControlFlow<()>, SegmentError> {
+        let bad = Malformed(row.row);
+        let (kind, numbers) =
+            self.kinds.all.get(number).zip(self.numbers.get(number)).ok_or(bad)?;
+        let mut value = None;
+        if let (Some((p, list)), Some(n)) = (numbers, self.scan.number) {
+            let at = kind.looked.get(*p).and_then(|l| l.at(row)).ok_or(bad)?;
+            let v = list.get(at).ok_or(bad)?;
+            if !(n.holds)(v) {
+                return Ok(ControlFlow::Continue(()));
+            }
+            value = n.is_value.then_some(v);
+        }
+        let time = *self.times.get(row.row).ok_or(bad)?;
+        let one = LogRows { values: value.as_slice(), ..LogRows::one(&time) };
+        let Some(key) = kind.key(row, numbers.map(|(p, _)| p))? else {
+            return Ok(self.out.visit(kind, row, one, visit)?.map_continue(|_| ()));
+        };
+        let (group, is_first) = self.groups.get(number, key, row).ok_or(bad)?;
+        if !is_first || !self.scan.may_refuse {
+            group.add(time, value);
+            return Ok(ControlFlow::Continue(()));
+        }
+        let flow = self.out.visit(kind, row, one, visit)?;
+        Ok(flow.map_continue(|is_wanted| group.is_wanted = is_wanted))
+    }
+
+    /// Visits the groups of the stream.
+    fn end(&mut self, visit: VisitRows<'_>) -> Result<ControlFlow<()>, SegmentError> {
+        for g in &self.groups.all {
+            let kind = self.kinds.all.get(g.kind).ok_or(Malformed(g.row.row))?;
+            let rows = LogRows { times: &g.times, values: &g.values, left_out: g.left_out };
+            if rows.count() > 0 && self.out.visit(kind, g.row, rows, visit)?.is_break() {
                 return Ok(ControlFlow::Break(()));
             }
         }
@@ -310,11 +374,11 @@ impl Building {
     fn visit(
         &mut self,
         kind: &Kind<'_>,
-        row: usize,
+        row: RowOf,
         rows: LogRows<'_>,
         visit: VisitRows<'_>,
     ) -> Result<ControlFlow<(), bool>, SegmentError> {
-        let bad = Malformed(row);
+        let bad = Malformed(row.row);
         self.line.clear();
         for piece in &kind.plan.pieces {
             match piece {
@@ -324,7 +388,7 @@ impl Building {
                 }
                 Piece::Value(p) => {
                     let l = kind.looked.get(*p).ok_or(bad)?;
-                    let at = l.place.of(row).ok_or(bad)?;
+                    let at = l.at(row).ok_or(bad)?;
                     l.column.append(at, RowIds::default(), &mut self.line).ok_or(bad)?;
                 }
             }

@@ -357,12 +357,29 @@ impl<'a> Numbers<'a> {
     }
 }
 
+/// A row, and the number of those before it that are of its kind: that is counted where rows are
+/// listed by kind.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowOf {
+    pub(crate) row: usize,
+    pub(crate) nth: usize,
+}
+
 /// A variable that is looked at.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Looked<'a> {
     pub(crate) column: &'a Strings,
-    pub(crate) place: Place<'a>,
+    /// `None` where the n-th row of the kind has the n-th value.
+    place: Option<Place<'a>>,
     codes: Codes<'a>,
+}
+
+impl Looked<'_> {
+    /// Returns where a row's value is in the column.
+    #[inline]
+    pub(crate) fn at(&self, row: RowOf) -> Option<usize> {
+        self.place.map_or(Some(row.nth), |place| place.of(row.row))
+    }
 }
 
 /// Templates of whose lines the same is built, of the same columns.
@@ -390,7 +407,7 @@ impl<'a> Kind<'a> {
         match (many.next(), many.next()) {
             (None, _) => Some(Told::ByNothing),
             (Some(Looked { place, codes: Codes::Dict { ids, count }, .. }), None)
-                if place.is_row() =>
+                if place.is_some_and(|p| p.is_row()) =>
             {
                 Some(Told::ByText(ids, usize::try_from(*count).ok()?))
             }
@@ -407,8 +424,8 @@ impl Kind<'_> {
 
     /// Returns the number of a row's combination of values; `None` if it is like no other.
     #[inline]
-    pub(crate) fn key(&self, row: usize, but: Option<usize>) -> Result<Option<u64>, Malformed> {
-        let bad = Malformed(row);
+    pub(crate) fn key(&self, row: RowOf, but: Option<usize>) -> Result<Option<u64>, Malformed> {
+        let bad = Malformed(row.row);
         let mut key = 0_u64;
         for (p, l) in self.looked.iter().enumerate() {
             if but == Some(p) {
@@ -417,15 +434,15 @@ impl Kind<'_> {
             let (code, count) = match l.codes {
                 Codes::One => continue,
                 Codes::Dict { ids, count } => {
-                    let at = l.place.of(row).ok_or(bad)?;
+                    let at = l.at(row).ok_or(bad)?;
                     (u64::from(*ids.get(at).ok_or(bad)?), count)
                 }
                 Codes::Few { values, least, count } => {
-                    let at = l.place.of(row).ok_or(bad)?;
+                    let at = l.at(row).ok_or(bad)?;
                     (values.get(at).ok_or(bad)?.wrapping_sub(least) as u64, count)
                 }
                 Codes::Digits { values, form } => {
-                    let at = l.place.of(row).ok_or(bad)?;
+                    let at = l.at(row).ok_or(bad)?;
                     let code = digits_code(*values.get(at).ok_or(bad)?, form);
                     let Some(code) = code else { return Ok(None) };
                     (code, DIGITS)
@@ -440,6 +457,9 @@ impl Kind<'_> {
     }
 }
 
+/// Rows of kinds are listed where there are this many times as many others.
+const RARE: usize = 4;
+
 /// What is done with the rows of a block.
 pub(crate) struct Kinds<'a> {
     pub(crate) all: Vec<Kind<'a>>,
@@ -447,6 +467,8 @@ pub(crate) struct Kinds<'a> {
     pub(crate) of: Vec<Option<usize>>,
     /// Whether all wanted rows are of the first.
     pub(crate) is_one: bool,
+    /// By kind, its rows in ascending order, where they are a small part of all; otherwise nothing.
+    pub(crate) listed: Vec<&'a [u32]>,
 }
 
 impl<'a> Kinds<'a> {
@@ -463,19 +485,24 @@ impl<'a> Kinds<'a> {
         // Mostly all rows are wanted.
         let rows: usize = stretches.iter().map(|(_, rows)| rows.len()).sum();
         let is_whole = rows == all.times.len();
-        let mut is_used = lines.all.shapes().is_used.clone();
+        let counts = &lines.all.shapes().rows;
+        let mut is_used: Vec<bool> = counts.iter().map(|n| *n > 0).collect();
         if !is_whole {
             is_used.fill(false);
             for row in stretches.iter().flat_map(|(_, rows)| rows.clone()) {
                 *is_used.get_mut(lines.all.template_of(row)?).ok_or(bad)? = true;
             }
         }
-        let mut codes: Vec<Option<Codes<'a>>> = vec![None; lines.all.len()];
         // Of what is built alike there is one kind.
         let mut known: HashMap<Vec<u32>, usize> = HashMap::default();
         let mut nothing: Option<usize> = None;
         let mut looks = Looks::new(lines, scan)?;
-        let mut out = Self { all: Vec::new(), of: vec![None; templates.len()], is_one: true };
+        let of = vec![None; templates.len()];
+        let mut out = Self { all: Vec::new(), of, is_one: true, listed: Vec::new() };
+        // By kind, the number of its first template.
+        let mut firsts = Vec::new();
+        // Rows of kinds, and whether each kind has one template.
+        let (mut of_kinds, mut is_each_one) = (0, true);
         for (number, t) in templates.iter().enumerate() {
             if is_used.get(number) != Some(&true) {
                 continue;
@@ -498,27 +525,39 @@ impl<'a> Kinds<'a> {
                 },
             };
             *of = Some(same);
+            of_kinds += counts.get(number).map_or(0, |n| *n as usize);
             if same != next {
+                is_each_one = false;
                 continue;
             }
             let kept = if matches!(part, Part::Members) { looks.kept(number) } else { Vec::new() };
             let plan = Plan::new(t, part, &kept, &lines.all.shapes().keys, scan);
-            let mut looked = Vec::with_capacity(plan.kept.len());
-            for hole in &plan.kept {
-                let number = *t.columns.get(*hole).ok_or(bad)?;
+            firsts.push(number);
+            out.all.push(Kind { template: t, plan, looked: Vec::new(), numbers: None });
+        }
+        out.is_one &= out.all.len() == 1;
+        let list = (is_each_one && of_kinds < rows / RARE).then(|| lines.template_rows());
+        let list = list.transpose()?;
+        let mut codes: Vec<Option<Codes<'a>>> = vec![None; lines.all.len()];
+        for (kind, template) in out.all.iter_mut().zip(firsts) {
+            for hole in &kind.plan.kept {
+                let number = *kind.template.columns.get(*hole).ok_or(bad)?;
                 let column = lines.column(number)?;
                 let slot = codes.get_mut(number).ok_or(bad)?;
                 if slot.is_none() {
                     *slot = Codes::of(column, scan.digits_alike);
                 }
                 let Some(codes) = *slot else { return Ok(None) };
-                looked.push(Looked { column, place: lines.place(t, *hole)?, codes });
+                let is_nth = list.is_some_and(|l| l.is_own(template, number));
+                let place = (!is_nth).then(|| lines.place(kind.template, *hole)).transpose()?;
+                kind.looked.push(Looked { column, place, codes });
             }
-            let numbered = plan.number.and_then(|p| looked.get(p));
-            let numbers = numbered.and_then(|l| Numbers::of(l.column));
-            out.all.push(Kind { template: t, plan, looked, numbers });
+            let numbered = kind.plan.number.and_then(|p| kind.looked.get(p));
+            kind.numbers = numbered.and_then(|l| Numbers::of(l.column));
+            if let Some(list) = list {
+                out.listed.push(list.of(template).ok_or(bad)?);
+            }
         }
-        out.is_one &= out.all.len() == 1;
         Ok(Some(out))
     }
 }

@@ -21,6 +21,7 @@ pub(crate) mod series;
 pub(crate) mod span_columns;
 pub(crate) mod span_places;
 pub(crate) mod spans;
+mod template_rows;
 pub(crate) mod time_text;
 pub(crate) mod words;
 
