@@ -4,9 +4,10 @@
 use crate::bin::Malformed;
 use crate::segment::SegmentError;
 use crate::segment::columns::{Form, RowIds, Strings};
-use crate::segment::lines::{HOLE, Key, Lines, MemberHead, Place, Template};
+use crate::segment::lines::{HOLE, Lines, Place, Template};
 use crate::segment::logs::LogColumns;
 use crate::segment::members::Member;
+use crate::segment::shapes::{Key, MemberHead};
 use foldhash::HashMap;
 use memchr::memmem::Finder;
 use obs_model::{LineMembers, LineRun};

@@ -18,6 +18,7 @@ pub(crate) mod parts;
 pub(crate) mod rows;
 pub(crate) mod samples;
 pub(crate) mod series;
+mod shapes;
 pub(crate) mod span_columns;
 pub(crate) mod span_places;
 pub(crate) mod spans;
