@@ -258,6 +258,68 @@ scrape_configs:
         engine.shutdown()
 
 
+def test_pods_of_this_node(tmp_path):
+    """The relabelling of Grafana's chart: files by the pod's uid and container, pods of other nodes left out."""
+    def pod(name, node, uid):
+        return {
+            "metadata": {"name": name, "namespace": "prod", "uid": uid, "labels": {"app.kubernetes.io/name": "web"}},
+            "spec": {"nodeName": node, "containers": [{"name": "main"}, {"name": "side", "ports": [{"containerPort": 80}]}]},
+            "status": {"podIP": "10.0.0.1", "phase": "Running"},
+        }
+
+    pods = [pod("web-1", "node-1", "u-1"), pod("web-2", "node-2", "u-2")]
+
+    class Api(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_GET(self):
+            known = self.path.split("?")[0] == "/api/v1/pods" and self.headers.get("Authorization") == "Bearer s3cret"
+            body = json.dumps({"items": pods, "metadata": {}} if known else {}).encode()
+            self.send_response(200 if known else 403)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    api = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Api)
+    threading.Thread(target=api.serve_forever, daemon=True).start()
+    for p in pods:
+        for container in ("main", "side"):
+            at = tmp_path / "pods" / f"prod_{p['metadata']['name']}_{p['metadata']['uid']}" / container
+            at.mkdir(parents=True)
+            at.joinpath("0.log").write_text(
+                f"2026-01-02T03:04:05.000000006Z stdout P {container} be\n2026-01-02T03:04:05.000000007Z stdout F gan\n"
+                "2026-01-02T03:04:05.000000008Z stderr F failed\n"
+            )
+    server = start(tmp_path, f"""
+positions: {{filename: {tmp_path}/positions.yaml}}
+scrape_configs:
+  - job_name: kubernetes-pods
+    pipeline_stages: [{{cri: {{}}}}]
+    kubernetes_sd_configs: [{{role: pod, api_server: "http://127.0.0.1:{api.server_port}", authorization: {{credentials: s3cret}}}}]
+    relabel_configs:
+      - {{source_labels: [__meta_kubernetes_pod_node_name], target_label: __host__}}
+      - {{source_labels: [__meta_kubernetes_namespace], target_label: namespace}}
+      - {{source_labels: [__meta_kubernetes_pod_name], target_label: pod}}
+      - {{source_labels: [__meta_kubernetes_pod_container_name], target_label: container}}
+      - {{source_labels: [__meta_kubernetes_pod_label_app_kubernetes_io_name], target_label: app}}
+      - {{source_labels: [__meta_kubernetes_pod_uid, __meta_kubernetes_pod_container_name], separator: /, target_label: __path__, replacement: "{tmp_path}/pods/*$1/*.log"}}
+""", env={"HOSTNAME": "node-1"})
+
+    def found():
+        begin = 1_767_300_000 * 10**9
+        got = server.get("/loki/api/v1/query_range", listener="loki", query='{app="web"}', start=begin, end=begin + 10**14, direction="forward")
+        return sorted((s["stream"]["pod"], s["stream"]["container"], s["stream"]["stream"], s["stream"]["namespace"], [v[1] for v in s["values"]]) for s in got["data"]["result"])
+
+    try:
+        want = [("web-1", c, s, "prod", t) for c in ("main", "side") for s, t in (("stderr", ["failed"]), ("stdout", [f"{c} began"]))]
+        wait_for(lambda: len(found()) >= 4)
+        assert found() == want
+    finally:
+        server.stop()
+        api.shutdown()
+
+
 SYSLOG = """
 scrape_configs:
   - job_name: syslog

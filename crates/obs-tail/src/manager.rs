@@ -35,6 +35,7 @@ struct Running {
 struct Inner {
     sink: Arc<dyn LogSink>,
     clock: Clock,
+    host: String,
     counts: Arc<Counts>,
     jobs: Mutex<BTreeMap<String, Running>>,
     positions: Mutex<Option<(PathBuf, Arc<Mutex<Positions>>)>>,
@@ -85,9 +86,13 @@ fn flattened(groups: &[TargetGroup]) -> Vec<Labels> {
     groups.iter().flat_map(|g| g.targets.iter().map(move |t| joined(g, t))).collect()
 }
 
-/// Returns the files that a discovered target names, if it names any.
-fn file_target(found: &Labels, job: &Job) -> Option<Target> {
+/// Returns the files that a discovered target names, if it names any. Those of another host, which
+/// `__host__` names, are somebody else's, as in Promtail.
+fn file_target(found: &Labels, job: &Job, host: &str) -> Option<Target> {
     let labels = relabel(found, &job.relabel_configs)?;
+    if !["", host].contains(&labels.get("__host__")) {
+        return None;
+    }
     let pattern = labels.get("__path__").to_owned();
     if pattern.is_empty() {
         return None;
@@ -101,10 +106,12 @@ fn file_target(found: &Labels, job: &Job) -> Option<Target> {
 }
 
 impl Manager {
-    pub fn new(sink: Arc<dyn LogSink>, clock: Clock) -> Self {
+    /// `host` is what `__host__` says of this machine's files.
+    pub fn new(sink: Arc<dyn LogSink>, clock: Clock, host: String) -> Self {
         Self(Arc::new(Inner {
             sink,
             clock,
+            host,
             counts: Arc::default(),
             jobs: Mutex::default(),
             positions: Mutex::default(),
@@ -281,14 +288,14 @@ impl Manager {
         let followed: Mutex<HashMap<String, CancellationToken>> = Mutex::default();
         let tasks = running.tasks.clone();
         let (place, positions) = (folder.to_owned(), positions.clone());
-        let sources = discovered_by(&job);
+        let (sources, host) = (discovered_by(&job), self.0.host.clone());
         let report = move |source: usize, groups: Vec<TargetGroup>| {
             let all: Vec<Labels> = {
                 let mut found = locked(&found);
                 found.insert(source, groups);
                 found.values().flat_map(|g| flattened(g)).collect()
             };
-            let files = all.iter().filter_map(|l| file_target(l, &job));
+            let files = all.iter().filter_map(|l| file_target(l, &job, &host));
             *locked(&targets) = files.collect();
             let mut followed = locked(&followed);
             let now = containers(&all);

@@ -21,7 +21,7 @@ pub(crate) struct RawControl {
 pub(crate) struct ControlSettings(Option<(PostgresSettings, String)>);
 
 /// Returns the name of this machine.
-fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     match name.trim() {
         "" => "observatory".into(),
