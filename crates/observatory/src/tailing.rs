@@ -97,8 +97,7 @@ pub(crate) struct Tailing {
 impl Tailing {
     pub(crate) fn new(ingest: &Ingest, data: &Path) -> Self {
         // In a cluster the node is not what the container is called: its name comes as Promtail's does.
-        let host = std::env::var("HOSTNAME").ok().filter(|h| !h.is_empty());
-        let host = host.unwrap_or_else(crate::control::host_name);
+        let host = crate::config::environment("HOSTNAME").unwrap_or_else(crate::control::host_name);
         let manager =
             Manager::new(Arc::new(IngestSink(ingest.clone())), Arc::new(wall_clock), host);
         Self { manager, positions: data.join("positions.yaml") }
