@@ -24,7 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from running import Server
-from test_prometheus import free_port, wait_for
+from test_prometheus import free_port, json_api, wait_for
 
 needs_logrotate = pytest.mark.skipif(not shutil.which("logrotate"), reason="Debian's logrotate is not installed")
 needs_rsyslog = pytest.mark.skipif(not shutil.which("rsyslogd"), reason="Debian's rsyslog is not installed")
@@ -260,6 +260,7 @@ scrape_configs:
 
 def test_pods_of_this_node(tmp_path):
     """The relabelling of Grafana's chart: files by the pod's uid and container, pods of other nodes left out."""
+
     def pod(name, node, uid):
         return {
             "metadata": {"name": name, "namespace": "prod", "uid": uid, "labels": {"app.kubernetes.io/name": "web"}},
@@ -269,20 +270,7 @@ def test_pods_of_this_node(tmp_path):
 
     pods = [pod("web-1", "node-1", "u-1"), pod("web-2", "node-2", "u-2")]
 
-    class Api(http.server.BaseHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-        def do_GET(self):
-            known = self.path.split("?")[0] == "/api/v1/pods" and self.headers.get("Authorization") == "Bearer s3cret"
-            body = json.dumps({"items": pods, "metadata": {}} if known else {}).encode()
-            self.send_response(200 if known else 403)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-    api = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Api)
-    threading.Thread(target=api.serve_forever, daemon=True).start()
+    there = json_api({"/api/v1/pods": {"items": pods, "metadata": {}}})
     for p in pods:
         for container in ("main", "side"):
             at = tmp_path / "pods" / f"prod_{p['metadata']['name']}_{p['metadata']['uid']}" / container
@@ -296,7 +284,7 @@ positions: {{filename: {tmp_path}/positions.yaml}}
 scrape_configs:
   - job_name: kubernetes-pods
     pipeline_stages: [{{cri: {{}}}}]
-    kubernetes_sd_configs: [{{role: pod, api_server: "http://127.0.0.1:{api.server_port}", authorization: {{credentials: s3cret}}}}]
+    kubernetes_sd_configs: [{{role: pod, api_server: "{there}", authorization: {{credentials: s3cret}}}}]
     relabel_configs:
       - {{source_labels: [__meta_kubernetes_pod_node_name], target_label: __host__}}
       - {{source_labels: [__meta_kubernetes_namespace], target_label: namespace}}
@@ -317,7 +305,6 @@ scrape_configs:
         assert found() == want
     finally:
         server.stop()
-        api.shutdown()
 
 
 SYSLOG = """

@@ -405,6 +405,27 @@ def test_a_target_that_serves_too_much_costs_only_itself(tmp_path):
         server.stop()
 
 
+def json_api(answers):
+    """Serves JSON by path, and what is under /api/ only for the token `s3cret`; returns its address."""
+
+    class Api(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_GET(self):
+            path = self.path.split("?")[0]
+            known = path in answers and (not path.startswith("/api/") or self.headers.get("Authorization") == "Bearer s3cret")
+            body = json.dumps(answers.get(path, {})).encode()
+            self.send_response(200 if known else 403)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    api = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Api)
+    threading.Thread(target=api.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{api.server_port}"
+
+
 def test_pods_of_a_cluster_and_containers_are_found(tmp_path):
     exporter = Exporter("found_total 1\n")
     host, port = exporter.address.split(":")
@@ -421,22 +442,7 @@ def test_pods_of_a_cluster_and_containers_are_found(tmp_path):
         "/containers/json": [{"Id": "c1", "Names": ["/web"], "HostConfig": {"NetworkMode": "bridge"}, "Ports": [{"PrivatePort": int(port), "Type": "tcp"}], "NetworkSettings": {"Networks": {"bridge": {"NetworkID": "n", "IPAddress": host}}}}],
     }
 
-    class Api(http.server.BaseHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-        def do_GET(self):
-            path = self.path.split("?")[0]
-            secret = self.headers.get("Authorization") == "Bearer s3cret" or path.startswith("/c") or path == "/networks"
-            body = json.dumps(answers.get(path, {})).encode()
-            self.send_response(200 if path in answers and secret else 403)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-    api = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Api)
-    threading.Thread(target=api.serve_forever, daemon=True).start()
-    there = f"http://127.0.0.1:{api.server_port}"
+    there = json_api(answers)
     config = tmp_path / "prometheus.yml"
     config.write_text(f"""
 global: {{scrape_interval: 1s}}

@@ -185,8 +185,6 @@ impl Rows<'_> {
             groups: Groups::default(),
             out: Building::default(),
         };
-        // By kind, how many of the listed rows are behind.
-        let mut nth = vec![0; kinds.listed.len()];
         for (stream, rows) in &self.stretches {
             let stream = self.stream(*stream)?;
             counting.begin(stream);
@@ -220,16 +218,10 @@ impl Rows<'_> {
                     }
                 }
             }
-            for ((number, listed), nth) in kinds.listed.iter().enumerate().zip(&mut nth) {
-                while let Some(row) = listed.get(*nth).map(|row| *row as usize) {
-                    if row >= rows.end {
-                        break;
-                    }
-                    let row = RowOf { row, nth: *nth };
-                    *nth += 1;
-                    if row.row < rows.start {
-                        continue;
-                    }
+            for (number, listed) in kinds.listed.iter().enumerate() {
+                let before = |row: usize| listed.partition_point(|r| (*r as usize) < row);
+                for nth in before(rows.start)..before(rows.end) {
+                    let row = RowOf { row: *listed.get(nth).ok_or(bad)? as usize, nth };
                     if counting.row(number, row, visit)?.is_break() {
                         return Ok(Some(ControlFlow::Break(())));
                     }
