@@ -390,11 +390,37 @@ pub struct RangeAggregation {
     pub pushed: Option<Groups>,
 }
 
-/// A PromQL expression whose selectors name entries of `ranges`.
+/// PromQL expressions whose selectors name entries of `ranges`.
 #[derive(Debug, Clone)]
 pub struct MetricExpr {
-    pub expr: obs_promql::ast::Expr,
+    /// The expression, or all of a `variants` query.
+    pub exprs: Vec<obs_promql::ast::Expr>,
     pub ranges: Vec<RangeAggregation>,
+    /// What the expressions of `variants (…) of (…)` are of.
+    pub of: Option<LogRange>,
+}
+
+/// The lines that all variants of a query read, before their own pipelines.
+#[derive(Debug, Clone)]
+pub struct LogRange {
+    pub expr: LogExpr,
+    pub range_ms: i64,
+    pub offset_ms: i64,
+}
+
+impl RangeAggregation {
+    /// Returns this aggregation over those lines alone that `of` lets through.
+    pub(crate) fn within(&self, of: &LogRange) -> Self {
+        let mut out = self.clone();
+        out.expr = of.expr.clone();
+        for m in &self.expr.matchers {
+            if !out.expr.matchers.contains(m) {
+                out.expr.matchers.push(m.clone());
+            }
+        }
+        out.expr.stages.extend(self.expr.stages.iter().cloned());
+        out
+    }
 }
 
 /// Returns the range aggregation that a selector of a [`MetricExpr`] stands for.

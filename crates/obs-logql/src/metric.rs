@@ -7,6 +7,7 @@ use obs_model::{
     Budget, Labels, MetricMetadata, SelectError, SelectLogs, SelectSeries, Series, SeriesSelection,
     TenantId, TimestampMs, TimestampNs,
 };
+use obs_promql::ast::Expr;
 use obs_promql::{EvalError, Output, QueryOptions, evaluate_instant, evaluate_range};
 use std::collections::BTreeMap;
 
@@ -51,8 +52,7 @@ pub fn run_instant(
 ) -> Result<Output, QueryError> {
     let at = time.to_millis();
     let ranges = aggregate(source, tenant, query, (at, at), 1, budget)?;
-    let out = evaluate_instant(&ranges, tenant, &query.expr, at, exact(), budget);
-    out.map(|(o, _)| o).map_err(from_eval)
+    each(query, |e| evaluate_instant(&ranges, tenant, e, at, exact(), budget).map(|(o, _)| o))
 }
 
 /// Evaluates from `start` to `end` every `step_ms`.
@@ -69,8 +69,41 @@ pub fn run_range(
 ) -> Result<Output, QueryError> {
     let bounds = (start.to_millis(), end.to_millis());
     let ranges = aggregate(source, tenant, query, bounds, step_ms, budget)?;
-    let out = evaluate_range(&ranges, tenant, &query.expr, bounds, step_ms, exact(), budget);
-    out.map(|(o, _)| o).map_err(from_eval)
+    each(query, |e| {
+        evaluate_range(&ranges, tenant, e, bounds, step_ms, exact(), budget).map(|(o, _)| o)
+    })
+}
+
+/// The label that tells of which variant a series is: its index.
+const VARIANT: &str = "__variant__";
+
+/// Evaluates the expression of a query, or all of its variants into one result.
+fn each(
+    query: &MetricExpr,
+    run: impl Fn(&Expr) -> Result<Output, EvalError>,
+) -> Result<Output, QueryError> {
+    let mut all: Option<Output> = None;
+    for (i, e) in query.exprs.iter().enumerate() {
+        let mut out = run(e).map_err(from_eval)?;
+        if query.of.is_some() {
+            let index = i.to_string();
+            let mark = |l: &mut Labels| *l = l.with(VARIANT, &index);
+            match &mut out {
+                Output::Vector(v) => v.iter_mut().for_each(|(l, _)| mark(l)),
+                Output::Matrix(m) => m.iter_mut().for_each(|s| mark(&mut s.labels)),
+                Output::Scalar(_) | Output::String(..) => {}
+            }
+        }
+        match (&mut all, out) {
+            (Some(Output::Vector(all)), Output::Vector(v)) => all.extend(v),
+            (Some(Output::Matrix(all)), Output::Matrix(m)) => all.extend(m),
+            (first, out) => *first = Some(out),
+        }
+    }
+    if let (Some(_), Some(Output::Matrix(m))) = (&query.of, &mut all) {
+        m.sort_by(|a, b| a.labels.cmp(&b.labels));
+    }
+    all.ok_or_else(|| QueryError::Eval("nothing to compute".into()))
 }
 
 /// Samples stand exactly at the steps, so nothing may be looked up further back.
@@ -96,6 +129,9 @@ fn aggregate(
     let (start, end) = (start.millis(), end.millis());
     let count = ((end - start).max(0) / step_ms) as usize + 1;
     let steps = Steps { start, step: step_ms, count };
-    let all = query.ranges.iter().map(|r| range::run(source, tenant, r, steps, budget));
+    let all = query.ranges.iter().map(|r| match &query.of {
+        Some(of) => range::run(source, tenant, &r.within(of), steps, budget),
+        None => range::run(source, tenant, r, steps, budget),
+    });
     all.collect::<Result<_, _>>().map(Ranges)
 }

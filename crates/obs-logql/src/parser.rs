@@ -3,7 +3,7 @@
 mod metric;
 mod pipeline;
 
-use crate::ast::{LogExpr, MetricExpr, Query, RangeAggregation};
+use crate::ast::{LogExpr, LogRange, MetricExpr, Query, RangeAggregation};
 use crate::lexer::{Placed, Token, lex};
 use obs_model::{MatchOp, Matcher};
 use obs_promql::ast::{Expr, Pos};
@@ -153,7 +153,9 @@ impl Parser {
 
     fn unexpected_but<T>(&self, expected: &str) -> Parsed<T> {
         let what = match self.peek() {
-            Token::Ident(w) if is_keyword(w, self.ahead(1)) => w.clone(),
+            Token::Ident(w) if is_keyword(&w.to_ascii_lowercase(), self.ahead(1)) => {
+                w.to_ascii_lowercase()
+            }
             Token::Ident(_) => "IDENTIFIER".into(),
             Token::Number(_) => "NUMBER".into(),
             Token::Duration(..) => "DURATION".into(),
@@ -241,13 +243,21 @@ impl Parser {
         out
     }
 
-    /// Reads items between commas up to and with `close`; a comma may stand before it.
-    fn list<T>(&mut self, close: &str, item: impl Fn(&mut Self) -> Parsed<T>) -> Parsed<Vec<T>> {
+    /// Reads items between commas up to and with `close`; a comma may stand before it. `otherwise` is
+    /// what an error says may stand behind an item.
+    fn list<T>(
+        &mut self,
+        close: &str,
+        otherwise: &str,
+        item: impl Fn(&mut Self) -> Parsed<T>,
+    ) -> Parsed<Vec<T>> {
         let mut out = Vec::new();
         while !self.eat(close) {
             out.push(item(self)?);
             if !self.eat(",") {
-                self.expect(close)?;
+                if !self.eat(close) {
+                    return self.unexpected_but(otherwise);
+                }
                 break;
             }
         }
@@ -255,18 +265,24 @@ impl Parser {
     }
 
     fn query(&mut self) -> Parsed<Query> {
-        let query = match self.binary(0)? {
-            Operand::Log(log) => Query::Log(log),
-            Operand::Metric(expr) => {
-                Query::Metric(MetricExpr { expr, ranges: std::mem::take(&mut self.ranges) })
+        let query = if self.is_word("variants") && matches!(self.ahead(1), Token::Op("(")) {
+            self.variants()?
+        } else {
+            match self.binary(0)? {
+                Operand::Log(log) => Query::Log(log),
+                Operand::Metric(expr) => self.metric_query(vec![expr], None),
             }
         };
         if *self.peek() == Token::Eof { Ok(query) } else { self.unexpected() }
     }
 
+    fn metric_query(&mut self, exprs: Vec<Expr>, of: Option<LogRange>) -> Query {
+        Query::Metric(MetricExpr { exprs, ranges: std::mem::take(&mut self.ranges), of })
+    }
+
     fn matchers(&mut self) -> Parsed<Vec<Matcher>> {
         self.expect("{")?;
-        self.list("}", Self::matcher)
+        self.list("}", "} or ,", Self::matcher)
     }
 
     fn selector(&mut self) -> Parsed<Vec<Matcher>> {
@@ -293,16 +309,32 @@ impl Parser {
             Token::Op("!=") => MatchOp::NotEqual,
             Token::Op("=~") => MatchOp::Regex,
             Token::Op("!~") => MatchOp::NotRegex,
-            _ => return self.unexpected_but("= or != or =~ or !~"),
+            _ => return self.unexpected_but("= or =~ or !~ or !="),
         };
         self.at += 1;
         Ok(op)
     }
 }
 
+fn is_grouping(t: &Token) -> bool {
+    matches!(t, Token::Ident(w) if w.eq_ignore_ascii_case("by") || w.eq_ignore_ascii_case("without"))
+}
+
 /// Returns whether a word is printed as itself in errors, as tokens of the grammar are.
 fn is_keyword(word: &str, next: &Token) -> bool {
-    const ALWAYS: [&str; 27] = [
+    /// Words that are such only before a parenthesis.
+    const CALLED: [&str; 9] = [
+        "duration",
+        "duration_seconds",
+        "bytes",
+        "ip",
+        "sort",
+        "sort_desc",
+        "vector",
+        "label_replace",
+        "variants",
+    ];
+    const ALWAYS: [&str; 24] = [
         "by",
         "without",
         "bool",
@@ -323,19 +355,15 @@ fn is_keyword(word: &str, next: &Token) -> bool {
         "drop",
         "keep",
         "distinct",
-        "ip",
         "and",
         "or",
         "unless",
-        "vector",
-        "label_replace",
-        "variants",
+        "of",
     ];
-    let is_call = matches!(next, Token::Op("("))
-        || matches!(next, Token::Ident(w) if w == "by" || w == "without");
+    let is_call = matches!(next, Token::Op("(")) || is_grouping(next);
     ALWAYS.contains(&word)
         || (is_call
             && (crate::ast::RangeOp::find(word).is_some()
                 || metric::aggregate(word).is_some()
-                || ["duration", "duration_seconds", "bytes"].contains(&word)))
+                || CALLED.contains(&word)))
 }

@@ -2,7 +2,7 @@
 
 use crate::ast::{
     Conversion, Groups, LabelChoice, LabelFilter, LabelFormat, LineFilter, LineMatch, LogExpr,
-    MetricExpr, Query, RangeAggregation, Stage, range_index,
+    LogRange, MetricExpr, Query, RangeAggregation, Stage, range_index,
 };
 use obs_model::Matcher;
 use obs_promql::ast::{AggregateOp, BinaryOp, Cardinality, Expr, Matching};
@@ -16,7 +16,7 @@ const INDENT: &str = "  ";
 pub fn pretty(query: &Query) -> String {
     match query {
         Query::Log(log) => log_lines(log, 0),
-        Query::Metric(m) => metric_lines(m, &m.expr, 0),
+        Query::Metric(m) => metrics_lines(m),
     }
 }
 
@@ -166,10 +166,10 @@ fn unwrap(r: &RangeAggregation) -> String {
     out
 }
 
-fn range_suffix(r: &RangeAggregation) -> String {
-    let mut out = format!("[{}]", format_ms(r.range_ms));
-    if r.offset_ms != 0 {
-        out.push_str(&format!(" offset {}", format_ms(r.offset_ms)));
+fn range_suffix(range_ms: i64, offset_ms: i64) -> String {
+    let mut out = format!("[{}]", format_ms(range_ms));
+    if offset_ms != 0 {
+        out.push_str(&format!(" offset {}", format_ms(offset_ms)));
     }
     out
 }
@@ -193,7 +193,8 @@ fn range_flat(r: &RangeAggregation) -> String {
         inner.push_str(&unwrap(r));
     }
     let param = r.param.map_or(String::new(), |p| format!("{},", number(p)));
-    format!("{}({param}{inner}{}){}", r.op.name(), range_suffix(r), groups(&r.groups))
+    let suffix = range_suffix(r.range_ms, r.offset_ms);
+    format!("{}({param}{inner}{suffix}){}", r.op.name(), groups(&r.groups))
 }
 
 fn range_lines(r: &RangeAggregation, depth: usize) -> String {
@@ -211,7 +212,8 @@ fn range_lines(r: &RangeAggregation, depth: usize) -> String {
     if r.unwrap.is_some() {
         out.push_str(&format!("\n{deeper}{INDENT}{}", unwrap(r)));
     }
-    out.push_str(&format!(" {}\n{pad}){}", range_suffix(r), groups(&r.groups)));
+    let suffix = range_suffix(r.range_ms, r.offset_ms);
+    out.push_str(&format!(" {suffix}\n{pad}){}", groups(&r.groups)));
     out
 }
 
@@ -251,6 +253,21 @@ fn aggregate_name(op: AggregateOp, grouped: &obs_promql::ast::Grouping) -> Strin
         String::new()
     };
     format!("{}{by}", op.as_str())
+}
+
+fn metrics_lines(m: &MetricExpr) -> String {
+    let one = |e: &Expr, depth| metric_lines(m, e, depth);
+    let Some(LogRange { expr, range_ms, offset_ms }) = &m.of else {
+        return m.exprs.first().map_or(String::new(), |e| one(e, 0));
+    };
+    let suffix = range_suffix(*range_ms, *offset_ms);
+    let all: Vec<String> = m.exprs.iter().map(|e| metric_flat(m, e)).collect();
+    let flat = format!("variants({}) of ({}{suffix})", all.join(", "), log_flat(expr));
+    if flat.len() <= LINE_MAX {
+        return flat;
+    }
+    let all: Vec<String> = m.exprs.iter().map(|e| one(e, 1)).collect();
+    format!("variants(\n{}\n) of (\n{} {suffix}\n)", all.join(",\n"), log_lines(expr, 1))
 }
 
 fn metric_flat(m: &MetricExpr, e: &Expr) -> String {
@@ -348,6 +365,7 @@ mod tests {
             r#"quantile_over_time(0.99,{app="a"} | unwrap x [1m]) by (a) > bool 3"#,
             r#"topk(3, sum(rate({a="b"}[1m])) by (c)) / on (c) group_left (d) vector(2)"#,
             r#"label_replace(rate({a="b"}[1m]),"x","$1","y","(.*)")"#,
+            r#"variants(rate({a="b"}[1m]), sum by (c)(count_over_time({a="b"} | json [1m]))) of ({a="b"}[1m] offset 5m)"#,
         ] {
             let first = pretty(&parse(text).unwrap_or_else(|e| panic!("{text}: {e}")));
             let again = pretty(&parse(&first).unwrap_or_else(|e| panic!("{first}: {e}")));

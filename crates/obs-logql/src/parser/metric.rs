@@ -1,7 +1,7 @@
 //! Metric queries.
 
 use super::{Fault, Operand, Parsed, Parser};
-use crate::ast::{Groups, LogExpr, RangeAggregation, RangeOp, Unwrap};
+use crate::ast::{Groups, LogExpr, LogRange, Query, RangeAggregation, RangeOp, Unwrap};
 use crate::lexer::Token;
 use obs_model::{METRIC_NAME, Matcher};
 use obs_promql::ast::{
@@ -26,11 +26,15 @@ pub(super) fn aggregate(word: &str) -> Option<AggregateOp> {
 
 /// What a range aggregation is over, while it is read.
 #[derive(Default)]
-struct LogRange {
+struct RangeOf {
     expr: LogExpr,
     unwrap: Option<Unwrap>,
     range_ns: Option<f64>,
     offset_ns: Option<f64>,
+}
+
+fn to_ms(ns: f64) -> i64 {
+    (ns / 1e6) as i64
 }
 
 fn type_of(log: &LogExpr) -> &'static str {
@@ -76,6 +80,12 @@ impl Parser {
             }
             Ok(left)
         })
+    }
+
+    /// Reads a parenthesis that closes an expression, behind which an operator may stand as well:
+    /// too much to name.
+    fn close(&mut self) -> Parsed<()> {
+        if self.eat(")") { Ok(()) } else { self.unexpected() }
     }
 
     /// Parses an expression that must be a metric.
@@ -133,7 +143,7 @@ impl Parser {
 
     fn label_list(&mut self) -> Parsed<Vec<String>> {
         self.expect("(")?;
-        self.list(")", Self::identifier)
+        self.list(")", ", or )", Self::identifier)
     }
 
     fn unit(&mut self) -> Parsed<Operand> {
@@ -143,7 +153,7 @@ impl Parser {
             Token::Op("(") => {
                 self.at += 1;
                 let inner = self.binary(0)?;
-                self.expect(")")?;
+                self.close()?;
                 match inner {
                     Operand::Metric(e @ Expr::Number(..)) => Ok(Operand::Metric(e)),
                     Operand::Metric(e) => Ok(Operand::Metric(Expr::Paren(Box::new(e)))),
@@ -163,9 +173,44 @@ impl Parser {
         }
     }
 
+    /// Reads `variants (…, …) of (…)`, which is a query of its own and no operand.
+    pub(super) fn variants(&mut self) -> Parsed<Query> {
+        self.at += 2;
+        let mut exprs = Vec::new();
+        loop {
+            let expr = self.metric()?;
+            if matches!(expr, Expr::Number(..)) {
+                return Err(Fault::nowhere("a variant must read lines, not be a literal"));
+            }
+            exprs.push(expr);
+            if !self.eat(",") {
+                break;
+            }
+        }
+        self.expect(")")?;
+        if !self.eat_word("of") {
+            return self.unexpected_but("of");
+        }
+        self.expect("(")?;
+        let mut of = RangeOf::default();
+        self.log_range(&mut of)?;
+        let Some(range_ns) = of.range_ns.filter(|_| of.unwrap.is_none()) else {
+            return self.unexpected();
+        };
+        self.expect(")")?;
+        let of = LogRange {
+            expr: of.expr,
+            range_ms: to_ms(range_ns).max(1),
+            offset_ms: to_ms(of.offset_ns.unwrap_or(0.0)),
+        };
+        Ok(self.metric_query(exprs, Some(of)))
+    }
+
     fn call(&mut self, word: &str, at: usize) -> Parsed<Expr> {
+        let word = word.to_ascii_lowercase();
+        let word = word.as_str();
         let is_call = matches!(self.ahead(1), Token::Op("("));
-        let is_grouped = matches!(self.ahead(1), Token::Ident(w) if w == "by" || w == "without");
+        let is_grouped = super::is_grouping(self.ahead(1));
         if let Some(op) = RangeOp::find(word).filter(|_| is_call) {
             self.at += 1;
             return self.range_aggregation(op, at);
@@ -187,13 +232,16 @@ impl Parser {
             ("sort" | "sort_desc", Some(function)) => {
                 self.at += 2;
                 let args = vec![self.metric()?];
-                self.expect(")")?;
+                self.close()?;
                 Ok(Expr::Call { function, args, pos: self.pos_from(at) })
             }
             ("label_replace", Some(function)) => {
                 self.at += 2;
                 let mut args = vec![self.metric()?];
-                for _ in 0..4 {
+                for i in 0..4 {
+                    if i == 0 && !self.is_op(",") {
+                        return self.unexpected();
+                    }
                     self.expect(",")?;
                     let from = self.start();
                     let text = self.string()?;
@@ -229,7 +277,7 @@ impl Parser {
             }
         }
         let inner = self.metric()?;
-        self.expect(")")?;
+        self.close()?;
         let after = if before.is_none() { self.grouping()? } else { None };
         let grouping = before.or(after);
         let name = op.parameter().is_some();
@@ -293,7 +341,7 @@ impl Parser {
             param = Some(self.number()?);
             self.expect(",")?;
         }
-        let mut range = LogRange::default();
+        let mut range = RangeOf::default();
         self.log_range(&mut range)?;
         let Some(range_ns) = range.range_ns else { return self.unexpected() };
         self.expect(")")?;
@@ -318,7 +366,6 @@ impl Parser {
         if range.unwrap.is_none() && !op.takes_lines() {
             return refuse(format!("invalid aggregation {name} without unwrap"));
         }
-        let to_ms = |ns: f64| (ns / 1e6) as i64;
         let selector = format!("range_{}", self.ranges.len());
         self.ranges.push(RangeAggregation {
             op,
@@ -343,7 +390,7 @@ impl Parser {
 
     /// Reads selector, pipeline, range and offset, in the orders that the grammar allows, with any
     /// parentheses.
-    fn log_range(&mut self, out: &mut LogRange) -> Parsed<()> {
+    fn log_range(&mut self, out: &mut RangeOf) -> Parsed<()> {
         self.deeper(|p| {
             if p.eat("(") {
                 p.log_range(out)?;
@@ -358,7 +405,9 @@ impl Parser {
                         out.range_ns = Some(ns);
                     }
                     Token::Ident(w)
-                        if w == "offset" && out.range_ns.is_some() && out.offset_ns.is_none() =>
+                        if w.eq_ignore_ascii_case("offset")
+                            && out.range_ns.is_some()
+                            && out.offset_ns.is_none() =>
                     {
                         p.at += 1;
                         let sign = if p.eat("-") { -1.0 } else { 1.0 };

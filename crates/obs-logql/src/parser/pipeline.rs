@@ -27,7 +27,7 @@ impl Parser {
                     stages.push(Stage::Line(self.line_filter()?));
                 }
                 Token::Op("|") => {
-                    if matches!(self.ahead(1), Token::Ident(w) if w == "unwrap") {
+                    if self.is_unwrap() {
                         return Ok(());
                     }
                     self.at += 1;
@@ -52,20 +52,18 @@ impl Parser {
     fn line_match(&mut self, op: &str) -> Parsed<LineMatch> {
         let is_contains = matches!(op, "|=" | "!=");
         if self.is_word("ip") && matches!(self.ahead(1), Token::Op("(")) {
-            if !is_contains {
-                return self.unexpected_but("STRING");
-            }
             let ip = self.ip()?;
-            let valid = ip.is_valid();
-            return if valid {
-                Ok(LineMatch::Ip(ip))
-            } else {
-                Err(Fault::nowhere("filter: invalid pattern"))
-            };
+            if !is_contains {
+                return Err(Fault::nowhere("filter: invalid operation"));
+            }
+            if !ip.is_valid() {
+                return Err(Fault::nowhere("filter: invalid pattern"));
+            }
+            return Ok(LineMatch::Ip(ip));
         }
         let text = match self.peek() {
             Token::String(_) => self.string()?,
-            _ => return self.unexpected_but(if is_contains { "STRING or ip" } else { "STRING" }),
+            _ => return self.unexpected_but("STRING or ip"),
         };
         Ok(match op {
             "|=" | "!=" => LineMatch::Contains(text),
@@ -94,7 +92,7 @@ impl Parser {
             _ => return self.unexpected(),
         };
         self.at += 1;
-        Ok(match word.as_str() {
+        Ok(match word.to_ascii_lowercase().as_str() {
             "json" => Stage::Json(self.json_fields()?),
             "logfmt" => self.logfmt()?,
             "regexp" => Stage::Regexp(self.regexp()?),
@@ -270,8 +268,7 @@ impl Parser {
     fn label_unit(&mut self) -> Parsed<LabelFilter> {
         if self.eat("(") {
             let inner = self.label_filter(0)?;
-            self.expect(")")?;
-            return Ok(inner);
+            return if self.eat(")") { Ok(inner) } else { self.unexpected() };
         }
         let name = self.identifier()?;
         let op_at = self.at;
@@ -288,6 +285,9 @@ impl Parser {
         };
         self.at += 1;
         if self.is_word("ip") && matches!(self.ahead(1), Token::Op("(")) {
+            if matches!(op, "=~" | "!~") {
+                return self.unexpected_but("STRING");
+            }
             if !matches!(op, "=" | "==" | "!=") {
                 return self.unexpected_but("BYTES or NUMBER or DURATION");
             }
@@ -326,16 +326,19 @@ impl Parser {
         Ok(LabelFilter::Compare { name, op, value, text })
     }
 
+    /// Returns whether `unwrap` follows the current token.
+    fn is_unwrap(&self) -> bool {
+        matches!(self.ahead(1), Token::Ident(w) if w.eq_ignore_ascii_case("unwrap"))
+    }
+
     /// Reads `| unwrap …` with its filters, if it stands here.
     pub(super) fn unwrap_stage(&mut self) -> Parsed<Option<Unwrap>> {
-        let is_unwrap =
-            self.is_op("|") && matches!(self.ahead(1), Token::Ident(w) if w == "unwrap");
-        if !is_unwrap {
+        if !self.is_op("|") || !self.is_unwrap() {
             return Ok(None);
         }
         self.at += 2;
         let word = self.identifier()?;
-        let conversion = match word.as_str() {
+        let conversion = match word.to_ascii_lowercase().as_str() {
             "duration" => Some(Conversion::Duration(false)),
             "duration_seconds" => Some(Conversion::Duration(true)),
             "bytes" => Some(Conversion::Bytes),
