@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import gzip
+import http.client
 import http.server
 import ipaddress
 import json
@@ -407,6 +408,45 @@ def test_others_push_to_a_job(tmp_path):
         server.stop()
 
 
+def test_others_push_over_tls(tmp_path):
+    authority = certificate(tmp_path, "ca")
+    certificate(tmp_path, "server", authority)
+    certificate(tmp_path, "client", authority)
+    port = free_port()
+    tls = "http_tls_config: {cert_file: server.crt, key_file: server.key, client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.crt}, grpc_listen_port"
+    server = start(tmp_path, PUSHED.format(port=port, keep="true").replace("grpc_listen_port", tls))
+    known = ssl.create_default_context(cafile=str(tmp_path / "ca.crt"))
+    known.load_cert_chain(tmp_path / "client.crt", tmp_path / "client.key")
+    stranger = ssl.create_default_context(cafile=str(tmp_path / "ca.crt"))
+
+    def send(line, context, scheme="https"):
+        request = urllib.request.Request(f"{scheme}://127.0.0.1:{port}/promtail/api/v1/raw", data=line)
+        try:
+            with urllib.request.urlopen(request, context=context, timeout=20) as response:
+                return response.status
+        except (OSError, http.client.HTTPException):
+            return 0
+
+    try:
+        # Who connects and says nothing holds nobody up.
+        wait_for(lambda: socket.create_connection(("127.0.0.1", port)))
+        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
+        assert send(b"in secret", known) == 204
+        assert send(b"from a stranger", stranger) == 0
+        assert send(b"in the open", None, "http") == 0
+        assert lines(server, '{via="push"}') == ["in secret"]
+        # A job that changes closes its port and opens it again.
+        config = tmp_path / "promtail.yaml"
+        config.write_text(config.read_text().replace("RequireAndVerifyClientCert", "VerifyClientCertIfGiven"))
+        server.post("/-/reload", listener="prometheus")
+        wait_for(lambda: send(b"without papers", stranger) == 204)
+        assert set(lines(server, '{via="push"}')) == {"in secret", "without papers"}
+        for s in silent:
+            s.close()
+    finally:
+        server.stop()
+
+
 def test_syslog_over_udp(tmp_path):
     port = free_port()
     server = start(tmp_path, SYSLOG.format(port=port, protocol="udp", format="rfc3164"))
@@ -583,6 +623,7 @@ def test_what_is_not_supported_is_named(tmp_path):
         ("scrape_configs: [{job_name: k, kafka: {brokers: [x]}}]\nclients: []\n", "kafka is not supported"),
         ("scrape_configs: [{job_name: j, syslog: {listen_address: 'x:1', listen_protocol: udp, tls_config: {}}}]\nclients: []\n", "UDP has no TLS"),
         ("scrape_configs: [{job_name: j, pipeline_stages: [{geoip: {}}]}]\nclients: []\n", "geoip: this stage is not supported"),
+        ("scrape_configs: [{job_name: j, loki_push_api: {server: {http_listen_port: 1, http_tls_config: {client_ca_file: x}}}}]\nclients: []\n", "client_ca_file needs a client_auth_type"),
         ("positions: {nope: 1}\n", "nope"),
     ]:
         (tmp_path / "p.yaml").write_text(text)

@@ -8,6 +8,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio_rustls::TlsAcceptor;
 
 /// The file.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -149,7 +150,52 @@ pub struct PushServer {
     /// Loopback unless told.
     pub http_listen_address: String,
     pub http_listen_port: u16,
-    pub http_tls_config: Option<Value>,
+    pub http_tls_config: Option<PushTls>,
+}
+
+/// TLS of a server, under the names that Promtail's server has for it.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PushTls {
+    pub cert: Option<String>,
+    pub cert_file: Option<PathBuf>,
+    pub key: Option<String>,
+    pub key_file: Option<PathBuf>,
+    /// `NoClientCert` (or nothing), `VerifyClientCertIfGiven` or `RequireAndVerifyClientCert`.
+    pub client_auth_type: String,
+    #[serde(alias = "client_ca_text")]
+    pub client_ca: Option<String>,
+    pub client_ca_file: Option<PathBuf>,
+}
+
+impl PushTls {
+    fn check(&self) -> Result<(), String> {
+        let asks = match self.client_auth_type.as_str() {
+            "" | "NoClientCert" => false,
+            "VerifyClientCertIfGiven" | "RequireAndVerifyClientCert" => true,
+            other => return Err(format!("client_auth_type {other:?} is not supported")),
+        };
+        let has_ca = self.client_ca.is_some() || self.client_ca_file.is_some();
+        match (asks, has_ca) {
+            (true, false) => Err("client_auth_type needs client_ca_file".into()),
+            (false, true) => Err("client_ca_file needs a client_auth_type".into()),
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn acceptor(&self, folder: &Path) -> Result<TlsAcceptor, String> {
+        let tls = TlsConfig {
+            ca: self.client_ca.clone(),
+            ca_file: self.client_ca_file.clone(),
+            cert: self.cert.clone(),
+            cert_file: self.cert_file.clone(),
+            key: self.key.clone(),
+            key_file: self.key_file.clone(),
+            ..TlsConfig::default()
+        };
+        let strangers = self.client_auth_type == "VerifyClientCertIfGiven";
+        crate::tls::acceptor(&tls, strangers, folder)
+    }
 }
 
 impl PushServer {
@@ -206,10 +252,8 @@ pub fn read(text: &str) -> Result<PromtailConfig, String> {
             if api.server.http_listen_port == 0 {
                 return Err(format!("job {name:?}: loki_push_api needs server.http_listen_port"));
             }
-            if api.server.http_tls_config.is_some() {
-                return Err(format!(
-                    "job {name:?}: loki_push_api: http_tls_config is not supported"
-                ));
+            if let Some(tls) = &api.server.http_tls_config {
+                tls.check().map_err(|e| format!("job {name:?}: loki_push_api: {e}"))?;
             }
         }
         if let Some(s) = &job.syslog {

@@ -17,6 +17,7 @@ mod push;
 mod ship;
 mod stage;
 mod syslog;
+mod tls;
 
 pub use entry::{Entry, LabelMap};
 pub use manager::Manager;

@@ -9,6 +9,7 @@ use crate::push::PushReceiver;
 use crate::ship::{Rate, Shipper};
 use crate::stage::Limits;
 use crate::syslog::Receiver;
+use crate::tls;
 use crate::{Counts, LogSink};
 use obs_collect::config::Discovery;
 use obs_collect::discovery;
@@ -242,7 +243,7 @@ impl Manager {
             return Ok(());
         }
         if let Some(syslog) = job.syslog.clone() {
-            let tls = syslog.tls_config.as_ref().map(|c| crate::syslog::acceptor(c, folder));
+            let tls = syslog.tls_config.as_ref().map(|c| tls::acceptor(c, false, folder));
             let receiver = Receiver {
                 job: job.clone(),
                 syslog,
@@ -260,7 +261,8 @@ impl Manager {
             return Ok(());
         }
         if let Some(api) = job.loki_push_api.clone() {
-            let receiver = PushReceiver::new(job, api, shipper, clock)?;
+            let tls = api.server.http_tls_config.as_ref().map(|c| c.acceptor(folder));
+            let receiver = PushReceiver::new(job, api, tls.transpose()?, shipper, clock)?;
             spawn(tokio::spawn(async move {
                 for task in before {
                     let _ = task.await;

@@ -8,6 +8,7 @@ use crate::entry::{Entry, LabelMap, visible_or_job};
 use crate::files::{Clock, put};
 use crate::ship::{Batch, Shipper};
 use crate::stage::Pipeline;
+use crate::tls::Secure;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
@@ -21,6 +22,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
 
 /// Bytes of a request, and what they may expand to.
 const BODY_MAX: usize = 16 << 20;
@@ -34,6 +36,7 @@ const TENANT: &str = "__tenant_id__";
 pub(crate) struct PushReceiver {
     job: Job,
     api: PushApi,
+    tls: Option<TlsAcceptor>,
     shipper: Shipper,
     clock: Clock,
     /// Of all requests, so that stages that count do so over all of them; and the last time given.
@@ -49,18 +52,19 @@ impl PushReceiver {
     pub(crate) fn new(
         job: Job,
         api: PushApi,
+        tls: Option<TlsAcceptor>,
         shipper: Shipper,
         clock: Clock,
     ) -> Result<Self, String> {
         let pipeline = Mutex::new((shipper.pipeline(&job)?, 0));
         let places = Semaphore::new(REQUESTS_MAX);
-        Ok(Self { job, api, shipper, clock, pipeline, places })
+        Ok(Self { job, api, tls, shipper, clock, pipeline, places })
     }
 
     /// Listens until it is stopped.
     pub(crate) async fn run(self) {
         let (name, address) = (self.job.job_name.clone(), self.api.server.address());
-        let stop = self.shipper.stop.clone();
+        let (tls, stop) = (self.tls.clone(), self.shipper.stop.clone());
         let listener = match TcpListener::bind(&address).await {
             Ok(l) => l,
             Err(e) => {
@@ -74,8 +78,18 @@ impl PushReceiver {
             .route("/ready", get(|| async { "Ready" }))
             .layer(DefaultBodyLimit::max(BODY_MAX))
             .with_state(Arc::new(self));
-        let served = axum::serve(listener, routes);
-        if let Err(e) = served.with_graceful_shutdown(stop.cancelled_owned()).await {
+        let stopped = stop.clone().cancelled_owned();
+        let served = async {
+            let Some(tls) = tls else {
+                return axum::serve(listener, routes).with_graceful_shutdown(stopped).await;
+            };
+            let (secure, task) = Secure::over(listener, tls, stop)?;
+            let served = axum::serve(secure, routes).with_graceful_shutdown(stopped).await;
+            // The port is free when this returns.
+            let _ = task.await;
+            served
+        };
+        if let Err(e) = served.await {
             tracing::error!(job = name, error = %e, "pushes are not received");
         }
     }

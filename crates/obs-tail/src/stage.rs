@@ -179,7 +179,8 @@ fn build(name: &str, v: Value, context: &Context<'_>) -> Result<Box<dyn Stage>, 
         "pack" => transform::pack(settings(v)?),
         "tenant" => label::tenant(settings(v)?),
         "labels" => label::labels(settings(v)?, false),
-        "structured_metadata" => label::labels(settings(v)?, true),
+        // The second is what it was called at first.
+        "structured_metadata" | "non_indexed_labels" => label::labels(settings(v)?, true),
         "static_labels" => label::fixed(settings(v)?),
         "labeldrop" => label::drop(settings(v)?),
         "labelallow" => label::allow(settings(v)?),
@@ -189,9 +190,8 @@ fn build(name: &str, v: Value, context: &Context<'_>) -> Result<Box<dyn Stage>, 
         "sampling" => filter::sampling(settings(v)?),
         "multiline" => multiline::multiline(settings(v)?),
         "metrics" => metrics::metrics(settings(v)?, &context.counts.custom),
-        "geoip" | "eventlogmessage" | "event_log_message" | "non_indexed_labels" => {
-            Err("this stage is not supported".into())
-        }
+        "eventlogmessage" => Ok(extract::event_log_message(settings(v)?)),
+        "geoip" => Err("this stage is not supported".into()),
         _ => Err("invalid stage".into()),
     }
 }

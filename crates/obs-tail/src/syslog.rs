@@ -5,11 +5,10 @@ use crate::entry::{Entry, visible_or_job};
 use crate::files::{Clock, put};
 use crate::ship::{Batch, Shipper};
 use crate::stage::Pipeline;
-use obs_collect::config::TlsConfig;
+use crate::tls::{HANDSHAKE, shake_hands};
 use obs_collect::relabel::relabel;
 use obs_model::{DAY_NS, LabelsBuilder, TimestampNs};
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -17,10 +16,6 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::server::WebPkiClientVerifier;
-use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 /// Connections at once.
 const CONNECTIONS_MAX: usize = 1000;
@@ -184,54 +179,6 @@ fn next_message(bytes: &[u8], max: usize) -> Result<Option<(usize, usize)>, Stri
     }
 }
 
-/// Makes what answers TLS handshakes: a certificate and its key, and with a CA only clients that it
-/// vouches for are let in. Files are read now; paths are relative to `folder`.
-///
-/// # Errors
-/// When something is missing or cannot be read.
-pub(crate) fn acceptor(c: &TlsConfig, folder: &Path) -> Result<TlsAcceptor, String> {
-    let read = |text: &Option<String>, file: &Option<PathBuf>, what: &str| match (text, file) {
-        (Some(t), _) => Ok(Some(t.clone().into_bytes())),
-        (None, Some(f)) => {
-            let path = folder.join(f);
-            let bytes = std::fs::read(&path);
-            bytes.map(Some).map_err(|e| format!("tls_config: {what} {}: {e}", path.display()))
-        }
-        (None, None) => Ok(None),
-    };
-    let needed = |v: Option<Vec<u8>>, what: &str| {
-        v.ok_or_else(|| format!("tls_config: {what} is needed to receive over TLS"))
-    };
-    let wrong = |what: &str| format!("tls_config: {what} cannot be read as PEM");
-    let certificates = |pem: &[u8], what: &str| {
-        let all: Result<Vec<CertificateDer<'static>>, _> =
-            CertificateDer::pem_slice_iter(pem).collect();
-        all.ok().filter(|a| !a.is_empty()).ok_or_else(|| wrong(what))
-    };
-    let cert = needed(read(&c.cert, &c.cert_file, "cert_file")?, "cert_file")?;
-    let key = needed(read(&c.key, &c.key_file, "key_file")?, "key_file")?;
-    let key = PrivateKeyDer::from_pem_slice(&key).map_err(|_| wrong("key_file"))?;
-    let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
-    let builder = ServerConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(|e| e.to_string())?;
-    let builder = match read(&c.ca, &c.ca_file, "ca_file")? {
-        None => builder.with_no_client_auth(),
-        Some(pem) => {
-            let mut roots = RootCertStore::empty();
-            for root in certificates(&pem, "ca_file")? {
-                roots.add(root).map_err(|e| format!("tls_config: ca_file: {e}"))?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider);
-            builder.with_client_cert_verifier(verifier.build().map_err(|e| e.to_string())?)
-        }
-    };
-    let chain = certificates(&cert, "cert_file")?;
-    let config = builder.with_single_cert(chain, key);
-    let config = config.map_err(|e| format!("tls_config: {e}"))?;
-    Ok(TlsAcceptor::from(Arc::new(config)))
-}
-
 /// Listens for one job.
 pub(crate) struct Receiver {
     pub(crate) job: Job,
@@ -365,11 +312,8 @@ impl Receiver {
     }
 
     async fn secured(&self, socket: TcpStream, peer: SocketAddr) -> Result<(), String> {
-        const HANDSHAKE: Duration = Duration::from_secs(10);
         let Some(tls) = &self.tls else { return self.connection(&mut { socket }, peer).await };
-        let secure = tokio::time::timeout(HANDSHAKE, tls.accept(socket)).await;
-        let secure = secure.map_err(|_| "no TLS handshake".to_owned())?;
-        let mut secure = secure.map_err(|e| e.to_string())?;
+        let mut secure = shake_hands(tls, socket).await?;
         let done = self.connection(&mut secure, peer).await;
         // Says that it is over; a sender that is gone need not hear it.
         let _ = tokio::time::timeout(HANDSHAKE, secure.shutdown()).await;

@@ -149,6 +149,49 @@ pub(super) fn logfmt(c: LogfmtSettings) -> Result<Box<dyn Stage>, String> {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct EventLogSettings {
+    source: String,
+    overwrite_existing: bool,
+    drop_invalid_labels: bool,
+}
+
+impl Default for EventLogSettings {
+    fn default() -> Self {
+        Self { source: "message".into(), overwrite_existing: false, drop_invalid_labels: false }
+    }
+}
+
+/// Takes the `Name: value` lines out of the message of a Windows event. Names become those of labels;
+/// one that is taken gets `_extracted`, as in Promtail.
+pub(super) fn event_log_message(c: EventLogSettings) -> Box<dyn Stage> {
+    change(move |e: &mut Entry, _| {
+        let Some(message) = extracted(e, &c.source) else { return };
+        for line in message.split("\r\n") {
+            let Some((key, value)) = line.split_once(':') else { continue };
+            let mut name = label_name(key);
+            if name != key && c.drop_invalid_labels {
+                continue;
+            }
+            if e.extracted.contains_key(&name) && !c.overwrite_existing {
+                name.push_str("_extracted");
+            }
+            e.extracted.insert(name, value.trim().into());
+        }
+    })
+}
+
+/// Puts `_` for what no label's name may hold.
+fn label_name(text: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' };
+    let mut out: String = text.chars().map(plain).collect();
+    if out.is_empty() || out.starts_with(|c: char| c.is_ascii_digit()) {
+        out.insert(0, '_');
+    }
+    out
+}
+
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RegexSettings {
     expression: String,
@@ -183,6 +226,24 @@ pub(super) fn extracted(e: &Entry, name: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{run, shown};
+
+    #[test]
+    fn messages_of_windows_events_are_taken_apart() {
+        let line = r#"{"message":"Logon.\r\nSubject:\r\nLogon ID:\t0x3e7\r\njob: own\r\n2nd:x:y"}"#;
+        let labels = "labels: {id: Logon_ID, odd: _2nd, own: job_extracted, none: Subject}";
+        for (settings, want) in [
+            ("", "id=0x3e7 job=j odd=x:y own=own"),
+            ("drop_invalid_labels: true", "job=j own=own"),
+            ("overwrite_existing: true", "id=0x3e7 job=j odd=x:y"),
+        ] {
+            let stages = format!(
+                "[{{json: {{expressions: {{message: }}}}}}, {{eventlogmessage: {{{settings}}}}}, {{{labels}}}]"
+            );
+            assert_eq!(shown(&stages, &[line]), [format!("{want} | {line}")], "{settings}");
+        }
+        // What was not taken out before is no message.
+        assert_eq!(shown("[{eventlogmessage: }]", &["a: b"]), ["job=j | a: b"]);
+    }
 
     #[test]
     fn values_are_taken_out_of_lines() {
