@@ -1,6 +1,7 @@
 """Loki's HTTP API as Grafana, logcli and Promtail call it, against the binary."""
 
 import json
+import os
 import struct
 import subprocess
 import time
@@ -451,6 +452,62 @@ def test_limits_of_lokis_configuration(tmp_path):
     config.write_text("loki: {limits_config: {max_line_size: much}}\n")
     done = subprocess.run([BINARY, "check", "config", str(config)], capture_output=True, text=True)
     assert done.returncode != 0 and "loki.limits_config: max_line_size" in done.stdout + done.stderr
+
+
+LOKI_FILE = """
+auth_enabled: false
+server: {http_listen_port: 3100}
+schema_config: {configs: [{from: 2020-10-24, store: boltdb-shipper, object_store: filesystem, schema: v11, index: {prefix: index_, period: 24h}}]}
+limits_config:
+  max_line_size: ${LINE}
+  enforce_metric_name: false
+  retention_period: 1h
+  per_tenant_override_config: overrides.yaml
+compactor: {working_directory: /loki, retention_enabled: true}
+"""
+
+
+def test_lokis_own_file(tmp_path):
+    (tmp_path / "loki.yaml").write_text(LOKI_FILE)
+    (tmp_path / "overrides.yaml").write_text("overrides: {wide: {max_line_size: 2KB, retention_period: 1y}}\n")
+    config = tmp_path / "observatory.yaml"
+    config.write_text("loki: {config_file: loki.yaml}\n")
+    server = Server(tmp_path / "data", "--config", str(config), env={"LINE": "1KB"})
+    try:
+        loki = Loki(server)
+        now = time.time_ns()
+
+        def push(text, tenant, age=0):
+            body = {"streams": [{"stream": {"app": "a"}, "values": [[str(now - age * 10**9), text]]}]}
+            headers = {"Content-Type": "application/json", "X-Scope-OrgID": tenant}
+            return loki.call("/loki/api/v1/push", headers, json.dumps(body).encode())
+
+        assert push("x" * 1025, "narrow")[0] == 400
+        assert push("x" * 1025, "wide")[0] == 204
+        for tenant in ("narrow", "wide"):
+            assert push("old", tenant, age=2 * 3600)[0] == 204
+        assert server.post("/api/v1/storage/flush")[0] == 200
+    finally:
+        server.stop()
+    server = Server(tmp_path / "data", "--config", str(config), env={"LINE": "1KB"})
+    try:
+        loki = Loki(server)
+
+        def old(tenant):
+            found = loki.get("/loki/api/v1/query_range", {"X-Scope-OrgID": tenant}, query='{app="a"} |= "old"', start=now - 3 * 3600 * 10**9, end=now)
+            return lines(found)
+
+        # What the file keeps for an hour goes, where the tenant has no longer time of its own.
+        deadline = time.time() + 20
+        while old("narrow") and time.time() < deadline:
+            time.sleep(0.05)
+        assert old("narrow") == [] and old("wide") == ["old"]
+    finally:
+        server.stop()
+    done = subprocess.run([BINARY, "check", "config", str(tmp_path / "loki.yaml")], capture_output=True, text=True, env={**os.environ, "LINE": "1KB"})
+    assert done.returncode == 0 and "these have no effect here: enforce_metric_name" in done.stderr, done
+    done = subprocess.run([BINARY, "check", "config", str(tmp_path / "loki.yaml")], capture_output=True, text=True, env={**os.environ, "LINE": "much"})
+    assert done.returncode != 0 and "loki.yaml: limits_config: max_line_size" in done.stdout + done.stderr, done
 
 
 def test_protobuf_push(loki):

@@ -5,6 +5,7 @@ use crate::cli::{Output, complain, say};
 use crate::collector::{CollectorSettings, RawCollector};
 use crate::control::{ControlSettings, RawControl};
 use crate::limits::{self, RawLimits};
+use crate::loki::{self, RawLoki};
 use crate::prometheus::{RawProfile, RawPrometheus, Settings};
 use crate::retention::{self, RawRetention};
 use crate::sampling::{RawSampling, SamplingSettings};
@@ -13,8 +14,8 @@ use crate::tier::{RawTier, TierSettings};
 use anyhow::Result;
 use obs_ingest::TenantLimits;
 use obs_llm::PriceBook;
-use obs_server::{Listener, LokiLimits, RawLokiLimits, ServerLimits};
-use obs_storage::StoreConfig;
+use obs_server::{Listener, ServerLimits};
+use obs_storage::{RetentionSignal, StoreConfig};
 use serde::Deserialize;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -79,15 +80,6 @@ struct RawLlm {
     attributes: Vec<String>,
 }
 
-/// What of Loki's own configuration is read as it is.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawLoki {
-    limits_config: RawLokiLimits,
-    /// By tenant.
-    overrides: BTreeMap<String, RawLokiLimits>,
-}
-
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawTraces {
@@ -120,12 +112,14 @@ pub(crate) struct Config {
     pub(crate) tailing: TailSettings,
     pub(crate) sampling: SamplingSettings,
     pub(crate) collector: CollectorSettings,
+    /// What files of others say that does not hold here.
+    pub(crate) notes: Vec<String>,
     /// The file as it was read, for the API that shows it.
     pub(crate) text: String,
 }
 
 /// Sections that belong to the configuration but are not read yet.
-const LATER: [&str; 4] = ["tenants", "loki", "budgets", "grafana"];
+const LATER: [&str; 3] = ["tenants", "budgets", "grafana"];
 
 /// Environment names of the Compose files that this product replaces, and the listener they move.
 const PORT_VARIABLES: [(&str, Listener); 7] = [
@@ -358,8 +352,12 @@ pub(crate) fn load(
     }
     store.retention = retention::read(raw.retention).map_err(&fail)?;
     let (mut server, ingest) = limits::read(raw.limits, &mut store).map_err(&fail)?;
-    server.loki = LokiLimits::read(raw.loki.limits_config, raw.loki.overrides)
-        .map_err(|e| fail(format!("loki.{e}")))?;
+    let loki = loki::read(raw.loki, &base, fail)?;
+    server.loki = loki.limits;
+    // What is said here of logs goes before what Loki was told.
+    if !store.retention.iter().any(|r| r.signal == Some(RetentionSignal::Logs)) {
+        store.retention.extend(loki.retention);
+    }
     if let Some(text) = &raw.traces.clock_skew_adjustment {
         let max = duration(text).and_then(|d| i64::try_from(d.as_nanos()).ok());
         server.clock_skew_max_ns = max.ok_or_else(|| {
@@ -398,6 +396,7 @@ pub(crate) fn load(
         tailing,
         sampling,
         collector,
+        notes: loki.notes,
         text,
     };
     config.prices()?;
@@ -462,7 +461,16 @@ fn check_one(file: &Path) -> Result<(), ConfigError> {
     if has_sections(file, &of_prometheus) {
         return crate::prometheus::read_config(file).map(|_| ());
     }
+    if has_sections(file, &["schema_config", "limits_config"]) {
+        for note in loki::check(file)? {
+            complain(&format!("{}: note: {note}", file.display()));
+        }
+        return Ok(());
+    }
     let config = load(Some(file), None, &[], &environment)?;
+    for note in &config.notes {
+        complain(&format!("{}: note: {note}", file.display()));
+    }
     config.alerting.load()?;
     config.tailing.load()?;
     config.sampling.load()?;

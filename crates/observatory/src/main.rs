@@ -10,6 +10,7 @@ mod config;
 mod control;
 mod demo;
 mod limits;
+mod loki;
 mod memory;
 mod money_cli;
 mod notifier;

@@ -45,13 +45,13 @@ struct RawByLabel {
     max_age: String,
 }
 
-fn age(place: &str, text: &str) -> Result<Duration, String> {
+pub(crate) fn age(place: &str, text: &str) -> Result<Duration, String> {
     let parsed = duration(text).filter(|d| !d.is_zero());
     parsed.ok_or_else(|| format!("{place}max_age: {text:?} is no duration; write 36h or 15d"))
 }
 
 /// Reads a selector such as `{env="prod"}`.
-fn matchers(place: &str, text: &str) -> Result<Vec<(String, MatchOp, String)>, String> {
+pub(crate) fn matchers(place: &str, text: &str) -> Result<Vec<(String, MatchOp, String)>, String> {
     let wrong = |why: String| format!("{place}match: {text:?} is no selector: {why}");
     match obs_promql::parse(text) {
         Ok(Expr::Selector(s)) if !s.matchers.is_empty() => {

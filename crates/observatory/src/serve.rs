@@ -138,6 +138,9 @@ async fn serve(config: Config, options: ServeOptions) -> Result<()> {
         () = signals.end() => return Ok(()),
     };
     report_recovery(&store);
+    for note in &config.notes {
+        tracing::warn!("loki: {note}");
+    }
     let telemetry = Telemetry::new().context("failed to register metrics")?;
     let fan_out = Arc::new(FanOut::new(Arc::new(store.clone()), dir.join("remote")));
     let control = store.control();

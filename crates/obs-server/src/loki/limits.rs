@@ -9,6 +9,7 @@ use http::StatusCode;
 use obs_model::{Labels, LogRecord, TenantId, TimestampNs};
 use obs_promql::duration::{format_ms, parse_ms};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
 
@@ -20,27 +21,45 @@ const IDLE_NS: i64 = 3_600_000_000_000;
 /// Tenants whose use is known before quiet ones are forgotten.
 const TENANTS_MAX: usize = 10_000;
 
-/// The section as it is written; sizes as `256KB`, durations as `168h` or `1w`.
-#[derive(Debug, Default, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RawLokiLimits {
-    ingestion_rate_mb: Option<f64>,
-    ingestion_burst_size_mb: Option<f64>,
-    per_stream_rate_limit: Option<Size>,
-    per_stream_rate_limit_burst: Option<Size>,
-    max_line_size: Option<Size>,
-    max_line_size_truncate: Option<bool>,
+macro_rules! raw_limits {
+    ($($(#[$attribute:meta])* $name:ident: $kind:ty,)*) => {
+        /// The section as it is written; sizes as `256KB`, durations as `168h` or `1w`.
+        #[derive(Debug, Default, Clone, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct RawLokiLimits {
+            $($(#[$attribute])* $name: Option<$kind>,)*
+        }
+
+        impl RawLokiLimits {
+            const NAMES: &[&str] = &[$(stringify!($name)),*];
+
+            /// Returns these limits, and those of `base` where there are none.
+            #[must_use]
+            pub fn over(self, base: &Self) -> Self {
+                Self { $($name: self.$name.or_else(|| base.$name.clone())),* }
+            }
+        }
+    };
+}
+
+raw_limits! {
+    ingestion_rate_mb: f64,
+    ingestion_burst_size_mb: f64,
+    per_stream_rate_limit: Size,
+    per_stream_rate_limit_burst: Size,
+    max_line_size: Size,
+    max_line_size_truncate: bool,
     #[serde(alias = "max_streams_per_user")]
-    max_global_streams_per_user: Option<usize>,
-    max_label_names_per_series: Option<usize>,
-    max_label_name_length: Option<usize>,
-    max_label_value_length: Option<usize>,
-    reject_old_samples: Option<bool>,
-    reject_old_samples_max_age: Option<String>,
-    creation_grace_period: Option<String>,
-    max_query_length: Option<String>,
-    max_entries_limit_per_query: Option<usize>,
-    max_query_series: Option<usize>,
+    max_global_streams_per_user: usize,
+    max_label_names_per_series: usize,
+    max_label_name_length: usize,
+    max_label_value_length: usize,
+    reject_old_samples: bool,
+    reject_old_samples_max_age: String,
+    creation_grace_period: String,
+    max_query_length: String,
+    max_entries_limit_per_query: usize,
+    max_query_series: usize,
 }
 
 /// A number of bytes, with a unit or without.
@@ -74,29 +93,17 @@ impl Size {
 }
 
 impl RawLokiLimits {
-    /// Returns these limits, and those of `base` where there are none.
-    fn over(self, base: &Self) -> Self {
-        macro_rules! either {
-            ($($name:ident),*) => { Self { $($name: self.$name.or_else(|| base.$name.clone())),* } };
-        }
-        either!(
-            ingestion_rate_mb,
-            ingestion_burst_size_mb,
-            per_stream_rate_limit,
-            per_stream_rate_limit_burst,
-            max_line_size,
-            max_line_size_truncate,
-            max_global_streams_per_user,
-            max_label_names_per_series,
-            max_label_name_length,
-            max_label_value_length,
-            reject_old_samples,
-            reject_old_samples_max_age,
-            creation_grace_period,
-            max_query_length,
-            max_entries_limit_per_query,
-            max_query_series
-        )
+    /// Reads the section of a file of Loki's own, which has names that are no limits here; returns
+    /// those too.
+    ///
+    /// # Errors
+    /// With the name of what is written wrongly.
+    pub fn of_file(section: Map<String, Value>) -> Result<(Self, Vec<String>), String> {
+        let is_known = |n: &str| Self::NAMES.contains(&n) || n == "max_streams_per_user";
+        let (known, others): (Map<_, _>, Map<_, _>) =
+            section.into_iter().partition(|(n, v)| is_known(n) && !v.is_null());
+        let limits = serde_json::from_value(Value::Object(known)).map_err(|e| e.to_string())?;
+        Ok((limits, others.into_iter().map(|(n, _)| n).collect()))
     }
 
     fn read(&self) -> Result<Limits, String> {
