@@ -3,12 +3,16 @@
 use crate::labels::Entry;
 use crate::units;
 use base64::Engine as _;
+use chrono_tz::Tz;
 use obs_model::{TimestampNs, go_regex};
-use obs_template::{Functions, Limits, Template, Time, Value, format_time, parse_time};
+use obs_template::{
+    Functions, Limits, Template, Time, Value, Zoned, format_time, parse_time, parse_time_in,
+};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use regex::Regex;
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// A parsed template and its text.
 #[derive(Debug, Clone)]
@@ -249,13 +253,6 @@ fn title(s: &str) -> String {
     s.chars().map(raise).collect()
 }
 
-fn zone(name: &str) -> Result<(), String> {
-    match name {
-        "" | "UTC" | "Local" | "GMT" => Ok(()),
-        other => Err(format!("unknown time zone {other}: only UTC is known here")),
-    }
-}
-
 fn unix_to_time(text: &str) -> Result<TimestampNs, String> {
     let wrong = || format!("unable to parse time '{text}'");
     let n: i64 = text.parse().map_err(|_| wrong())?;
@@ -293,11 +290,20 @@ impl Record<'_> {
             "__line__" => Ok(self.line.into()),
             "__timestamp__" => Ok(Time(self.at).into()),
             "now" => Ok(Time(TimestampNs::from_nanos(now_ns())).into()),
-            "date" => Ok(format_time(a.time(1)?, a.text(0)?).into()),
+            "date" => match a.at(1)? {
+                // A time knows where it is.
+                Value::Object(o) => {
+                    let wrong = || "wrong type for value; expected time.Time".to_owned();
+                    o.call("Format", &[a.text(0)?.into()]).ok_or_else(wrong)?
+                }
+                _ => Ok(format_time(a.time(1)?, a.text(0)?).into()),
+            },
             "toDate" => Ok(Time(parse_time(a.text(1)?, a.text(0)?).unwrap_or(zero_time())).into()),
             "toDateInZone" => {
-                zone(a.text(1)?)?;
-                Ok(Time(parse_time(a.text(2)?, a.text(0)?).unwrap_or(zero_time())).into())
+                // One that nobody knows is UTC.
+                let zone = a.text(1)?.parse().unwrap_or(Tz::UTC);
+                let at = parse_time_in(a.text(2)?, a.text(0)?, zone).unwrap_or(zero_time());
+                Ok(Value::Object(Arc::new(Zoned(at, zone))))
             }
             "unixToTime" => Ok(Time(unix_to_time(a.text(0)?)?).into()),
             "unixEpoch" => epoch(1_000_000_000),
@@ -532,6 +538,14 @@ mod tests {
                 "\"Hello World\"  12.5 11",
             ),
             ("{{ (toDate \"2006-01-02\" \"2023-03-23\").Unix }}", "1679529600"),
+            (
+                "{{ $t := toDateInZone \"2006-01-02 15h\" \"Europe/Paris\" \"2023-03-23 15h\" }}{{ $t | unixEpoch }} {{ $t }} {{ date \"15:04 MST\" $t }}",
+                "1679580000 2023-03-23 15:00:00 +0100 CET 15:00 CET",
+            ),
+            (
+                "{{ toDateInZone \"2006-01-02 -07\" \"Asia/Tokyo\" \"2023-03-23 +00\" | unixEpoch }} {{ toDateInZone \"2006-01-02\" \"Mars/Base\" \"2023-03-23\" | unixEpoch }}",
+                "1679529600 1679529600",
+            ),
         ] {
             assert_eq!(run(template).as_deref(), Ok(want), "{template}");
         }

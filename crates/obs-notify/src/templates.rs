@@ -2,11 +2,10 @@
 //! functions that both may call.
 
 use crate::data::Notification;
-use chrono::{Offset as _, TimeZone as _, Utc};
 use chrono_tz::Tz;
 use obs_model::TimestampNs;
 use obs_template::prometheus::Context;
-use obs_template::{Functions, Limits, Object, Template, Time, Value, format_time};
+use obs_template::{Functions, Limits, Object, Template, Value, Zoned, format_time_in};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -138,62 +137,6 @@ fn time(v: Option<&Value>) -> Result<(TimestampNs, Option<Tz>), String> {
     Ok((TimestampNs::from_nanos(ns), zone))
 }
 
-/// A time in a zone.
-#[derive(Debug)]
-struct Zoned(TimestampNs, Tz);
-
-impl Object for Zoned {
-    fn field(&self, name: &str) -> Option<Value> {
-        match name {
-            "Zone" => Some(self.1.name().into()),
-            _ => Time(self.0).field(name),
-        }
-    }
-
-    fn call(&self, name: &str, args: &[Value]) -> Option<Result<Value, String>> {
-        match name {
-            "Format" => Some(text(args, 0).map(|l| zoned(self.0, self.1, &l).into())),
-            _ => Time(self.0).call(name, args),
-        }
-    }
-
-    fn plain(&self) -> Value {
-        zoned(self.0, self.1, "2006-01-02 15:04:05.999999999 -0700 MST").into()
-    }
-}
-
-/// Writes a time by a layout in a zone.
-fn zoned(at: TimestampNs, zone: Tz, layout: &str) -> String {
-    let local = zone.from_utc_datetime(&Utc.timestamp_nanos(at.nanos()).naive_utc());
-    let seconds = i64::from(local.offset().fix().local_minus_utc());
-    let (sign, all) = (if seconds < 0 { '-' } else { '+' }, seconds.abs());
-    let (h, m) = (all / 3600, all / 60 % 60);
-    let name = local.format("%Z").to_string();
-    let colon = format!("{sign}{h:02}:{m:02}");
-    let plain = format!("{sign}{h:02}{m:02}");
-    let z = |numeric: &str| if seconds == 0 { "Z".to_owned() } else { numeric.to_owned() };
-    // What the zone decides is set in afterwards: its digits would be read as parts of the layout.
-    let parts = [
-        ("Z07:00", z(&colon)),
-        ("Z0700", z(&plain)),
-        ("-07:00", colon),
-        ("-0700", plain),
-        ("-07", format!("{sign}{h:02}")),
-        ("MST", name),
-    ];
-    let mut layout = layout.to_owned();
-    for (i, (element, _)) in parts.iter().enumerate() {
-        let mark = char::from_u32(0xE000 + i as u32).unwrap_or(' ');
-        layout = layout.replace(element, &mark.to_string());
-    }
-    let mut out = format_time(at.add_nanos(seconds * 1_000_000_000), &layout);
-    for (i, (_, value)) in parts.iter().enumerate() {
-        let mark = char::from_u32(0xE000 + i as u32).unwrap_or(' ');
-        out = out.replace(mark, value);
-    }
-    out
-}
-
 /// A stretch of time; prints as Go's durations do.
 #[derive(Debug)]
 struct Elapsed(i64);
@@ -266,7 +209,7 @@ impl Functions for Message {
             "stringSlice" => Ok(args.to_vec().into()),
             "date" => (|| {
                 let (at, zone) = time(args.get(1))?;
-                Ok(zoned(at, zone.unwrap_or(Tz::UTC), &text(args, 0)?).into())
+                Ok(format_time_in(at, zone.unwrap_or(Tz::UTC), &text(args, 0)?).into())
             })(),
             "tz" => (|| {
                 let zone = text(args, 0)?;

@@ -12,11 +12,13 @@ mod lexer;
 mod parser;
 pub mod prometheus;
 mod value;
+mod zoned;
 
 pub use exec::{Functions, Limits};
 pub use format::{format_float_g, printf, quote};
 pub use go_time::{Time, format_time, parse_time};
 pub use value::{Object, Value};
+pub use zoned::{Zoned, format_time_in, parse_time_in};
 
 use std::collections::HashMap;
 use std::sync::Arc;

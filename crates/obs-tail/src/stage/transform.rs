@@ -3,11 +3,10 @@
 use super::extract::extracted;
 use super::{Stage, change};
 use crate::entry::{Entry, LabelMap};
-use chrono::{DateTime, TimeDelta, TimeZone as _};
 use chrono_tz::Tz;
 use obs_logql::{LineTemplate, strip_ansi};
 use obs_model::{TimestampNs, go_regex};
-use obs_template::{Value as Data, parse_time};
+use obs_template::{Value as Data, parse_time_in};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
@@ -28,9 +27,8 @@ pub(super) struct TimestampSettings {
 enum Form {
     /// A number of these many nanoseconds, perhaps with a fraction.
     Unix(f64),
-    Layout(String),
-    /// One that does not say where, and where that is.
-    Local(String, Tz),
+    /// A layout, and where clocks are that it says nothing of.
+    Layout(String, Tz),
 }
 
 impl Form {
@@ -52,11 +50,7 @@ impl Form {
             "RFC3339Nano" => "2006-01-02T15:04:05.999999999Z07:00",
             other => other,
         };
-        let says_where = ["MST", "Z07", "-07"].iter().any(|z| layout.contains(z));
-        if says_where || zone == Tz::UTC {
-            return Self::Layout(layout.to_owned());
-        }
-        Self::Local(layout.to_owned(), zone)
+        Self::Layout(layout.to_owned(), zone)
     }
 
     fn parse(&self, text: &str) -> Option<TimestampNs> {
@@ -69,18 +63,7 @@ impl Form {
                 };
                 Some(TimestampNs::from_nanos(ns))
             }
-            Self::Layout(layout) => parse_time(text, layout),
-            Self::Local(layout, zone) => {
-                let clock = DateTime::from_timestamp_nanos(parse_time(text, layout)?.nanos());
-                let clock = clock.naive_utc();
-                let local = zone.from_local_datetime(&clock).earliest();
-                // In the hour that a clock leaves out: what the clock before it would have shown.
-                let local = local.or_else(|| {
-                    let before = clock - TimeDelta::hours(1);
-                    Some(zone.from_local_datetime(&before).earliest()? + TimeDelta::hours(1))
-                })?;
-                Some(TimestampNs::from_nanos(local.timestamp_nanos_opt()?))
-            }
+            Self::Layout(layout, zone) => parse_time_in(text, layout, *zone),
         }
     }
 }
