@@ -510,6 +510,19 @@ def test_lokis_own_file(tmp_path):
     assert done.returncode != 0 and "loki.yaml: limits_config: max_line_size" in done.stdout + done.stderr, done
 
 
+def test_labels_that_are_none_are_refused(loki):
+    streams = [{"stream": {"no name": "x"}, "values": [[str(time.time_ns()), "refused"]]}, {"stream": {"app": "named"}, "values": [[str(time.time_ns()), "kept"]]}]
+    status, text = loki.call("/loki/api/v1/push", {"Content-Type": "application/json"}, json.dumps({"streams": streams}).encode())
+    assert status == 400 and "error parsing labels '{no name=\"x\"}'" in text and "1 stored" in text, text
+    assert lines(loki.get("/loki/api/v1/query_range", query='{app="named"}')) == ["kept"]
+    assert "no name" not in loki.get("/loki/api/v1/labels")["data"]
+
+
+def test_parts_of_a_loki_show_their_rings(loki):
+    for part in ["", "/distributor", "/ruler", "/compactor", "/indexgateway"]:
+        assert loki.get(f"{part}/ring")["shards"][0]["state"] == "ACTIVE"
+
+
 def test_protobuf_push(loki):
     def field(number, payload):
         return bytes([number << 3 | 2, len(payload)]) + payload

@@ -3,6 +3,7 @@
 use crate::{DecodeError, Decoded, Rejected};
 use obs_model::{
     Attributes, Labels, LabelsBuilder, LogRecord, Resource, SpanId, TimestampNs, TraceId,
+    go_unquote,
 };
 use prost::Message;
 use serde::Deserialize;
@@ -70,6 +71,10 @@ pub fn decode_json(body: &[u8]) -> Result<Decoded<Vec<LogRecord>>, DecodeError> 
     let mut out = Builder::default();
     for s in push.streams {
         let stream = Labels::from_pairs(&s.stream);
+        if let Some(name) = s.stream.keys().find(|n| !is_label_name(n)) {
+            out.wrong_labels(s.values.len(), &stream.to_string(), name);
+            continue;
+        }
         for entry in s.values {
             match json_entry(&entry) {
                 Some((t, line, metadata)) => out.push(&stream, t, line, metadata),
@@ -103,10 +108,12 @@ pub fn decode_protobuf(body: &[u8]) -> Result<Decoded<Vec<LogRecord>>, DecodeErr
         .map_err(|e| DecodeError { format: "Loki push protobuf", reason: e.to_string() })?;
     let mut out = Builder::default();
     for s in push.streams {
-        let Some(stream) = parse_labels(&s.labels) else {
-            out.rejected
-                .add_many(s.entries.len() as u64, format!("error parsing labels {:?}", s.labels));
-            continue;
+        let stream = match parse_labels(&s.labels) {
+            Ok(stream) => stream,
+            Err(at) => {
+                out.wrong_labels(s.entries.len(), &s.labels, at);
+                continue;
+            }
         };
         for e in s.entries {
             let t = e.timestamp.unwrap_or_default();
@@ -132,6 +139,11 @@ struct Builder {
 }
 
 impl Builder {
+    fn wrong_labels(&mut self, entries: usize, labels: &str, at: &str) {
+        let text = format!("error parsing labels '{labels}' with error: unexpected {at:?}");
+        self.rejected.add_many(entries as u64, text);
+    }
+
     fn push(&mut self, stream: &Labels, ns: i64, line: String, attributes: Attributes) {
         if stream.is_empty() {
             return self.rejected.add("error at least one label pair is required per stream");
@@ -167,20 +179,38 @@ impl Builder {
     }
 }
 
-/// Parses `{a="b", c="d"}`.
-fn parse_labels(text: &str) -> Option<Labels> {
-    let mut rest = text.trim().strip_prefix('{')?.trim_start();
+/// Returns whether Loki takes this as the name of a stream's label.
+fn is_label_name(name: &str) -> bool {
+    !name.starts_with(|c: char| c.is_ascii_digit())
+        && !name.is_empty()
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+/// Parses `{a="b", c="d"}`, with values as Go quotes them; else returns what is wrong.
+fn parse_labels(text: &str) -> Result<Labels, &str> {
+    let text = text.trim();
+    let mut rest = text.strip_prefix('{').ok_or(text)?.trim_start();
     let mut b = LabelsBuilder::default();
     while !rest.starts_with('}') {
-        let (name, tail) = rest.split_once('=')?;
+        let (name, tail) = rest.split_once('=').ok_or(rest)?;
+        let name = name.trim();
+        if !is_label_name(name) {
+            return Err(name);
+        }
         let tail = tail.trim_start();
-        let mut stream = serde_json::Deserializer::from_str(tail).into_iter::<String>();
-        let value = stream.next()?.ok()?;
-        let tail = tail.get(stream.byte_offset()..)?.trim_start();
-        b.set(name.trim(), &value);
-        rest = tail.strip_prefix(',').unwrap_or(tail).trim_start();
+        let (value, len) = go_unquote(tail).ok_or(tail)?;
+        b.set(name, &value);
+        let tail = tail.get(len..).unwrap_or_default().trim_start();
+        rest = match tail.strip_prefix(',') {
+            Some(more) => more.trim_start(),
+            None if tail.starts_with('}') => tail,
+            None => return Err(tail),
+        };
     }
-    Some(b.build())
+    match rest.get(1..).unwrap_or_default().trim() {
+        "" => Ok(b.build()),
+        more => Err(more),
+    }
 }
 
 #[cfg(test)]
@@ -216,5 +246,31 @@ mod tests {
         assert_eq!(d.items[0].timestamp.nanos(), 1_000_000_002);
         assert_eq!(d.rejected.count, 1);
         assert!(decode_json(b"[]").is_err());
+    }
+
+    #[test]
+    fn labels_are_as_go_writes_them() {
+        for (text, want) in [
+            (
+                r#"{a="\x1b[0m\a\u00e4\U0001F600", b=`c\d` , }"#,
+                Ok(vec![("a", "\x1b[0m\x07ä😀"), ("b", r"c\d")]),
+            ),
+            ("{}", Ok(vec![])),
+            (r#"{a b="c"}"#, Err("a b")),
+            (r#"{a.b="c"}"#, Err("a.b")),
+            (r#"{a="b" c="d"}"#, Err(r#"c="d"}"#)),
+            (r#"{a="b"} x"#, Err("x")),
+            (r#"{a="b""#, Err("")),
+            (r#"{1a="b"}"#, Err("1a")),
+        ] {
+            assert_eq!(parse_labels(text), want.map(Labels::from_pairs), "{text}");
+        }
+        let json = r#"{"streams":[{"stream":{"a b":"c"},"values":[["1","x"],["2","y"]]},{"stream":{"a":"c"},"values":[["1","z"]]}]}"#;
+        let d = decode_json(json.as_bytes()).unwrap();
+        assert_eq!((d.items.len(), d.rejected.count), (1, 2));
+        assert_eq!(
+            d.rejected.reasons,
+            [r#"error parsing labels '{a b="c"}' with error: unexpected "a b""#]
+        );
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::parser::{Fault, Parsed};
 use crate::units;
+use obs_model::go_unquote;
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Token {
@@ -53,13 +54,8 @@ pub(crate) fn lex(text: &str) -> Parsed<Vec<Placed>> {
             let (token, len) = quantity(rest, at)?;
             at += len;
             token
-        } else if c == '`' {
-            let end = rest.get(1..).and_then(|r| r.find('`'));
-            let Some(end) = end else { return fail(at, "literal not terminated") };
-            at += end + 2;
-            Token::String(rest.get(1..=end).unwrap_or_default().to_owned())
-        } else if c == '"' {
-            let Some((value, len)) = quoted(rest) else {
+        } else if matches!(c, '"' | '`') {
+            let Some((value, len)) = go_unquote(rest) else {
                 return fail(at, "literal not terminated");
             };
             at += len;
@@ -134,69 +130,9 @@ fn number(word: &str) -> Option<f64> {
     word.parse().ok().filter(|_| plain)
 }
 
-/// Reads a double-quoted string with Go's escapes; returns it and its length.
-fn quoted(rest: &str) -> Option<(String, usize)> {
-    let mut out: Vec<u8> = Vec::new();
-    let mut at = 1;
-    loop {
-        let tail = rest.get(at..)?;
-        let plain = tail.find(['"', '\\', '\n'])?;
-        out.extend_from_slice(tail.get(..plain)?.as_bytes());
-        at += plain + 1;
-        match tail.as_bytes().get(plain)? {
-            b'"' => return Some((String::from_utf8_lossy(&out).into_owned(), at)),
-            b'\\' => {}
-            _ => return None,
-        }
-        let letter = rest.get(at..)?.chars().next()?;
-        let (skip, digits, radix) = match letter {
-            'x' => (1, 2, 16),
-            'u' => (1, 4, 16),
-            'U' => (1, 8, 16),
-            '0'..='7' => (0, 3, 8),
-            _ => (1, 0, 0),
-        };
-        let code = rest.get(at + skip..at + skip + digits);
-        at += skip + digits;
-        if digits > 0 {
-            let code = u32::from_str_radix(code?, radix).ok()?;
-            if matches!(letter, 'u' | 'U') {
-                out.extend_from_slice(char::from_u32(code)?.to_string().as_bytes());
-            } else {
-                out.push(u8::try_from(code).ok()?);
-            }
-            continue;
-        }
-        out.push(match letter {
-            'a' => 7,
-            'b' => 8,
-            'f' => 12,
-            'n' => b'\n',
-            'r' => b'\r',
-            't' => b'\t',
-            'v' => 11,
-            '"' => b'"',
-            '\\' => b'\\',
-            _ => return None,
-        });
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn strings_have_gos_escapes() {
-        for (text, want) in [
-            (r#""a\"b\\n\n""#, Some("a\"b\\n\n")),
-            (r#""\x41\u00fc\U0001F600\101""#, Some("Aü😀A")),
-            (r#""\d""#, None),
-            (r#""open"#, None),
-        ] {
-            assert_eq!(quoted(text).map(|q| q.0).as_deref(), want, "{text}");
-        }
-    }
 
     #[test]
     fn quantities_are_told_apart() {

@@ -88,13 +88,16 @@ pub(crate) fn routes() -> Router<AppState> {
 
 /// What else Loki's own port answers.
 pub(crate) fn port_routes() -> Router<AppState> {
-    Router::new()
+    // Each part of a Loki has a page of its own for who does its work: here it is one.
+    let rings =
+        ["/ring", "/distributor/ring", "/ruler/ring", "/compactor/ring", "/indexgateway/ring"];
+    let routes = rings.into_iter().fold(Router::new(), |r, path| r.route(path, get(ring)));
+    routes
         .route("/config", get(config))
         .route(
             "/services",
             get(|| async { "server => Running\ningester => Running\nquerier => Running\n" }),
         )
-        .route("/ring", get(ring))
         .nest("/prometheus", crate::prometheus::rule_routes())
 }
 
