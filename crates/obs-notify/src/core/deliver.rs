@@ -165,10 +165,14 @@ impl Core {
         });
         if let Some(o) = late {
             let alerts: Vec<Arc<Alert>> = o.alerts.iter().cloned().map(Arc::new).collect();
-            let firing = alerts.iter().map(|a| fingerprint(&a.labels)).collect();
+            // As it was then: of some of them it says already that they have ended.
+            let ids = |resolved: bool| -> BTreeSet<u64> {
+                let such = alerts.iter().filter(|a| a.is_resolved(o.at) == resolved);
+                such.map(|a| fingerprint(&a.labels)).collect()
+            };
             let told = Told {
-                firing,
-                resolved: BTreeSet::new(),
+                firing: ids(false),
+                resolved: ids(true),
                 sequence: 0,
                 was_unsure: o.is_unsure,
                 is_late: true,

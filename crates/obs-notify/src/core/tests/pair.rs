@@ -349,3 +349,24 @@ fn what_one_told_while_cut_off_is_not_forgotten_over_what_another_told_later() {
     let o = play(true, true, &all);
     assert_eq!(believed(&o.heard), o.real, "heard {:#?}", o.heard);
 }
+
+/// One told late of two alerts as they were while nobody could be reached: one fired, one had ended. Of
+/// that one the other heard anew while the first was dead.
+#[test]
+fn what_a_late_message_says_has_ended_is_told_when_it_fires_anew() {
+    use Happening::{End, Fire, Kill, Receiver, Store, Wait};
+    let all = [
+        Receiver(false),
+        Fire(4),
+        Store(0, false),
+        End(4),
+        Fire(0),
+        Wait(8),
+        End(0),
+        Kill(0),
+        Fire(0),
+        Fire(4),
+    ];
+    let o = play(true, true, &all);
+    assert_eq!(believed(&o.heard), o.real, "heard {:#?}", o.heard);
+}
