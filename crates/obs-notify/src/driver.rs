@@ -528,8 +528,13 @@ impl Dispatcher {
     async fn claimed_elsewhere(&self, job: &Job) -> Option<(Ended, Option<Shared>)> {
         let together = self.0.together.as_ref()?;
         let claim = tokio::select! {
-            c = together.claim(LOG, job.log_key(), job.known()) => c?,
+            c = together.claim(LOG, job.log_key(), job.known()) => c,
             () = self.0.stop.cancelled() => return Some((Ended::Unreached, None)),
+        };
+        let Some(claim) = claim else {
+            // Alone by now, but others may have been heard while this waited.
+            let told = self.core().was_told_since(job);
+            return told.then(|| (Ended::Elsewhere(self.now()), None));
         };
         match claim {
             Claim::Ours => None,

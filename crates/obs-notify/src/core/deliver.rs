@@ -223,6 +223,11 @@ impl Core {
         self.owed.remove(log_key).map(|_| Change::owed(log_key, None))
     }
 
+    /// Returns whether the receiver was told of the group after a job was made, as far as is known.
+    pub(crate) fn was_told_since(&self, job: &Job) -> bool {
+        self.log.get(&job.log_key).is_some_and(|e| e.at > job.known)
+    }
+
     /// Notes how a delivery ended. Returns what is to be kept.
     pub(crate) fn finish(&mut self, job: &Job, ended: Ended, now: TimestampNs) -> Vec<Change> {
         let delivered = matches!(ended, Ended::Delivered(_));
